@@ -1,0 +1,85 @@
+"""The table of pipelines. Free of torch: a factory is imported by its path when a pipeline is first built."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pulmo_models.errors import UnknownPipeline
+from pulmo_models.pipeline import Pipeline
+from pulmo_models.types import SeriesDescription
+
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2.1"
+LEGACY_CONVERTED_ENHANCED_CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2.2"
+
+
+def accepts_ct(series: SeriesDescription) -> str | None:
+    """None where a CT pipeline may look at the series, otherwise the reason why not."""
+    if series.modality != "CT":
+        return f"modality is {series.modality or 'missing'}, not CT"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineEntry:
+    """How to recognise a series for a pipeline and how to build it."""
+
+    label: str
+    summary: str
+    modality: str
+    accepts: Callable[[SeriesDescription], str | None]  # None, or a reason in words
+    factory: str  # "module:function"; called with (settings: Mapping, device: str)
+    requires: tuple[str, ...] = ()  # packages besides those of the project itself
+
+
+_ENTRIES: dict[str, PipelineEntry] = {
+    entry.label: entry
+    for entry in (
+        PipelineEntry(
+            label="ct-nodules",
+            summary="lung nodules in chest CT: detector, concept-bottleneck characteriser, masks",
+            modality="CT",
+            accepts=accepts_ct,
+            factory="pulmo_models.ct.nodules:build",
+        ),
+    )
+}
+
+
+def entries() -> tuple[PipelineEntry, ...]:
+    """Every registered pipeline, by label."""
+    return tuple(_ENTRIES[label] for label in sorted(_ENTRIES))
+
+
+def entry(label: str) -> PipelineEntry:
+    """The entry of one pipeline.
+
+    Raises:
+        UnknownPipeline: there is none under that label.
+    """
+    try:
+        return _ENTRIES[label]
+    except KeyError:
+        raise UnknownPipeline(f"no pipeline {label!r}; registered are: {', '.join(sorted(_ENTRIES))}") from None
+
+
+def build(label: str, settings: Mapping[str, Any], device: str = "auto") -> Pipeline:
+    """Import the factory of a pipeline and build it with its table of settings.
+
+    Raises:
+        UnknownPipeline: unknown label, or a package that it requires is missing.
+        WeightsMissing, WeightsCorrupt: its weights cannot be used.
+        DeviceUnavailable: the device asked for does not exist.
+    """
+    found = entry(label)
+    for package in found.requires:
+        try:
+            importlib.import_module(package)
+        except ImportError as exc:
+            raise UnknownPipeline(f"pipeline {label!r} needs {package}: pip install {package}") from exc
+    module, _, name = found.factory.partition(":")
+    factory = getattr(importlib.import_module(module), name)
+    return cast(Pipeline, factory(settings, device))

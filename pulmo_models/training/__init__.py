@@ -1,0 +1,1 @@
+"""Training of the shipped networks: phantoms, patches, losses, loops, evaluation."""

@@ -1,0 +1,1 @@
+"""The service: receive, assemble, analyse, encode, deliver; one file a stage, in the order of the data."""
