@@ -1,0 +1,1 @@
+"""States, events and values of the node. Standard library only; no input or output."""

@@ -1,0 +1,89 @@
+"""A delivery: one result object to one destination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from pulmo_node.domain.machine import next_state
+
+
+class DeliveryState(StrEnum):
+    """What is true and durable of a delivery."""
+
+    PENDING = "PENDING"  # to be sent
+    SENT = "SENT"  # the peer answered Success or a warning
+    COMMITTED = "COMMITTED"  # the peer took over responsibility (storage commitment)
+    FAILED = "FAILED"  # refused, or tried as often as configured
+    CANCELLED = "CANCELLED"  # its job was cancelled or superseded first
+
+
+class DeliveryEvent(StrEnum):
+    """What can happen to a delivery."""
+
+    SENT = "sent"
+    COMMITTED = "committed"
+    DEFERRED = "deferred"
+    FAILED = "failed"
+    REQUEUED = "requeued"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+
+
+TRANSITIONS: dict[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
+    (DeliveryState.PENDING, DeliveryEvent.SENT): DeliveryState.SENT,
+    (DeliveryState.PENDING, DeliveryEvent.DEFERRED): DeliveryState.PENDING,  # attempts + 1, not_before
+    (DeliveryState.PENDING, DeliveryEvent.FAILED): DeliveryState.FAILED,
+    (DeliveryState.PENDING, DeliveryEvent.CANCELLED): DeliveryState.CANCELLED,
+    (DeliveryState.PENDING, DeliveryEvent.SUPERSEDED): DeliveryState.CANCELLED,
+    (DeliveryState.SENT, DeliveryEvent.COMMITTED): DeliveryState.COMMITTED,
+    **{
+        (state, DeliveryEvent.REQUEUED): DeliveryState.PENDING
+        for state in (DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.FAILED, DeliveryState.CANCELLED)
+    },
+}
+
+
+def transition(state: DeliveryState, event: DeliveryEvent) -> DeliveryState:
+    """The state after an event. Raises `InvalidTransition`."""
+    return next_state(TRANSITIONS, state, event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A DICOM application entity that results are sent to."""
+
+    name: str  # key in the configuration
+    ae_title: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultObject:
+    """An encoded object in the outbox."""
+
+    kind: str  # "sr", "seg", "report"
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str  # of the object's own series
+    path: str  # relative to the storage directory
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """A row of the delivery table with the object that it is to send."""
+
+    id: int
+    job_id: int
+    result: ResultObject
+    destination: str  # name of a configured peer
+    state: DeliveryState
+    attempts: int
+    not_before: datetime | None
+    reason: str | None
+    worker_id: str | None
+    lease_until: datetime | None
+    updated_at: datetime

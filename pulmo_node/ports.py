@@ -1,0 +1,269 @@
+"""What the stages need of the outside world. Adapters: `files`, `store`, `deliver`; for tests: `testing`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from pulmo_node.domain.deliveries import Delivery, Peer, ResultObject
+from pulmo_node.domain.jobs import Job, NewJob
+from pulmo_node.domain.series import InstanceOutcome, Series, StoredInstance
+
+
+class Clock(Protocol):
+    """The time, so that tests can set it."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenInstance:
+    """Bytes of an instance that are durable on disk."""
+
+    path: str  # relative to the storage directory
+    sha256: str  # of the data set as the peer sent it, without preamble and meta header
+    size_bytes: int
+
+
+class InstanceStore(Protocol):
+    """Received Part 10 files, one per SOP instance, as the peer sent them."""
+
+    def write(
+        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes, data_set: bytes
+    ) -> WrittenInstance:
+        """Write preamble and meta header (`meta`) and the data set; file fsynced, renamed, folder fsynced on return.
+
+        A file that is already there under that SOP Instance UID with the same data set is kept. One with other
+        bytes is kept too, and the new bytes are written beside it under a name of their own (a conflict).
+
+        Raises:
+            Transient: the disk refuses.
+        """
+        ...
+
+    def absolute(self, path: str) -> Path:
+        """A path of `WrittenInstance` or `ResultObject` on this machine."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutboxItem:
+    """One file to be put into the outbox."""
+
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    content: bytes  # a whole Part 10 file
+
+
+class Outbox(Protocol):
+    """Encoded result objects. A set of objects is written whole or not at all, and never rewritten."""
+
+    def put(self, key: str, items: Sequence[OutboxItem], findings_json: str) -> tuple[tuple[ResultObject, ...], str]:
+        """Write the objects of one job under `key` with its findings.json, durable on return.
+
+        Where `key` is there already (the worker died after an earlier put), what is there is returned instead:
+        bytes under one UID never change, and SR and SEG always come from the same analysis.
+
+        Raises:
+            Transient: the disk refuses.
+        """
+        ...
+
+    def get(self, key: str) -> tuple[tuple[ResultObject, ...], str] | None:
+        """What lies under `key`, or None."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRow:
+    """One line of the history of a study."""
+
+    at: datetime
+    study_instance_uid: str
+    series_instance_uid: str | None
+    subject: str  # "series", "instance", "job 12", "delivery 7"
+    event: str
+    state: str | None  # state after the event
+    detail: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """One line of `pulmo-node studies`."""
+
+    study_instance_uid: str
+    state: str  # derived: failed or rejected jobs first, else the least advanced
+    series: int
+    instances: int
+    jobs: int
+    updated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyDetail:
+    """Everything that `pulmo-node show` prints."""
+
+    summary: StudySummary
+    series: tuple[Series, ...]
+    jobs: tuple[Job, ...]
+    deliveries: tuple[Delivery, ...]
+    events: tuple[EventRow, ...]
+
+
+class ReceiveStore(Protocol):
+    """What the receiver and the quiet-period check need."""
+
+    def record_instance(self, instance: StoredInstance) -> InstanceOutcome:
+        """One transaction: the instance row, the series row and its event.
+
+        A new instance of a COMPLETE series reopens it: revision + 1, its open jobs SUPERSEDED, their pending
+        deliveries CANCELLED. On return the row is committed.
+        """
+        ...
+
+    def quiet_series(self, *, before: datetime, excluding: Collection[str]) -> tuple[Series, ...]:
+        """RECEIVING series whose last instance came before that time, without those Series Instance UIDs."""
+        ...
+
+    def complete_series(self, series: Series, jobs: Sequence[NewJob], note: str | None) -> None:
+        """RECEIVING -> COMPLETE with its jobs QUEUED, in one transaction.
+
+        Raises:
+            StaleJob: an instance came meanwhile (state or number of instances is not what `series` says).
+        """
+        ...
+
+    def instance_paths(self, series_instance_uid: str) -> tuple[str, ...]:
+        """Paths of the instances in use (no conflicts), relative to the storage directory, in order of arrival."""
+        ...
+
+
+class JobStore(Protocol):
+    """What the worker needs. Every change is one compare-and-set on the state seen, with its event row."""
+
+    def claim_job(self, worker_id: str, *, now: datetime, lease_until: datetime) -> Job | None:
+        """Lease the oldest QUEUED job that is due and not leased (or whose lease has expired).
+
+        Taking over an expired lease counts as an attempt (`attempts` + 1): the worker before did not survive it.
+        """
+        ...
+
+    def extend_job_lease(self, job: Job, lease_until: datetime) -> bool:
+        """False where the job is no longer ours."""
+        ...
+
+    def job_encoded(self, job: Job, results: Sequence[ResultObject], findings_json: str) -> None:
+        """QUEUED -> ENCODED with one PENDING delivery per object and destination; DONE at once where there is none.
+
+        Deliveries that exist already (the job was requeued) are requeued instead of duplicated.
+
+        Raises:
+            StaleJob: superseded, cancelled or leased by another worker meanwhile.
+        """
+        ...
+
+    def job_rejected(self, job: Job, code: str, reason: str, report: Sequence[ResultObject] = ()) -> None:
+        """QUEUED -> REJECTED; `report` becomes deliveries where the site wants one. Raises StaleJob."""
+        ...
+
+    def job_failed(self, job: Job, code: str, reason: str, report: Sequence[ResultObject] = ()) -> None:
+        """QUEUED -> FAILED; like `job_rejected`. Raises StaleJob."""
+        ...
+
+    def job_quarantined(self, job: Job, reason: str) -> None:
+        """QUEUED -> QUARANTINED. Raises StaleJob."""
+        ...
+
+    def job_deferred(self, job: Job, reason: str, not_before: datetime) -> None:
+        """QUEUED -> QUEUED, attempts + 1, lease given up. Raises StaleJob."""
+        ...
+
+    def claim_deliveries(
+        self, destination: str, worker_id: str, *, now: datetime, lease_until: datetime
+    ) -> tuple[Delivery, ...]:
+        """Lease the due PENDING deliveries of the oldest job that has any for that destination."""
+        ...
+
+    def delivery_sent(self, delivery: Delivery, detail: str) -> None:
+        """PENDING -> SENT; the job follows to DONE or FAILED when this was its last. Raises StaleJob."""
+        ...
+
+    def delivery_deferred(self, delivery: Delivery, reason: str, not_before: datetime) -> None:
+        """PENDING -> PENDING, attempts + 1, lease given up. Raises StaleJob."""
+        ...
+
+    def delivery_failed(self, delivery: Delivery, reason: str) -> None:
+        """PENDING -> FAILED; the job follows when this was its last. Raises StaleJob."""
+        ...
+
+
+class AdminStore(Protocol):
+    """What the command line needs; works while the node runs."""
+
+    def studies(self, *, state: str | None = None) -> tuple[StudySummary, ...]:
+        """Newest first."""
+        ...
+
+    def study(self, study_instance_uid: str) -> StudyDetail | None:
+        """Everything on one study."""
+        ...
+
+    def requeue(
+        self,
+        *,
+        study_instance_uid: str | None = None,
+        series_instance_uid: str | None = None,
+        only_failed: bool = False,
+        redeliver: bool = False,
+    ) -> int:
+        """Queue jobs again (or, with `redeliver`, their deliveries); the number of jobs touched."""
+        ...
+
+    def cancel(self, study_instance_uid: str) -> int:
+        """Cancel the open jobs of a study; their number."""
+        ...
+
+    def check(self) -> str:
+        """The schema revision in use; raises where the database cannot be used."""
+        ...
+
+
+class ResultLink(Protocol):
+    """An open association to a destination."""
+
+    def store(self, file: Path, result: ResultObject) -> str:
+        """C-STORE one object; the status in words where the peer answered Success or a warning.
+
+        Raises:
+            Transient: association lost, peer busy (0xA7xx).
+            Permanent: refused (0xA9xx, 0xCxxx, 0x01xx), or its SOP class was not accepted at negotiation.
+        """
+        ...
+
+
+class ResultSender(Protocol):
+    """Delivers result objects."""
+
+    def open(self, peer: Peer) -> AbstractContextManager[ResultLink]:
+        """Open an association. Raises `Transient` where the peer cannot be reached or rejects."""
+        ...
+
+    def echo(self, peer: Peer) -> float:
+        """C-ECHO; seconds it took. Raises `Transient`."""
+        ...
+
+
+class Transfers(Protocol):
+    """What is arriving right now."""
+
+    def series_in_transfer(self) -> Collection[str]:
+        """Series Instance UIDs whose instance was the latest on an open association."""
+        ...
