@@ -31,7 +31,9 @@ class Pipeline(Protocol):
     """A trained analysis, loaded and ready; safe to call for one series after another."""
 
     @property
-    def info(self) -> PipelineInfo: ...
+    def info(self) -> PipelineInfo:
+        """Program, version and weights, as a report names them."""
+        ...
 
     def __call__(self, image: Volume | Radiograph, progress: ProgressCallback = no_progress) -> Findings:
         """Analyse one series.

@@ -1,4 +1,7 @@
-"""Errors of the node. `domain/retry.py` decides on the type alone; a library's exceptions are translated at its adapter."""
+"""Errors of the node.
+
+`domain/retry.py` decides on the type alone; a library's exceptions are translated at its adapter.
+"""
 
 from __future__ import annotations
 

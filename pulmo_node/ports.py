@@ -224,7 +224,10 @@ class AdminStore(Protocol):
         only_failed: bool = False,
         redeliver: bool = False,
     ) -> int:
-        """Queue jobs again (or, with `redeliver`, their deliveries); the number of jobs touched."""
+        """Queue jobs again (or, with `redeliver`, their deliveries); the number of jobs and series touched.
+
+        A COMPLETE series without any job goes back to RECEIVING, so that the rules are applied to it again.
+        """
         ...
 
     def cancel(self, study_instance_uid: str) -> int:

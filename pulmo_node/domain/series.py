@@ -21,12 +21,14 @@ class SeriesEvent(StrEnum):
 
     INSTANCE = "instance"  # a new instance was stored (a re-sent one is no event)
     QUIET = "quiet"  # nothing came for the quiet period and no association is sending it
+    REQUEUED = "requeued"  # an administrator wants the rules applied again to a series that got no job
 
 
 TRANSITIONS: dict[tuple[SeriesState, SeriesEvent], SeriesState] = {
     (SeriesState.RECEIVING, SeriesEvent.INSTANCE): SeriesState.RECEIVING,
     (SeriesState.RECEIVING, SeriesEvent.QUIET): SeriesState.COMPLETE,
     (SeriesState.COMPLETE, SeriesEvent.INSTANCE): SeriesState.RECEIVING,  # revision + 1, open jobs superseded
+    (SeriesState.COMPLETE, SeriesEvent.REQUEUED): SeriesState.RECEIVING,  # the quiet check takes it from there
 }
 
 
