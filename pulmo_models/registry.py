@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.errors import UnknownPipeline
 from pulmo_models.pipeline import Pipeline
 from pulmo_models.types import SeriesDescription
@@ -32,6 +33,7 @@ class PipelineEntry:
     modality: str
     accepts: Callable[[SeriesDescription], str | None]  # None, or a reason in words
     factory: str  # "module:function"; called with (settings: Mapping, device: str)
+    settings: type  # dataclass of its table in the configuration, to check one without building the pipeline
     requires: tuple[str, ...] = ()  # packages besides those of the project itself
 
 
@@ -44,6 +46,7 @@ _ENTRIES: dict[str, PipelineEntry] = {
             modality="CT",
             accepts=accepts_ct,
             factory="pulmo_models.ct.nodules:build",
+            settings=NoduleSettings,
         ),
     )
 }

@@ -1,0 +1,23 @@
+"""Settings of the CT pipelines, free of torch so that a configuration can be checked without loading it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoduleSettings:
+    """The table ``[pipelines.ct-nodules]``; defaults are the published operating point."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    weights: str = "pulmo-node-1"  # name of a shipped set, or path of a set's .toml
+    peak_threshold: Probability = 0.3  # smallest heat-map value of a candidate
+    cluster_mm: Annotated[float, Field(ge=0.0)] = 6.0  # a peak closer to a higher one is dropped
+    detection_threshold: Probability = 0.5  # smallest stage-2 probability of a reported nodule
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic of the networks

@@ -1,0 +1,65 @@
+"""Stage 3: a volume or radiograph in, findings out.
+
+Pipelines are built on first use and kept, so the weights are read and verified once. Errors of the models are
+translated: a pipeline's `Rejection` becomes `Rejected`, out of memory becomes `Transient`, unusable weights or a
+missing device become `Permanent`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from pulmo_models import registry
+from pulmo_models.errors import DeviceOutOfMemory, ModelError
+from pulmo_models.pipeline import Pipeline, ProgressCallback, Rejection, no_progress
+from pulmo_models.types import Findings, PipelineInfo, Radiograph, Volume
+from pulmo_node.errors import Permanent, Rejected, Transient
+
+
+class Analyser:
+    """The configured pipelines, each loaded once. Safe to call from several threads; analyses run one at a time."""
+
+    def __init__(self, pipelines: Mapping[str, Mapping[str, Any]], device: str) -> None:
+        self._settings = pipelines
+        self._device = device
+        self._built: dict[str, Pipeline] = {}
+        self._lock = threading.Lock()
+
+    def settings_sha256(self, label: str) -> str:
+        """Digest of a pipeline's table of the configuration, part of the identity of its results."""
+        table = json.dumps(self._settings.get(label, {}), sort_keys=True)
+        return hashlib.sha256(table.encode()).hexdigest()
+
+    def info(self, label: str) -> PipelineInfo:
+        """Identity of a pipeline; loads it. Raises `Permanent`."""
+        with self._lock:
+            return self._pipeline(label).info
+
+    def analyse(self, label: str, image: Volume | Radiograph, progress: ProgressCallback = no_progress) -> Findings:
+        """Run one pipeline.
+
+        Raises:
+            Rejected: the pixels are not what the pipeline is for.
+            Transient: the device is out of memory.
+            Permanent: the pipeline cannot be loaded.
+        """
+        with self._lock:
+            pipeline = self._pipeline(label)
+            try:
+                return pipeline(image, progress)
+            except Rejection as exc:
+                raise Rejected(exc.code, exc.sentence) from exc
+            except DeviceOutOfMemory as exc:
+                raise Transient(str(exc)) from exc
+
+    def _pipeline(self, label: str) -> Pipeline:
+        if label not in self._built:
+            try:
+                self._built[label] = registry.build(label, self._settings.get(label, {}), self._device)
+            except ModelError as exc:
+                raise Permanent(f"pipeline {label} cannot be loaded: {exc}") from exc
+        return self._built[label]
