@@ -26,6 +26,8 @@ SMALLEST_PART_SHARE = 0.05  # of the largest part
 SMALLEST_LUNGS_MM3 = 300_000.0
 LARGEST_LUNGS_MM3 = 14_000_000.0
 CLOSING_MM = 12.0
+SEARCH_CLOSING_MM = 30.0  # takes in the tumours of 4 to 7 cm on the pleura of two Lung-PET-CT-Dx patients
+SEARCH_MARGIN_MM = 4.0
 TABLE_OPENING_MM = 4.0
 BOX_MARGIN_MM = 10.0
 
@@ -37,7 +39,8 @@ class LungRegion:
     """The lungs on the grid of their volume."""
 
     mask: BoolArray  # (slices, rows, columns)
-    box: tuple[slice, slice, slice]  # bounding box with a margin of 10 mm, cut at the border of the volume
+    search: BoolArray  # where a nodule may lie: the mask closed further, so that a mass on the pleura is inside
+    box: tuple[slice, slice, slice]  # bounding box of the mask with a margin of 10 mm, cut at the border of the volume
     volume_ml: float
 
 
@@ -48,7 +51,8 @@ def localise_lungs(volume: Volume) -> LungRegion:
         Rejection: code ``NO_LUNGS``, where less than 0.3 litre (or more than 14 litres) looks like lung.
     """
     spacing = volume.spacing_mm
-    mask = segment_lungs(volume.hu, spacing)
+    coarse, coarse_spacing, factors = _coarse_lungs(volume.hu, spacing)
+    mask = _enlarge(coarse, factors, volume.hu.shape)
     lung_mm3 = float(mask.sum()) * float(np.prod(spacing))
     if lung_mm3 < SMALLEST_LUNGS_MM3:
         raise Rejection(
@@ -61,7 +65,13 @@ def localise_lungs(volume: Volume) -> LungRegion:
             "NO_LUNGS",
             f"{lung_mm3 / 1e6:.1f} litres of the volume look like lung, which no chest holds",
         )
-    return LungRegion(mask=mask, box=_bounding_box(mask, spacing), volume_ml=lung_mm3 / 1e3)
+    search = dilate(_close(coarse, coarse_spacing, SEARCH_CLOSING_MM), coarse_spacing, SEARCH_MARGIN_MM)
+    return LungRegion(
+        mask=mask,
+        search=_enlarge(_fill_holes(search), factors, volume.hu.shape),
+        box=_bounding_box(mask, spacing),
+        volume_ml=lung_mm3 / 1e3,
+    )
 
 
 def segment_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> BoolArray:
@@ -70,6 +80,14 @@ def segment_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> B
     ``hu`` is float32 in Hounsfield units, ``spacing_mm`` along (slice, row, column). Padding outside the field of view
     (-2000, -3024) counts as air. Trachea and main bronchi may be included.
     """
+    coarse, _, factors = _coarse_lungs(hu, spacing_mm)
+    return _enlarge(coarse, factors, hu.shape)
+
+
+def _coarse_lungs(
+    hu: _FloatVolume, spacing_mm: tuple[float, float, float]
+) -> tuple[BoolArray, tuple[float, ...], tuple[int, ...]]:
+    """The lungs on the working grid, the spacing of that grid, and how many voxels of the volume one of its has."""
     factors = tuple(max(1, round(WORKING_SPACING_MM / step)) for step in spacing_mm)
     spacing = tuple(step * factor for step, factor in zip(spacing_mm, factors, strict=True))
     coarse = _block_mean(hu, factors)
@@ -78,7 +96,7 @@ def segment_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> B
     lungs = _lung_like_parts(coarse, inside, float(np.prod(spacing)))
     if lungs.any():
         lungs = _fill_holes(_close(lungs, spacing, CLOSING_MM))
-    return _enlarge(lungs, factors, hu.shape)
+    return lungs, spacing, factors
 
 
 def _block_mean(hu: _FloatVolume, factors: tuple[int, ...]) -> _FloatVolume:

@@ -71,6 +71,17 @@ def test_nodules_on_the_pleura_and_in_the_middle_are_inside() -> None:
     assert mask[pleural].mean() > 0.8, "only the rim on a 2 mm grid may be missed"
 
 
+def test_a_large_mass_on_the_pleura_is_searched() -> None:
+    hu, lungs = thorax()
+    mass = ellipsoid(hu.shape, (30, 85, 40), (25, 25, 25)) & lungs
+    hu[mass] = 30.0
+    region = localise_lungs(make_volume(hu, SPACING))
+    assert region.search[30, 85, 40]
+    assert region.search[mass].mean() > 0.9
+    assert region.search[region.mask].all()
+    assert not region.search[:, 150:].any()
+
+
 def test_padding_outside_the_field_of_view_counts_as_outside_air() -> None:
     hu, lungs = thorax()
     rows, columns = np.indices(hu.shape[1:])
