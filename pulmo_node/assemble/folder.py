@@ -1,0 +1,125 @@
+"""What lies in a folder or a list of files: series by UID, and what a selection rule asks of each (headers only)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset
+from pydicom.uid import MediaStorageDirectoryStorage
+
+from pulmo_models.types import SeriesDescription
+from pulmo_node.assemble.codes import RejectionCode
+from pulmo_node.assemble.files import read_header, text, texts, translated
+from pulmo_node.assemble.frames import SetAside
+from pulmo_node.errors import Rejected
+
+_KEYWORDS = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "BodyPartExamined",
+    "SeriesDescription", "ViewPosition", "ImageType",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundSeries:
+    """The files of one series in a folder, sorted by path."""
+
+    description: SeriesDescription
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundFolder:
+    """Every series below a folder, ordered by UID, and the files that belong to none."""
+
+    series: tuple[FoundSeries, ...]
+    set_aside: tuple[SetAside, ...]  # ``file`` is the path relative to the folder
+
+
+def describe(paths: Sequence[Path], calling_ae_title: str = "") -> SeriesDescription:
+    """Describe the files of one series from their headers. Files that cannot be read are passed over.
+
+    Raises:
+        Rejected: UNREADABLE where no file can be read, SEVERAL_SERIES where they are not of one series.
+    """
+    headers: list[Dataset] = []
+    problem: Rejected | None = None
+    for path in paths:
+        try:
+            headers.append(_header(path))
+        except Rejected as rejected:
+            problem = problem or rejected
+    if not headers:
+        raise problem or Rejected(RejectionCode.NO_IMAGES, "there are no files")
+    uids = {text(header, "SeriesInstanceUID") for header in headers}
+    if len(uids) > 1:
+        raise Rejected(RejectionCode.SEVERAL_SERIES, f"the files belong to {len(uids)} series, not one")
+    return _description(headers, len(paths), calling_ae_title)
+
+
+def find_series(folder: Path) -> FoundFolder:
+    """Walk a folder and group its DICOM files by series; every other file is named with the reason.
+
+    Links to folders are not followed. Media directories (DICOMDIR) are set aside, since the files lie beside them.
+
+    Raises:
+        Rejected: UNREADABLE where the folder itself cannot be listed.
+    """
+    with translated(folder):
+        if not folder.is_dir():
+            raise NotADirectoryError("not a folder")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+    grouped: dict[str, list[tuple[Path, Dataset]]] = {}
+    aside: list[SetAside] = []
+    for path in files:
+        name = str(path.relative_to(folder))
+        try:
+            header = _header(path)
+        except Rejected as rejected:
+            aside.append(SetAside(file=name, reason=rejected.sentence))
+            continue
+        uid = text(header, "SeriesInstanceUID")
+        if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+            aside.append(SetAside(file=name, reason="a media directory (DICOMDIR)"))
+        elif not uid:
+            aside.append(SetAside(file=name, reason="no Series Instance UID (0020,000E)"))
+        else:
+            grouped.setdefault(uid, []).append((path, header))
+    series = tuple(
+        FoundSeries(
+            description=_description([header for _, header in members], len(members), ""),
+            paths=tuple(path for path, _ in members),
+        )
+        for _, members in sorted(grouped.items())
+    )
+    return FoundFolder(series=series, set_aside=tuple(aside))
+
+
+def _header(path: Path) -> Dataset:
+    """The header with every value converted, so that later looks cannot fail."""
+    header, _ = read_header(path, _KEYWORDS)
+    with translated(path):
+        for keyword in _KEYWORDS:
+            text(header, keyword)
+    return header
+
+
+def _description(headers: Sequence[Dataset], number_of_instances: int, calling_ae_title: str) -> SeriesDescription:
+    images = [header for header in headers if "LOCALIZER" not in texts(header, "ImageType")] or list(headers)
+
+    def first(keyword: str) -> str:
+        return next((value for header in images if (value := text(header, keyword))), "")
+
+    return SeriesDescription(
+        study_instance_uid=first("StudyInstanceUID"),
+        series_instance_uid=first("SeriesInstanceUID"),
+        modality=first("Modality"),
+        sop_class_uids=tuple(sorted({text(header, "SOPClassUID") for header in headers})),
+        calling_ae_title=calling_ae_title,
+        body_part_examined=first("BodyPartExamined"),
+        series_description=first("SeriesDescription"),
+        view_position=first("ViewPosition"),
+        image_type=tuple(first("ImageType").split("\\")) if first("ImageType") else (),
+        number_of_instances=number_of_instances,
+    )
