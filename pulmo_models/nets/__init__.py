@@ -1,1 +1,1 @@
-"""``nn.Module`` definitions only, one architecture a file; names of attributes are the keys of published checkpoints."""
+"""``nn.Module`` definitions only, one architecture a file; attribute names are the keys of published checkpoints."""

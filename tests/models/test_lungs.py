@@ -77,7 +77,8 @@ def test_a_large_mass_on_the_pleura_is_searched() -> None:
     hu[mass] = 30.0
     region = localise_lungs(make_volume(hu, SPACING))
     assert region.search[30, 85, 40]
-    assert region.search[mass].mean() > 0.9
+    assert region.search[mass].mean() > 0.8
+    assert region.mask[mass].mean() < 0.1
     assert region.search[region.mask].all()
     assert not region.search[:, 150:].any()
 

@@ -1,0 +1,184 @@
+"""From files of weights to networks, and from the published checkpoints to a set of weights.
+
+Nothing here unpickles arbitrary objects: shipped and imported weights are safetensors, and a published ``.pth`` is read
+by ``torch.load(weights_only=True)`` with exactly the numpy globals that the scalars of its ``val`` entry need.
+
+Errors: :class:`WeightsMissing`, :class:`WeightsCorrupt`, each naming the file and the reason.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pulmo_models.errors import WeightsCorrupt, WeightsMissing
+from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
+from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.weights import ConceptScale, WeightSet, WeightSpec, describe_file, verify_file, write_manifest
+
+PUBLISHED_METADATA: Mapping[str, object] = {
+    "base": 16,
+    "n_slices": 7,
+    "PATCH": (64, 128, 128),
+    "HU_CLIP": (-1000, 1000),
+}
+"""What a published checkpoint says of itself and the code takes for granted; checked where it is there."""
+
+_SCALAR = np.float64(0).__reduce__()[0]  # the function that rebuilds a pickled numpy scalar
+_NUMPY_GLOBALS: list[Any] = [
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # as numpy 1 wrote it
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+]
+
+# torch.load has no error of its own: a file that is none of its kinds ends in any of these.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)
+
+
+def load_network(spec: WeightSpec, network: nn.Module) -> nn.Module:
+    """The network with the weights of a verified safetensors file, in evaluation mode.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsCorrupt: truncated, wrong digest, no safetensors, foreign or missing keys, wrong shapes, not finite.
+    """
+    path = verify_file(spec)
+    try:
+        state = load_file(path)
+    except SafetensorError as exc:
+        raise WeightsCorrupt(f"weights file {path} is no safetensors file: {exc}") from exc
+    network.load_state_dict(_checked(state, network, path), strict=True)
+    return network.eval()
+
+
+def load_stage1(weights: WeightSet) -> HeatmapUNet3D:
+    """The detector of a set. Errors as :func:`load_network`."""
+    network = HeatmapUNet3D()
+    load_network(weights.stage1, network)
+    return network
+
+
+def load_stage2(weights: WeightSet) -> Student2p5D:
+    """The characteriser of a set. Errors as :func:`load_network`."""
+    network = Student2p5D()
+    load_network(weights.stage2, network)
+    return network
+
+
+def load_published_checkpoint(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    """The state of a published ``.pth``: a dict with ``model_state_dict`` and metadata, or a bare state dict.
+
+    ``network`` gives the keys and shapes that are expected; it is not changed.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsCorrupt: anything but tensors and plain metadata in it, other keys or shapes, other metadata.
+    """
+    if not path.is_file():
+        raise WeightsMissing(f"checkpoint {path} does not exist")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_GLOBALS):
+            container = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise WeightsCorrupt(f"checkpoint {path} cannot be read as tensors and plain values: {reason}") from exc
+    if not isinstance(container, Mapping):
+        raise WeightsCorrupt(f"checkpoint {path} holds a {type(container).__name__}, not a state dict")
+    state = container
+    if "model_state_dict" in container:
+        state = container["model_state_dict"]
+        for key, expected in PUBLISHED_METADATA.items():
+            if key in container and _plain(container[key]) != expected:
+                raise WeightsCorrupt(f"checkpoint {path}: {key} is {container[key]!r}, not {expected!r}")
+    if not isinstance(state, Mapping):
+        raise WeightsCorrupt(f"checkpoint {path}: model_state_dict is a {type(state).__name__}, not a state dict")
+    return _checked(state, network, path)
+
+
+def import_published(stage1: Path, stage2: Path, out_dir: Path, name: str) -> Path:
+    """Convert the two published checkpoints into a set of weights; returns the path of its manifest.
+
+    Raises:
+        WeightsMissing, WeightsCorrupt: as :func:`load_published_checkpoint`.
+    """
+    return write_set(
+        out_dir,
+        name=name,
+        stage1=load_published_checkpoint(stage1, HeatmapUNet3D()),
+        stage2=load_published_checkpoint(stage2, Student2p5D()),
+        concept_scale="raw",
+        about={
+            "version": "published",
+            "licence": "CC-BY-4.0",
+            "origin": f"converted from the published Pulmo checkpoints {stage1.name} and {stage2.name}",
+            "attribution": "Pulmo (Furkan Çoban), trained on LUNA16 / LIDC-IDRI; research use only",
+        },
+    )
+
+
+def write_set(
+    out_dir: Path,
+    *,
+    name: str,
+    stage1: Mapping[str, Tensor],
+    stage2: Mapping[str, Tensor],
+    concept_scale: ConceptScale,
+    about: Mapping[str, str],
+) -> Path:
+    """Write two state dicts as a set and return the path of its manifest, ``<out_dir>/<name>.toml``.
+
+    ``about`` gives ``version``, ``licence``, ``origin`` and ``attribution``.
+
+    Raises:
+        WeightsCorrupt: keys or shapes are not those of the two networks.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    specs = {}
+    for stage, state, network in (("stage1", stage1, HeatmapUNet3D()), ("stage2", stage2, Student2p5D())):
+        path = out_dir / f"{name}-{stage}.safetensors"
+        save_file({key: value.contiguous() for key, value in _checked(state, network, path).items()}, path)
+        specs[stage] = describe_file(path)
+    manifest = out_dir / f"{name}.toml"
+    write_manifest(manifest, WeightSet(name=name, concept_scale=concept_scale, **about, **specs))
+    return manifest
+
+
+def _checked(state: Mapping[Any, Any], network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The state as float32 if its keys and shapes are exactly those of the network and every value is finite."""
+    expected = network.state_dict()
+    if missing := sorted(set(expected) - set(state)):
+        raise WeightsCorrupt(f"{path}: {len(missing)} keys are missing, the first is {missing[0]}")
+    if foreign := sorted(map(str, set(state) - set(expected))):
+        raise WeightsCorrupt(f"{path}: {len(foreign)} keys are foreign, the first is {foreign[0]}")
+    for key, want in expected.items():
+        value = state[key]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise WeightsCorrupt(f"{path}: {key} is no tensor of floating point numbers")
+        if value.shape != want.shape:
+            raise WeightsCorrupt(f"{path}: {key} has shape {list(value.shape)}, not {list(want.shape)}")
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsCorrupt(f"{path}: {key} holds values that are not finite")
+    return {key: state[key].detach().to(torch.float32) for key in expected}
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value

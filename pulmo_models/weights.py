@@ -1,0 +1,185 @@
+"""Sets of weights: what they are, where they lie, and whether a file is the one that its manifest names.
+
+A set is one TOML manifest with its safetensors files beside it. Shipped sets lie in ``pulmo_models/data`` and are known
+by name; any other set is known by the path of its manifest. Nothing is read at import, and nothing is downloaded. This
+module is free of torch; :mod:`pulmo_models.checkpoints` turns a verified file into a network.
+
+Errors: :class:`WeightsMissing`, :class:`WeightsCorrupt`, each naming the file and the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pulmo_models.errors import WeightsCorrupt, WeightsMissing
+
+ConceptScale = Literal["raw", "unit"]
+"""``raw``: the network's concept outputs are LIDC ratings; ``unit``: they are (rating - 1) / 4."""
+
+DEFAULT_SET = "pulmo-node-1"
+_TEXT_KEYS = ("name", "version", "licence", "origin", "attribution")
+_STAGES = ("stage1", "stage2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSpec:
+    """One safetensors file of a set."""
+
+    path: Path
+    digest: str  # "sha256:" and 64 hexadecimal digits
+    size_bytes: int
+
+    @property
+    def sha256(self) -> str:
+        """The digest without the name of its algorithm."""
+        return self.digest.removeprefix("sha256:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSet:
+    """The two networks of the nodule pipeline, trained together."""
+
+    name: str
+    version: str
+    licence: str
+    origin: str  # where the weights come from, one sentence
+    attribution: str  # what the licences of weights and training data ask to be said
+    concept_scale: ConceptScale
+    stage1: WeightSpec
+    stage2: WeightSpec
+
+    @property
+    def sha256(self) -> str:
+        """One hash for the whole set: SHA-256 over the digests of its files in order, joined by a line feed."""
+        return hashlib.sha256(f"{self.stage1.digest}\n{self.stage2.digest}".encode()).hexdigest()
+
+
+def shipped_folder() -> Path:
+    """The folder of the sets that come with the package."""
+    return Path(str(files("pulmo_models") / "data"))
+
+
+def list_sets() -> tuple[WeightSet, ...]:
+    """Every shipped set, by name; the files of a set are not looked at."""
+    return tuple(read_manifest(path) for path in sorted(shipped_folder().glob("*.toml")))
+
+
+def load_set(name_or_path: str | Path) -> WeightSet:
+    """The set of that name, or of the manifest at that path (anything that ends in ``.toml``).
+
+    Raises:
+        WeightsMissing: there is no such manifest.
+        WeightsCorrupt: the manifest cannot be understood.
+    """
+    if str(name_or_path).endswith(".toml"):
+        return read_manifest(Path(name_or_path))
+    path = shipped_folder() / f"{name_or_path}.toml"
+    if not path.is_file():
+        names = ", ".join(found.stem for found in sorted(shipped_folder().glob("*.toml"))) or "none"
+        raise WeightsMissing(
+            f"no set of weights is called {str(name_or_path)!r}; shipped are: {names}. "
+            "Any other set is named by the path of its .toml manifest"
+        )
+    return read_manifest(path)
+
+
+def read_manifest(path: Path) -> WeightSet:
+    """Read one manifest; the files that it names are not looked at.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsCorrupt: not TOML, or a key is missing or wrong.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise WeightsMissing(f"weights manifest {path} does not exist") from exc
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise WeightsCorrupt(f"weights manifest {path} cannot be read: {exc}") from exc
+    for key in _TEXT_KEYS:
+        if not isinstance(table.get(key), str) or not table[key]:
+            raise WeightsCorrupt(f"weights manifest {path}: {key} must be a text")
+    scale = table.get("concept_scale")
+    if scale not in ("raw", "unit"):
+        raise WeightsCorrupt(f'weights manifest {path}: concept_scale must be "raw" or "unit", not {scale!r}')
+    specs = {stage: _spec(path, stage, table.get(stage)) for stage in _STAGES}
+    return WeightSet(**{key: table[key] for key in _TEXT_KEYS}, concept_scale=cast(ConceptScale, scale), **specs)
+
+
+def write_manifest(path: Path, weights: WeightSet) -> None:
+    """Write the manifest of a set whose files lie beside ``path``."""
+    lines = [f"{key} = {_text(getattr(weights, key))}" for key in (*_TEXT_KEYS, "concept_scale")]
+    for stage in _STAGES:
+        spec: WeightSpec = getattr(weights, stage)
+        lines += [
+            "",
+            f"[{stage}]",
+            f"file = {_text(spec.path.name)}",
+            f"digest = {_text(spec.digest)}",
+            f"size_bytes = {spec.size_bytes}",
+        ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def describe_file(path: Path) -> WeightSpec:
+    """The specification of a file as it lies there, for a new manifest."""
+    return WeightSpec(path=path, digest=f"sha256:{_sha256(path)}", size_bytes=path.stat().st_size)
+
+
+def verify_file(spec: WeightSpec) -> Path:
+    """The path of a file that is present, whole and has the right digest.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsCorrupt: truncated, or the digest is another one.
+    """
+    if not spec.path.is_file():
+        raise WeightsMissing(f"weights file {spec.path} does not exist")
+    size_bytes = spec.path.stat().st_size
+    if size_bytes < spec.size_bytes:
+        raise WeightsCorrupt(f"weights file {spec.path} is truncated: {size_bytes} of {spec.size_bytes} bytes")
+    found = _sha256(spec.path)
+    if found != spec.sha256:
+        raise WeightsCorrupt(f"weights file {spec.path} has the wrong digest: sha256:{found}, not {spec.digest}")
+    return spec.path
+
+
+def verify_set(weights: WeightSet) -> None:
+    """Check every file of a set.
+
+    Raises:
+        WeightsMissing, WeightsCorrupt: the first fault.
+    """
+    for spec in (weights.stage1, weights.stage2):
+        verify_file(spec)
+
+
+def _spec(manifest: Path, stage: str, table: Any) -> WeightSpec:
+    if not isinstance(table, Mapping):
+        raise WeightsCorrupt(f"weights manifest {manifest}: table [{stage}] is missing")
+    file, digest, size_bytes = table.get("file"), table.get("digest"), table.get("size_bytes")
+    if not isinstance(file, str) or Path(file).name != file:
+        raise WeightsCorrupt(f"weights manifest {manifest}: {stage}.file must name a file beside the manifest")
+    algorithm, _, digits = str(digest).partition(":")
+    if algorithm != "sha256" or len(digits) != 64 or set(digits) - set("0123456789abcdef"):
+        raise WeightsCorrupt(f'weights manifest {manifest}: {stage}.digest must be "sha256:" and 64 hexadecimal digits')
+    if not isinstance(size_bytes, int) or size_bytes <= 0:
+        raise WeightsCorrupt(f"weights manifest {manifest}: {stage}.size_bytes must be a positive integer")
+    return WeightSpec(path=manifest.parent / file, digest=str(digest), size_bytes=size_bytes)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _text(value: str) -> str:
+    # A JSON string is a TOML basic string.
+    return json.dumps(value, ensure_ascii=False)
