@@ -1,0 +1,22 @@
+"""Findings -> DICOM result objects (SR, SEG), findings.json and key images.
+
+Input: `pulmo_models.types.Findings` with the `Volume` they were found in, and a `ResultContext`. Output: Part 10 files
+as bytes. Errors: `Permanent`. Governed by PS3.3 A.35.13 (Comprehensive 3D SR) and A.51 (Segmentation), PS3.16 TID 1500
+and TID 2000; `docs/results.md` says what the objects hold.
+"""
+
+from pulmo_node.encode.identity import EncodedObject, ResultContext
+from pulmo_node.encode.notice import NotAnalysed, encode_rejection
+from pulmo_node.encode.objects import encode_findings
+from pulmo_node.encode.report import findings_to_json
+from pulmo_node.encode.uids import result_uid
+
+__all__ = [
+    "EncodedObject",
+    "NotAnalysed",
+    "ResultContext",
+    "encode_findings",
+    "encode_rejection",
+    "findings_to_json",
+    "result_uid",
+]

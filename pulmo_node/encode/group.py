@@ -1,0 +1,109 @@
+"""One nodule as a volumetric measurement group (PS3.16 TID 1411).
+
+highdicom allows no coordinates below the numbers of such a group, because TID 1419 has no such row; the templates are
+extensible, and a viewer needs them, so the lines of the two axes are added after the group is built.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from highdicom import sr
+from pydicom.sr.coding import Code
+
+from pulmo_models.types import Axis, Nodule, Volume
+from pulmo_node.encode import codes
+from pulmo_node.encode.identity import EncodedObject, Equipment
+from pulmo_node.encode.report import NoduleRecord, percent
+from pulmo_node.errors import Permanent
+
+_CONTAINS = sr.RelationshipTypeValues.CONTAINS
+
+
+def measurement_group(
+    nodule: Nodule, record: NoduleRecord, volume: Volume, seg: EncodedObject, equipment: Equipment, bias: float
+) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """The group of one nodule; `record` holds the numbers, `nodule` the lines of its axes, `seg` its segment.
+
+    Raises:
+        Permanent: an axis does not lie on a slice of the volume.
+    """
+    long_axis, short_axis = axis_line(nodule.long_axis, volume), axis_line(nodule.short_axis, volume)
+    group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=record.tracking_uid, identifier=record.tracking_identifier),
+        referenced_segment=sr.ReferencedSegment(
+            seg.sop_class_uid,
+            seg.sop_instance_uid,
+            record.segment_number,
+            source_series=sr.SourceSeriesForSegmentation(volume.series.series_instance_uid),
+        ),
+        finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
+        finding_type=codes.NODULE,
+        finding_sites=[sr.FindingSite(codes.LUNG)],
+        algorithm_id=algorithm_identification(equipment),
+        measurements=_measurements(record, bias),
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(codes.CONCEPTS[concept.name], codes.RATINGS[concept.name][concept.rating])
+            for concept in nodule.concepts
+        ],
+    )
+    items = group[0].ContentSequence
+    numbers = [item for item in items if item.value_type == sr.ValueTypeValues.NUM]
+    numbers[0].ContentSequence = sr.ContentSequence([long_axis])
+    numbers[1].ContentSequence = sr.ContentSequence([short_axis])
+    items.append(sr.TextContentItem(codes.COMMENT, record.comment, _CONTAINS))
+    return group
+
+
+def algorithm_identification(equipment: Equipment) -> sr.AlgorithmIdentification:
+    """TID 4019, with the hash of the weights and the thresholds as parameters."""
+    return sr.AlgorithmIdentification(
+        name=equipment.model_name,
+        version=equipment.software_version,
+        parameters=[f"{name}={value}" for name, value in equipment.parameters],
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+        manufacturer=equipment.manufacturer,
+    )
+
+
+def axis_line(axis: Axis, volume: Volume) -> sr.CoordinatesForMeasurement:
+    """A diameter as an SCOORD on its slice: (column, row), the centre of the first pixel at 0.5, 0.5 (C.18.6.1.2).
+
+    Raises:
+        Permanent: the axis does not lie on one slice of the volume.
+    """
+    slice_index = round(axis.start[0])
+    if slice_index != round(axis.end[0]) or not 0 <= slice_index < len(volume.sources):
+        raise Permanent(f"an axis of series {volume.series.series_instance_uid} does not lie on one of its slices")
+    source = volume.sources[slice_index]
+    points = np.array([[column + 0.5, row + 0.5] for _, row, column in (axis.start, axis.end)])
+    return sr.CoordinatesForMeasurement(
+        sr.GraphicTypeValues.POLYLINE,
+        points,
+        sr.SourceImageForRegion(
+            source.sop_class_uid,
+            source.sop_instance_uid,
+            None if source.frame_number is None else [source.frame_number],
+        ),
+    )
+
+
+def _measurements(record: NoduleRecord, bias: float) -> list[sr.Measurement]:
+    """Every number of the record; the axes first, because the viewer looks for coordinates in the first number."""
+
+    def number(name: Code, value: float, unit: Code, derivation: Code | None = None) -> sr.Measurement:
+        return sr.Measurement(name, value, unit, derivation=derivation)
+
+    found = [
+        number(codes.LONG_AXIS, record.long_axis_mm, codes.MILLIMETRE),
+        number(codes.SHORT_AXIS, record.short_axis_mm, codes.MILLIMETRE),
+        number(codes.VOLUME, record.volume_mm3, codes.CUBIC_MILLIMETRE),
+        number(codes.ATTENUATION, record.mean_hu, codes.HOUNSFIELD_UNIT, codes.MEAN),
+        number(codes.PROBABILITY_OF_CANCER, percent(record.malignancy_probability), codes.PERCENT),
+        number(codes.DETECTION_PROBABILITY, percent(record.detection_probability), codes.PERCENT),
+        number(codes.CANDIDATE_SCORE, record.candidate_score, codes.NO_UNITS),
+    ]
+    for name, concept in record.concepts.items():
+        found.append(number(codes.CONCEPTS[name], concept.value, codes.NO_UNITS))
+        found.append(number(codes.CONTRIBUTIONS[name], concept.contribution, codes.NO_UNITS))
+    found.append(number(codes.MALIGNANCY_BIAS, bias, codes.NO_UNITS))
+    return found

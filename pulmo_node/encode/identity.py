@@ -1,0 +1,143 @@
+"""What every result object is told from outside (`ResultContext`), who made it (`Equipment`), what comes out."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import highdicom as hd
+
+from pulmo_models import __version__
+from pulmo_models.types import PipelineInfo
+from pulmo_node.encode import codes, uids
+from pulmo_node.errors import Permanent
+
+RESEARCH_USE = "For research use only. Not for diagnosis."
+
+_REPLACEMENTS = str.maketrans({"×": "x", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "…": "...", "’": "'", "°": " deg"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultContext:
+    """What identifies a set of results besides the findings themselves.
+
+    The same findings and context always give the same bytes: dates and times come from `content_datetime`, which
+    should therefore be a durable fact of the job and not the time of the call.
+    """
+
+    series_instance_uid: str  # of the analysed series
+    revision: int  # of the analysed series, + 1 with each late instance
+    pipeline: str  # registry label
+    settings_sha256: str  # of the pipeline's table of settings
+    content_datetime: datetime  # aware
+    manufacturer: str = "Pulmo Node"
+    code_version: str = __version__
+    sr_series_number: int = 9001
+    seg_series_number: int = 9002
+
+    def __post_init__(self) -> None:
+        if self.content_datetime.tzinfo is None:
+            raise ValueError("content_datetime must be aware")
+
+    def uid(self, kind: str, weights_sha256: str) -> str:
+        """The UID of one thing made under this context; see `uids.result_uid`."""
+        return uids.result_uid(
+            series_instance_uid=self.series_instance_uid,
+            revision=self.revision,
+            pipeline=self.pipeline,
+            code_version=self.code_version,
+            weights_sha256=weights_sha256,
+            settings_sha256=self.settings_sha256,
+            kind=kind,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equipment:
+    """The program as SR and SEG name it, with the same values at each place (IHE AI Results, table 6.5.3.1-1).
+
+    Manufacturer = 121014 = (0024,0202); model name = 121015 = 111001 = (0066,0036); software version = 111003 =
+    (0066,0031); device UID = 121012 = (0018,1002).
+    """
+
+    manufacturer: str
+    model_name: str
+    software_version: str
+    serial_number: str
+    device_uid: str
+    parameters: tuple[tuple[str, str], ...] = ()  # weights, thresholds: what TID 4019 and (0066,0032) list
+
+    @classmethod
+    def of(cls, info: PipelineInfo | None, context: ResultContext) -> Equipment:
+        """The equipment of a pipeline; without `info` (it was never built) that of the node itself."""
+        name, version, weights = context.pipeline, context.code_version, ""
+        if info is not None:
+            name, version, weights = ascii_text(info.name), ascii_text(info.version), info.weights_sha256
+        return cls(
+            manufacturer=context.manufacturer,
+            model_name=name,
+            software_version=version,
+            serial_number=weights[:16] or version,  # type 1 in SEG; a program has no other serial number
+            device_uid=uids.device_uid(pipeline=context.pipeline, name=name, version=version, weights_sha256=weights),
+            parameters=() if info is None else algorithm_parameters(info),
+        )
+
+    def contributing_item(self, context: ResultContext) -> hd.ContributingEquipment:
+        """The item of the Contributing Equipment Sequence (0018,A001)."""
+        item = hd.ContributingEquipment(
+            self.manufacturer,
+            codes.PROCESSING_EQUIPMENT,
+            manufacturer_model_name=self.model_name,
+            software_versions=self.software_version,
+            device_serial_number=self.serial_number,
+            contribution_datetime=f"{context.content_datetime:%Y%m%d%H%M%S%z}",
+            contribution_description="Detection, measurement and characterisation of lung nodules",
+        )
+        item.DeviceUID = self.device_uid
+        return item
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedObject:
+    """One result object, ready for the outbox."""
+
+    kind: str  # "sr" or "seg"
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    content: bytes  # a whole Part 10 file
+
+
+def algorithm_parameters(info: PipelineInfo) -> tuple[tuple[str, str], ...]:
+    """Weights and thresholds of a pipeline as (name, value); no value holds ``,`` or ``=``, which separate them."""
+    found = [("weights", info.weights_name), ("weights_sha256", info.weights_sha256)]
+    for number, stage in enumerate(info.stages, start=1):
+        found.append((f"stage{number}", f"{stage.name} {stage.version}"))
+        found.append((f"stage{number}_weights_sha256", stage.weights_sha256))
+        found.extend((f"stage{number}_{name}", str(value)) for name, value in stage.parameters.items())
+    safe = str.maketrans({",": ";", "=": ":"})
+    return tuple((ascii_text(name).translate(safe), ascii_text(value).translate(safe)) for name, value in found)
+
+
+def ascii_text(text: str) -> str:
+    """The text in ASCII: a result keeps the character set of its source, which may have no other characters."""
+    plain = unicodedata.normalize("NFKD", text.translate(_REPLACEMENTS))
+    plain = "".join(character for character in plain if not unicodedata.combining(character))
+    return plain.encode("ascii", "replace").decode("ascii")
+
+
+@contextmanager
+def library_errors(what: str, series_instance_uid: str) -> Iterator[None]:
+    """Translate what highdicom and pydicom raise on data they cannot encode; they have no base class of their own.
+
+    Only the type of the error is put into the sentence: a library's message may quote a value of the patient's.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError, OverflowError) as exc:
+        raise Permanent(
+            f"{what} of series {series_instance_uid} could not be encoded ({type(exc).__name__} from the library)"
+        ) from exc

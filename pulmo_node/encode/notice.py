@@ -1,0 +1,127 @@
+"""Reports without measurements: nothing found, series rejected, analysis failed (PS3.16 TID 2000).
+
+A TID 1500 report without coordinates makes OHIF fail, so these are diagnostic imaging reports, (18748-4, LN), in
+sections of text, which any viewer shows. Same SOP class as the measurement report: a peer that takes one takes both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from highdicom import sr
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from pulmo_models.types import Findings, PipelineInfo, SeriesDescription, SliceSource, Volume
+from pulmo_node.encode import codes
+from pulmo_node.encode.identity import RESEARCH_USE, EncodedObject, Equipment, ResultContext, library_errors
+from pulmo_node.encode.source import evidence_items, read_header
+from pulmo_node.encode.sr import build_sr, container, observation_context, procedure_codes, text_item
+from pulmo_node.errors import Permanent
+
+NO_NODULES = "No lung nodules were found."
+
+_CONTAINS = sr.RelationshipTypeValues.CONTAINS
+_HAS_CONCEPT_MOD = sr.RelationshipTypeValues.HAS_CONCEPT_MOD
+
+
+class NotAnalysed(Enum):
+    """Why a report says that a series has no findings."""
+
+    REJECTED = "The series was not analysed"
+    FAILED = "The analysis of the series failed"
+
+
+def encode_no_findings(findings: Findings, volume: Volume, context: ResultContext) -> EncodedObject:
+    """The report of a series in which nothing was found.
+
+    Raises:
+        Permanent: a source file cannot be read, or the report cannot be encoded.
+    """
+    header = read_header(volume.sources[0])
+    sentences = (NO_NODULES, *findings.cautions)
+    return _notice(
+        sentences,
+        codes.SUCCEEDED_WITHOUT_FINDINGS,
+        header,
+        (volume.series, volume.sources),
+        findings.pipeline,
+        "sr",
+        context,
+    )
+
+
+def encode_rejection(
+    series: SeriesDescription,
+    sources: Sequence[SliceSource],
+    reason: NotAnalysed,
+    code: str,
+    sentence: str,
+    context: ResultContext,
+    info: PipelineInfo | None = None,
+) -> EncodedObject:
+    """The report that says why a series was not analysed.
+
+    `code` is the machine-readable reason, `sentence` the one for people; `info` is the pipeline where it was built.
+    Patient and study come from the first source file that can be read.
+
+    Raises:
+        Permanent: no source file can be read, or the report cannot be encoded.
+    """
+    header = _first_header(series, sources)
+    text = f"{reason.value}: {sentence} [{code}]"
+    identity = f"sr {reason.name} {text}"  # the reason is content: another one must not come under the same UID
+    return _notice((text,), codes.NONE_SUCCEEDED, header, (series, sources), info, identity, context)
+
+
+def _first_header(series: SeriesDescription, sources: Sequence[SliceSource]) -> Dataset:
+    for source in sources:
+        try:
+            return read_header(source)
+        except Permanent:
+            continue  # a rejected series may well hold a broken file; any other one knows the patient too
+    raise Permanent(f"no file of series {series.series_instance_uid} can be read")
+
+
+def _notice(
+    sentences: Sequence[str],
+    status: Code,
+    header: Dataset,
+    images: tuple[SeriesDescription, Sequence[SliceSource]],
+    info: PipelineInfo | None,
+    identity: str,
+    context: ResultContext,
+) -> EncodedObject:
+    series, sources = images
+    equipment = Equipment.of(info, context)
+    with library_errors("SR", context.series_instance_uid):
+        findings = [
+            sr.CodeContentItem(codes.ANALYSIS_SUMMARY, status, _CONTAINS),
+            text_item(codes.FINDING, sentences[0]),
+            *(text_item(codes.COMMENT, caution) for caution in sentences[1:]),
+        ]
+        performed = [text_item(codes.PROCEDURE_DESCRIPTION, line) for line in _description(series, equipment)]
+        root = sr.ContainerContentItem(codes.DIAGNOSTIC_IMAGING_REPORT, template_id="2000")
+        root.ContentSequence = sr.ContentSequence(
+            [
+                *(sr.CodeContentItem(codes.PROCEDURE_REPORTED, c, _HAS_CONCEPT_MOD) for c in procedure_codes(header)),
+                *sr.LanguageOfContentItemAndDescendants(sr.CodedConcept.from_code(codes.LANGUAGE)),
+                *observation_context(equipment),
+                container(codes.FINDINGS, findings),
+                container(codes.PROCEDURE_DESCRIPTIONS, performed),
+                container(codes.CONCLUSIONS, [text_item(codes.CONCLUSION, RESEARCH_USE)]),
+            ]
+        )
+    weights = "" if info is None else info.weights_sha256
+    return build_sr(root, header, evidence_items(series, sources), identity, equipment, weights, context)
+
+
+def _description(series: SeriesDescription, equipment: Equipment) -> list[str]:
+    """What was analysed, by what."""
+    name = f"{series.series_description}, " if series.series_description else ""
+    return [
+        f"Series: {name}{series.series_instance_uid}",
+        f"Algorithm: {equipment.model_name} {equipment.software_version} ({equipment.manufacturer})",
+        *(f"{name}={value}" for name, value in equipment.parameters),
+    ]

@@ -1,0 +1,162 @@
+"""Segmentation object: one BINARY SEG with every nodule as a segment (PS3.3 A.51, C.8.20).
+
+Only the slices and frames that a mask touches are in it. Each frame points at its source image, each segment carries
+the tracking identifier and UID of its measurement group in the SR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+
+from pulmo_models.types import Nodule, SliceSource, Volume
+from pulmo_node.encode import codes
+from pulmo_node.encode.finish import finish
+from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext, library_errors
+from pulmo_node.encode.report import NoduleRecord
+from pulmo_node.encode.source import frame_positions_mm, image_header, read_header
+from pulmo_node.errors import Permanent
+
+_COLOURS_RGB = (
+    (230, 25, 75),
+    (60, 180, 75),
+    (0, 130, 200),
+    (255, 225, 25),
+    (245, 130, 48),
+    (145, 30, 180),
+    (70, 240, 240),
+    (240, 50, 230),
+    (210, 245, 60),
+    (0, 128, 128),
+)
+
+
+def encode_seg(
+    nodules: Sequence[Nodule],
+    records: Sequence[NoduleRecord],
+    volume: Volume,
+    equipment: Equipment,
+    weights_sha256: str,
+    context: ResultContext,
+) -> EncodedObject:
+    """The segmentation of at least one nodule; segment n is ``nodules[n - 1]``.
+
+    Raises:
+        Permanent: a mask leaves the volume, a source file cannot be read, or the sources cannot carry a SEG.
+    """
+    used = _used_slices(nodules, volume)
+    sources = [volume.sources[k] for k in used]
+    headers = _headers(sources)
+    spacing_mm = volume.spacing_mm[0]
+    images = [
+        image_header(header, frame_of_reference_uid=volume.frame_of_reference_uid, slice_spacing_mm=spacing_mm)
+        for header in headers
+    ]
+    with library_errors("SEG", context.series_instance_uid):
+        built = hd.seg.Segmentation(
+            pixel_array=_pixel_array(nodules, used, volume.hu.shape),
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[_segment(record, equipment) for record in records],
+            series_instance_uid=context.uid("seg-series", weights_sha256),
+            series_number=context.seg_series_number,
+            sop_instance_uid=context.uid("seg", weights_sha256),
+            instance_number=1,
+            manufacturer=equipment.manufacturer,
+            manufacturer_model_name=equipment.model_name,
+            software_versions=equipment.software_version,
+            device_serial_number=equipment.serial_number,
+            content_label="NODULES",
+            content_description="Lung nodules",
+            series_description="Pulmo nodules SEG",
+            omit_empty_frames=True,
+            contributing_equipment=[equipment.contributing_item(context)],
+            **_geometry(images, sources),
+        )
+        # highdicom copies this spacing from the source, which may lack it or be wrong; the volume was measured.
+        measures = built.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        measures.SpacingBetweenSlices = f"{spacing_mm:.6g}"
+    return finish(built, "seg", headers[0], context, context.uid("dimension-organization", weights_sha256))
+
+
+def _used_slices(nodules: Sequence[Nodule], volume: Volume) -> list[int]:
+    used: set[int] = set()
+    for number, nodule in enumerate(nodules, start=1):
+        mask = nodule.mask
+        if min(mask.origin) < 0 or any(s.stop > n for s, n in zip(mask.slices, volume.hu.shape, strict=True)):
+            raise Permanent(f"the mask of nodule {number} leaves the volume of {volume.series.series_instance_uid}")
+        used.update(int(mask.origin[0] + z) for z in np.flatnonzero(mask.voxels.any(axis=(1, 2))))
+    return sorted(used)
+
+
+def _pixel_array(
+    nodules: Sequence[Nodule], used: Sequence[int], shape: tuple[int, ...]
+) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Masks on the used slices: segment numbers (slices, rows, columns), or one 0/1 channel each where they overlap."""
+    row_of = {k: row for row, k in enumerate(used)}
+    labels = np.zeros((len(used), *shape[1:]), dtype=np.uint8 if len(nodules) < 256 else np.uint16)
+    overlap = False
+    for number, nodule in enumerate(nodules, start=1):
+        _, rows, columns = nodule.mask.slices
+        for z, plane in enumerate(nodule.mask.voxels, start=nodule.mask.origin[0]):
+            if plane.any():
+                region = labels[row_of[z], rows, columns]
+                overlap = overlap or bool(region[plane].any())
+                region[plane] = number
+    if not overlap:
+        return labels
+    stacked = [nodule.mask.to_volume(shape)[list(used)] for nodule in nodules]
+    return np.stack(stacked, axis=-1).astype(np.uint8)
+
+
+def _headers(sources: Sequence[SliceSource]) -> list[Dataset]:
+    """One header per used slice, or the one header of the multi-frame object that holds them all."""
+    if all(source.frame_number is None for source in sources):
+        return [read_header(source) for source in sources]
+    if len({source.sop_instance_uid for source in sources}) > 1:
+        raise Permanent("the nodules lie in frames of more than one multi-frame object: a SEG can refer to one only")
+    return [read_header(sources[0])]
+
+
+def _geometry(images: Sequence[Dataset], sources: Sequence[SliceSource]) -> dict[str, Any]:
+    """Arguments that tie the planes to their source images."""
+    if sources[0].frame_number is None:
+        for image in images[1:]:  # the volume is regular within its tolerance; highdicom accepts no jitter
+            image.ImageOrientationPatient = images[0].ImageOrientationPatient
+            image.FrameOfReferenceUID = images[0].FrameOfReferenceUID
+        return {"source_images": list(images)}
+    positions_mm = frame_positions_mm(images[0], [source.frame_number or 1 for source in sources])
+    return {
+        "source_images": [images[0]],
+        "plane_positions": [
+            hd.PlanePositionSequence(hd.CoordinateSystemNames.PATIENT, position.tolist()) for position in positions_mm
+        ],
+        "pixel_measures": images[0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence,
+    }
+
+
+def _segment(record: NoduleRecord, equipment: Equipment) -> hd.seg.SegmentDescription:
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=equipment.model_name,
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+        version=equipment.software_version,
+        source=equipment.manufacturer,
+        parameters=dict(equipment.parameters),
+    )
+    red, green, blue = _COLOURS_RGB[(record.segment_number - 1) % len(_COLOURS_RGB)]
+    return hd.seg.SegmentDescription(
+        segment_number=record.segment_number,
+        segment_label=record.label,
+        segmented_property_category=codes.MORPHOLOGICALLY_ABNORMAL,
+        segmented_property_type=codes.NODULE,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        tracking_uid=record.tracking_uid,
+        tracking_id=record.tracking_identifier,
+        anatomic_regions=[codes.LUNG],
+        display_color=hd.color.CIELabColor.from_rgb(red, green, blue),
+    )

@@ -1,0 +1,143 @@
+"""The source images of a result: their headers, read without pixels, and what is copied from them.
+
+highdicom is given a bare header (`bare_header`) without any patient attribute: it would refuse a missing or odd
+value, and warn about a patient's name by quoting it. The patient and study attributes are copied afterwards, as the
+source has them (`copy_patient_and_study`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from pulmo_models.types import SeriesDescription, SliceSource
+from pulmo_node.errors import Permanent
+
+_TYPE_2_PATIENT_AND_STUDY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyID",
+)
+
+_KEPT = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    # equipment that acquired the images
+    "Manufacturer",
+    "ManufacturerModelName",
+    "SoftwareVersions",
+    "DeviceSerialNumber",
+    "StationName",
+    "InstitutionName",
+    "InstitutionAddress",
+    "InstitutionalDepartmentName",
+    "AcquisitionDateTime",
+    "AcquisitionDate",
+    "AcquisitionTime",
+)
+
+
+def read_header(source: SliceSource) -> Dataset:
+    """The data set of a source image without its pixels.
+
+    Raises:
+        Permanent: there is no file, or it cannot be read, or it is not the instance that the source names.
+    """
+    if source.path is None:
+        raise Permanent(f"instance {source.sop_instance_uid} has no file to refer to")
+    try:
+        header = pydicom.dcmread(source.path, stop_before_pixels=True, force=True)
+        found = header.get("SOPInstanceUID")
+    except (OSError, InvalidDicomError, ValueError, NotImplementedError, AttributeError, EOFError) as exc:
+        raise Permanent(f"{source.path} cannot be read: {type(exc).__name__}") from exc
+    if found != source.sop_instance_uid:
+        raise Permanent(f"{source.path} holds instance {found}, not {source.sop_instance_uid} (0008,0018)")
+    return header
+
+
+def bare_header(header: Dataset) -> Dataset:
+    """What a derived object needs of a source image, with empty patient and study attributes."""
+    bare = Dataset()
+    for keyword in _KEPT:
+        if keyword in header:
+            bare[keyword] = header[keyword]
+    for keyword in _TYPE_2_PATIENT_AND_STUDY:
+        setattr(bare, keyword, "")
+    return bare
+
+
+def image_header(header: Dataset, *, frame_of_reference_uid: str, slice_spacing_mm: float) -> Dataset:
+    """`bare_header` completed with what highdicom asks of the source of a segmentation.
+
+    A missing frame of reference or slice thickness is filled in from the volume; pixel measures and orientation
+    that a multi-frame object repeats in each frame are moved to its shared groups (PS3.3 C.7.6.16.2).
+    """
+    bare = bare_header(header)
+    if not bare.get("FrameOfReferenceUID"):
+        bare.FrameOfReferenceUID = frame_of_reference_uid
+    if "PerFrameFunctionalGroupsSequence" not in bare:
+        if bare.get("SliceThickness") is None:
+            bare.SliceThickness = f"{slice_spacing_mm:.6g}"
+        return bare
+    shared = (
+        deepcopy(bare.SharedFunctionalGroupsSequence[0]) if bare.get("SharedFunctionalGroupsSequence") else Dataset()
+    )
+    first_frame = bare.PerFrameFunctionalGroupsSequence[0]
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if keyword not in shared and keyword in first_frame:
+            shared[keyword] = first_frame[keyword]
+    bare.SharedFunctionalGroupsSequence = [shared]
+    return bare
+
+
+def evidence_items(series: SeriesDescription, sources: Iterable[SliceSource]) -> list[Dataset]:
+    """One reference per instance of the series, for the evidence sequence; frames of one object count once."""
+    return [
+        reference(series.study_instance_uid, series.series_instance_uid, sop_class_uid, sop_instance_uid)
+        for sop_class_uid, sop_instance_uid in dict.fromkeys((s.sop_class_uid, s.sop_instance_uid) for s in sources)
+    ]
+
+
+def reference(study_uid: str, series_uid: str, sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    """The four UIDs by which highdicom refers to an instance."""
+    item = Dataset()
+    item.StudyInstanceUID, item.SeriesInstanceUID = study_uid, series_uid
+    item.SOPClassUID, item.SOPInstanceUID = sop_class_uid, sop_instance_uid
+    return item
+
+
+def frame_positions_mm(header: Dataset, frame_numbers: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Image positions of frames (1-based) of a multi-frame object, LPS mm, shape (frames, 3)."""
+    groups = header.PerFrameFunctionalGroupsSequence
+    return np.array(
+        [groups[n - 1].PlanePositionSequence[0].ImagePositionPatient for n in frame_numbers], dtype=np.float64
+    )

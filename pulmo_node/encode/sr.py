@@ -1,0 +1,147 @@
+"""Measurement report: Comprehensive 3D SR by TID 1500 with one volumetric group (TID 1411) per nodule (PS3.16).
+
+Written so that OHIF shows and hydrates it: the first number of each group is the long axis, which carries its line
+as an SCOORD on the key slice, the tracking identifier names a bidirectional tool, and a comment holds what the
+measurement panel cannot show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from highdicom import sr
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from pulmo_models.types import Findings, Volume
+from pulmo_node.encode import codes
+from pulmo_node.encode.finish import finish
+from pulmo_node.encode.group import measurement_group
+from pulmo_node.encode.identity import (
+    RESEARCH_USE,
+    EncodedObject,
+    Equipment,
+    ResultContext,
+    ascii_text,
+    library_errors,
+)
+from pulmo_node.encode.report import NoduleRecord, malignancy_bias
+from pulmo_node.encode.source import bare_header, evidence_items, read_header, reference
+
+_CONTAINS = sr.RelationshipTypeValues.CONTAINS
+
+
+def encode_sr(
+    findings: Findings,
+    records: Sequence[NoduleRecord],
+    volume: Volume,
+    seg: EncodedObject,
+    equipment: Equipment,
+    context: ResultContext,
+) -> EncodedObject:
+    """The measurement report of at least one nodule.
+
+    Raises:
+        Permanent: a source file cannot be read, or an axis does not lie on a slice of the volume.
+    """
+    header = read_header(volume.sources[0])
+    weights = findings.pipeline.weights_sha256
+    with library_errors("SR", context.series_instance_uid):
+        bias = malignancy_bias(findings)
+        groups = [
+            measurement_group(nodule, record, volume, seg, equipment, bias)
+            for nodule, record in zip(findings.nodules, records, strict=True)
+        ]
+        report = sr.MeasurementReport(
+            observation_context=observation_context(equipment),
+            procedure_reported=procedure_codes(header) or [codes.CT_CHEST_REPORT],
+            imaging_measurements=groups,
+            title=codes.IMAGING_MEASUREMENT_REPORT,
+            language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
+                sr.CodedConcept.from_code(codes.LANGUAGE)
+            ),
+        )[0]
+        report.ContentSequence.append(_qualitative_evaluations(findings.cautions))
+    segmentation = reference(header.StudyInstanceUID, seg.series_instance_uid, seg.sop_class_uid, seg.sop_instance_uid)
+    evidence = [*evidence_items(volume.series, volume.sources), segmentation]
+    return build_sr(report, header, evidence, "sr", equipment, weights, context)
+
+
+def build_sr(
+    content: Dataset,
+    header: Dataset,
+    evidence: Sequence[Dataset],
+    identity: str,
+    equipment: Equipment,
+    weights_sha256: str,
+    context: ResultContext,
+) -> EncodedObject:
+    """A Comprehensive 3D SR document around a content tree; `identity` is the kind that its UIDs are derived from.
+
+    Raises:
+        Permanent: the document cannot be encoded.
+    """
+    with library_errors("SR", context.series_instance_uid):
+        built = sr.Comprehensive3DSR(
+            evidence=[bare_header(header), *evidence],
+            content=content,
+            series_instance_uid=context.uid(f"{identity}-series", weights_sha256),
+            series_number=context.sr_series_number,
+            sop_instance_uid=context.uid(identity, weights_sha256),
+            instance_number=1,
+            manufacturer=equipment.manufacturer,
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+            series_description="Pulmo nodules SR",
+            manufacturer_model_name=equipment.model_name,
+            software_versions=equipment.software_version,
+            device_serial_number=equipment.serial_number,
+            contributing_equipment=[equipment.contributing_item(context)],
+            coding_schemes=codes.coding_schemes(),
+        )
+    return finish(built, "sr", header, context)
+
+
+def observation_context(equipment: Equipment) -> sr.ObservationContext:
+    """TID 1001: the program as the observer."""
+    attributes = sr.DeviceObserverIdentifyingAttributes(
+        uid=equipment.device_uid,
+        name=equipment.model_name,
+        manufacturer_name=equipment.manufacturer,
+        model_name=equipment.model_name,
+        serial_number=equipment.serial_number,
+    )
+    return sr.ObservationContext(
+        observer_device_context=sr.ObserverContext(
+            observer_type=sr.CodedConcept.from_code(codes.DEVICE), observer_identifying_attributes=attributes
+        )
+    )
+
+
+def procedure_codes(header: Dataset) -> list[sr.CodedConcept]:
+    """The codes of the procedure as the source gives them (0008,1032); items without value or meaning are left out."""
+    return [
+        sr.CodedConcept(str(item.CodeValue), str(item.CodingSchemeDesignator), str(item.CodeMeaning)[:64])
+        for item in header.get("ProcedureCodeSequence") or []
+        if item.get("CodeValue") and item.get("CodingSchemeDesignator") and item.get("CodeMeaning")
+    ]
+
+
+def text_item(name: Code, text: str) -> sr.TextContentItem:
+    """A TEXT item that its parent contains."""
+    return sr.TextContentItem(name, ascii_text(text), _CONTAINS)
+
+
+def container(name: Code, items: Sequence[sr.ContentItem]) -> sr.ContainerContentItem:
+    """A CONTAINER with its items."""
+    item = sr.ContainerContentItem(name, relationship_type=_CONTAINS)
+    item.ContentSequence = sr.ContentSequence(items)
+    return item
+
+
+def _qualitative_evaluations(cautions: Sequence[str]) -> sr.ContainerContentItem:
+    """TID 1500 row 12: what holds for the whole report."""
+    status = sr.CodeContentItem(codes.ANALYSIS_SUMMARY, codes.SUCCEEDED_WITH_FINDINGS, _CONTAINS)
+    comments = [text_item(codes.COMMENT, sentence) for sentence in (*cautions, RESEARCH_USE)]
+    return container(codes.QUALITATIVE_EVALUATIONS, [status, *comments])
