@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset
 
 from pulmo_models.types import (
     CONCEPT_NAMES,
@@ -21,11 +19,11 @@ from pulmo_models.types import (
     Mask,
     Nodule,
     PipelineInfo,
-    SeriesDescription,
-    SliceSource,
     Volume,
 )
+from pulmo_node.assemble import assemble, describe
 from pulmo_node.encode import ResultContext
+from tests.ct_factory import ct_datasets, write_datasets
 
 WEIGHTS = "ab" * 32
 CONTEXT_TIME = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -45,90 +43,31 @@ INFO = PipelineInfo(
 )
 
 
-def write_series(
-    folder: Path,
-    *,
-    slices: int = 12,
-    rows: int = 40,
-    columns: int = 48,
-    spacing_mm: tuple[float, float, float] = (2.5, 0.8, 0.7),
-    attributes: dict[str, Any] | None = None,
-    without: Sequence[str] = (),
-) -> list[Path]:
-    """Axial CT slices from feet to head; `attributes` are set on each, `without` are deleted. Returns the paths."""
-    study, series, frame = (generate_uid(entropy_srcs=[str(folder), word]) for word in ("study", "series", "frame"))
-    random = np.random.default_rng(5)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for k in range(slices):
-        data_set = Dataset()
-        data_set.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        data_set.SOPClassUID = CTImageStorage
-        data_set.SOPInstanceUID = generate_uid(entropy_srcs=[str(folder), f"slice {k}"])
-        data_set.StudyInstanceUID, data_set.SeriesInstanceUID, data_set.FrameOfReferenceUID = study, series, frame
-        data_set.StudyDate = data_set.AcquisitionDate = "20250102"
-        data_set.StudyTime = data_set.AcquisitionTime = "101112"
-        data_set.AccessionNumber, data_set.StudyID, data_set.Modality = "ACC1", "1", "CT"
-        data_set.ReferringPhysicianName = "Referrer^Test"
-        data_set.Manufacturer, data_set.ManufacturerModelName = "Scanner Maker", "Scanner"
-        data_set.PatientName, data_set.PatientID = "Phantom^Chest", "P1"
-        data_set.PatientBirthDate, data_set.PatientSex = "19600101", "O"
-        data_set.SeriesNumber, data_set.InstanceNumber, data_set.AcquisitionNumber = 2, k + 1, 1
-        data_set.SliceThickness, data_set.KVP = spacing_mm[0], 120
-        data_set.PositionReferenceIndicator = ""
-        data_set.ImagePositionPatient = [-20.0, -16.5, -100.0 + k * spacing_mm[0]]
-        data_set.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        data_set.PixelSpacing = [spacing_mm[1], spacing_mm[2]]
-        data_set.Rows, data_set.Columns = rows, columns
-        data_set.SamplesPerPixel, data_set.PhotometricInterpretation = 1, "MONOCHROME2"
-        data_set.BitsAllocated, data_set.BitsStored, data_set.HighBit, data_set.PixelRepresentation = 16, 12, 11, 0
-        data_set.RescaleIntercept, data_set.RescaleSlope = -1024, 1
-        data_set.PixelData = random.integers(100, 300, (rows, columns), dtype=np.uint16).tobytes()
-        for keyword, value in (attributes or {}).items():
-            setattr(data_set, keyword, value)
-        for keyword in without:
-            if keyword in data_set:
-                delattr(data_set, keyword)
-        data_set.file_meta = FileMetaDataset()
-        data_set.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        path = folder / f"{k + 1:03d}.dcm"
-        data_set.save_as(path, enforce_file_format=True)
-        paths.append(path)
-    return paths
+def chest_datasets(shape: tuple[int, int, int] = (12, 40, 48), **geometry: Any) -> list[Dataset]:
+    """CT slices of noise; `geometry` as `ct_datasets`."""
+    hu = np.random.default_rng(5).integers(-900, 100, shape).astype(float)
+    datasets = ct_datasets(hu, **{"spacing_mm": (2.5, 0.8, 0.7), **geometry})
+    for dataset in datasets:
+        dataset.AccessionNumber, dataset.PatientBirthDate, dataset.PatientSex = "ACC1", "19600101", "O"
+        dataset.ManufacturerModelName, dataset.AcquisitionDate, dataset.AcquisitionTime = (
+            "Scanner",
+            "20260101",
+            "120101",
+        )
+        dataset.ReferringPhysicianName = "Referrer^Test"
+        dataset.SliceThickness, dataset.KVP = 2.5, 120
+    return datasets
 
 
-def read_volume(paths: Sequence[Path], cautions: tuple[str, ...] = ()) -> Volume:
-    """A volume of axial single-frame slices, ordered by z; no more than the encoder's tests need."""
-    data_sets = sorted(
-        ((pydicom.dcmread(path), path) for path in paths), key=lambda pair: float(pair[0].ImagePositionPatient[2])
-    )
-    first, last = data_sets[0][0], data_sets[-1][0]
-    affine = np.eye(4)
-    affine[:3, 3] = first.ImagePositionPatient
-    row_mm, column_mm = (float(value) for value in first.PixelSpacing)
-    affine[:3, 1] = np.array(first.ImageOrientationPatient[3:], dtype=float) * row_mm
-    affine[:3, 2] = np.array(first.ImageOrientationPatient[:3], dtype=float) * column_mm
-    step = np.array(last.ImagePositionPatient, dtype=float) - np.array(first.ImagePositionPatient, dtype=float)
-    affine[:3, 0] = step / (len(data_sets) - 1)
-    hu = np.stack(
-        [d.pixel_array.astype(np.float32) * float(d.RescaleSlope) + float(d.RescaleIntercept) for d, _ in data_sets]
-    )
-    return Volume(
-        hu=hu,
-        affine=affine,
-        frame_of_reference_uid=str(first.get("FrameOfReferenceUID") or "2.25.1"),
-        series=SeriesDescription(
-            study_instance_uid=str(first.StudyInstanceUID),
-            series_instance_uid=str(first.SeriesInstanceUID),
-            modality="CT",
-            series_description=str(first.get("SeriesDescription", "")),
-        ),
-        sources=tuple(
-            SliceSource(sop_class_uid=str(d.SOPClassUID), sop_instance_uid=str(d.SOPInstanceUID), path=str(path))
-            for d, path in data_sets
-        ),
-        cautions=cautions,
-    )
+def write_volume(datasets: Sequence[Dataset], folder: Path) -> Volume:
+    """Write the data sets as files and assemble them."""
+    return read_volume(write_datasets(datasets, folder, seed=1))
+
+
+def read_volume(paths: Sequence[Path]) -> Volume:
+    volume = assemble(paths, describe(paths))
+    assert isinstance(volume, Volume)
+    return volume
 
 
 def make_nodule(

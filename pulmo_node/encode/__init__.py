@@ -6,17 +6,18 @@ and TID 2000; `docs/results.md` says what the objects hold.
 """
 
 from pulmo_node.encode.identity import EncodedObject, ResultContext
-from pulmo_node.encode.notice import NotAnalysed, encode_rejection
+from pulmo_node.encode.keyimage import render_nodule
+from pulmo_node.encode.notice import encode_rejection
 from pulmo_node.encode.objects import encode_findings
 from pulmo_node.encode.report import findings_to_json
 from pulmo_node.encode.uids import result_uid
 
 __all__ = [
     "EncodedObject",
-    "NotAnalysed",
     "ResultContext",
     "encode_findings",
     "encode_rejection",
     "findings_to_json",
+    "render_nodule",
     "result_uid",
 ]

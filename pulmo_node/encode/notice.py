@@ -7,7 +7,7 @@ sections of text, which any viewer shows. Same SOP class as the measurement repo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
+from pathlib import Path
 
 from highdicom import sr
 from pydicom.dataset import Dataset
@@ -16,7 +16,7 @@ from pydicom.sr.coding import Code
 from pulmo_models.types import Findings, PipelineInfo, SeriesDescription, SliceSource, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.identity import RESEARCH_USE, EncodedObject, Equipment, ResultContext, library_errors
-from pulmo_node.encode.source import evidence_items, read_header
+from pulmo_node.encode.source import evidence_items, read_header, read_series
 from pulmo_node.encode.sr import build_sr, container, observation_context, procedure_codes, text_item
 from pulmo_node.errors import Permanent
 
@@ -24,13 +24,6 @@ NO_NODULES = "No lung nodules were found."
 
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
 _HAS_CONCEPT_MOD = sr.RelationshipTypeValues.HAS_CONCEPT_MOD
-
-
-class NotAnalysed(Enum):
-    """Why a report says that a series has no findings."""
-
-    REJECTED = "The series was not analysed"
-    FAILED = "The analysis of the series failed"
 
 
 def encode_no_findings(findings: Findings, volume: Volume, context: ResultContext) -> EncodedObject:
@@ -53,35 +46,28 @@ def encode_no_findings(findings: Findings, volume: Volume, context: ResultContex
 
 
 def encode_rejection(
-    series: SeriesDescription,
-    sources: Sequence[SliceSource],
-    reason: NotAnalysed,
-    code: str,
-    sentence: str,
-    context: ResultContext,
-    info: PipelineInfo | None = None,
+    paths: Sequence[Path], code: str, sentence: str, context: ResultContext, info: PipelineInfo | None = None
 ) -> EncodedObject:
-    """The report that says why a series was not analysed.
+    """The report that says why a series has no findings: it was rejected, or its analysis failed.
 
-    `code` is the machine-readable reason, `sentence` the one for people; `info` is the pipeline where it was built.
-    Patient and study come from the first source file that can be read.
+    `paths` are its Part 10 files; patient and study come from the first that can be read. `code` is the
+    machine-readable reason, `sentence` the one for people; `info` is the pipeline where it was built.
 
     Raises:
         Permanent: no source file can be read, or the report cannot be encoded.
     """
-    header = _first_header(series, sources)
-    text = f"{reason.value}: {sentence} [{code}]"
-    identity = f"sr {reason.name} {text}"  # the reason is content: another one must not come under the same UID
+    header, sources = read_series(paths)
+    if header is None:
+        raise Permanent(f"no file of series {context.series_instance_uid} can be read")
+    text = f"The series was not analysed: {sentence} [{code}]"
+    series = SeriesDescription(
+        study_instance_uid=str(header.StudyInstanceUID),
+        series_instance_uid=str(header.SeriesInstanceUID),
+        modality=str(header.get("Modality", "")),
+        series_description=str(header.get("SeriesDescription", "")),
+    )
+    identity = f"sr {text}"  # the reason is content: another one must not come under the same UID
     return _notice((text,), codes.NONE_SUCCEEDED, header, (series, sources), info, identity, context)
-
-
-def _first_header(series: SeriesDescription, sources: Sequence[SliceSource]) -> Dataset:
-    for source in sources:
-        try:
-            return read_header(source)
-        except Permanent:
-            continue  # a rejected series may well hold a broken file; any other one knows the patient too
-    raise Permanent(f"no file of series {series.series_instance_uid} can be read")
 
 
 def _notice(
@@ -102,7 +88,7 @@ def _notice(
             *(text_item(codes.COMMENT, caution) for caution in sentences[1:]),
         ]
         performed = [text_item(codes.PROCEDURE_DESCRIPTION, line) for line in _description(series, equipment)]
-        root = sr.ContainerContentItem(codes.DIAGNOSTIC_IMAGING_REPORT, template_id="2000")
+        root = sr.ContainerContentItem(codes.DIAGNOSTIC_IMAGING_REPORT, is_content_continuous=False, template_id="2000")
         root.ContentSequence = sr.ContentSequence(
             [
                 *(sr.CodeContentItem(codes.PROCEDURE_REPORTED, c, _HAS_CONCEPT_MOD) for c in procedure_codes(header)),

@@ -2,13 +2,14 @@
 
 highdicom is given a bare header (`bare_header`) without any patient attribute: it would refuse a missing or odd
 value, and warn about a patient's name by quoting it. The patient and study attributes are copied afterwards, as the
-source has them (`copy_patient_and_study`).
+source has them (`finish.finish`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from pydicom.errors import InvalidDicomError
 
 from pulmo_models.types import SeriesDescription, SliceSource
 from pulmo_node.errors import Permanent
+
+_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 _TYPE_2_PATIENT_AND_STUDY = (
     "PatientName",
@@ -74,13 +77,40 @@ def read_header(source: SliceSource) -> Dataset:
     """
     if source.path is None:
         raise Permanent(f"instance {source.sop_instance_uid} has no file to refer to")
-    try:
-        header = pydicom.dcmread(source.path, stop_before_pixels=True, force=True)
-        found = header.get("SOPInstanceUID")
-    except (OSError, InvalidDicomError, ValueError, NotImplementedError, AttributeError, EOFError) as exc:
-        raise Permanent(f"{source.path} cannot be read: {type(exc).__name__}") from exc
+    header = _read(source.path)
+    found = header.SOPInstanceUID
     if found != source.sop_instance_uid:
         raise Permanent(f"{source.path} holds instance {found}, not {source.sop_instance_uid} (0008,0018)")
+    return header
+
+
+def read_series(paths: Iterable[Path]) -> tuple[Dataset | None, tuple[SliceSource, ...]]:
+    """The first readable header of a series, and every instance that can be read; broken files are passed over."""
+    header: Dataset | None = None
+    sources = []
+    for path in paths:
+        try:
+            found = _read(path, None if header is None else list(_IDENTITY))
+        except Permanent:
+            continue  # a rejected series may well hold a broken file; the others know the patient too
+        header = header or found
+        sources.append(
+            SliceSource(
+                sop_class_uid=str(found.SOPClassUID), sop_instance_uid=str(found.SOPInstanceUID), path=str(path)
+            )
+        )
+    return header, tuple(sources)
+
+
+def _read(path: str | Path, keywords: list[str] | None = None) -> Dataset:
+    """The header of a file, or only those elements of it. Raises `Permanent`."""
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=keywords)
+        missing = [keyword for keyword in _IDENTITY if not header.get(keyword)]
+    except (OSError, InvalidDicomError, ValueError, NotImplementedError, AttributeError, EOFError) as exc:
+        raise Permanent(f"{path} cannot be read: {type(exc).__name__}") from exc
+    if missing:
+        raise Permanent(f"{path} is no DICOM instance: {', '.join(missing)} missing")
     return header
 
 

@@ -135,7 +135,7 @@ def text_item(name: Code, text: str) -> sr.TextContentItem:
 
 def container(name: Code, items: Sequence[sr.ContentItem]) -> sr.ContainerContentItem:
     """A CONTAINER with its items."""
-    item = sr.ContainerContentItem(name, relationship_type=_CONTAINS)
+    item = sr.ContainerContentItem(name, is_content_continuous=False, relationship_type=_CONTAINS)
     item.ContentSequence = sr.ContentSequence(items)
     return item
 

@@ -1,0 +1,132 @@
+"""A picture of one nodule: its key slice in the lung window, whole and enlarged, with the outline of its mask.
+
+Pixels of the picture are square in mm whatever the spacing of the image. Rows and columns stand as in the source;
+the letters at the edges (R, L, A, P, H, F) name the directions of the patient (PS3.3 C.7.6.1.1.1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from pulmo_models.types import Nodule, Volume
+
+LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width
+OUTLINE_RGB = (255, 80, 60)
+MINIMUM_FIELD_MM = 50.0
+_CAPTION_PIXELS = 26
+_TEXT_RGB = (235, 235, 235)
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels; pixel n covers n to n + 1
+
+
+def render_nodule(volume: Volume, nodule: Nodule, size: int = 480, caption: str | None = None) -> Image.Image:
+    """RGB picture, ``2 * size`` wide and ``size`` plus a caption high: the whole slice on the left, the nodule right.
+
+    The slice is the one where the mask has its largest area (the first of equals).
+    """
+    slice_index, plane = key_slice(volume, nodule)
+    grey = _window(volume.hu[slice_index])
+    _, row_mm, column_mm = volume.spacing_mm
+    rows, columns = grey.shape
+    whole = _square_box(columns / 2, rows / 2, max(rows * row_mm, columns * column_mm), (row_mm, column_mm))
+    near = _nodule_box(plane, (row_mm, column_mm))
+
+    picture = Image.new("RGB", (2 * size, size + _CAPTION_PIXELS))
+    overview, detail = _panel(grey, whole, size), _panel(grey, near, size)
+    corners = [_to_panel(x, y, whole, size) for x, y in (near[:2], near[2:])]
+    ImageDraw.Draw(overview).rectangle([*corners[0], *corners[1]], outline=OUTLINE_RGB, width=2)
+    _draw_directions(overview, volume)
+    _draw_outline(detail, plane, near)
+    picture.paste(overview, (0, 0))
+    picture.paste(detail, (size, 0))
+    text = caption or _caption(volume, nodule, slice_index)
+    ImageDraw.Draw(picture).text((8, size + 5), text, fill=_TEXT_RGB, font=ImageFont.load_default(size=14))
+    return picture
+
+
+def key_slice(volume: Volume, nodule: Nodule) -> tuple[int, npt.NDArray[np.bool_]]:
+    """Index of the slice of largest mask area, and the mask on it, bool (rows, columns) of the volume."""
+    areas = nodule.mask.voxels.sum(axis=(1, 2))
+    z = int(areas.argmax())
+    plane = np.zeros(volume.hu.shape[1:], dtype=bool)
+    plane[nodule.mask.slices[1:]] = nodule.mask.voxels[z]
+    return nodule.mask.origin[0] + z, plane
+
+
+def _caption(volume: Volume, nodule: Nodule, slice_index: int) -> str:
+    x, y, z = nodule.centre_lps_mm
+    return (
+        f"slice {slice_index + 1} of {volume.hu.shape[0]}   LPS {x:.1f}, {y:.1f}, {z:.1f} mm   "
+        f"{nodule.long_axis.length_mm:.1f} x {nodule.short_axis.length_mm:.1f} mm   "
+        f"detection {nodule.detection_probability:.0%}   malignancy {nodule.malignancy_probability:.0%}"
+    )
+
+
+def _window(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    centre, width = LUNG_WINDOW_HU
+    grey: npt.NDArray[np.uint8] = (np.clip((hu - (centre - width / 2)) / width, 0, 1) * 255).round().astype(np.uint8)
+    return grey
+
+
+def _square_box(x: float, y: float, field_mm: float, spacing_mm: tuple[float, float]) -> Box:
+    half_x, half_y = field_mm / 2 / spacing_mm[1], field_mm / 2 / spacing_mm[0]
+    return x - half_x, y - half_y, x + half_x, y + half_y
+
+
+def _nodule_box(plane: npt.NDArray[np.bool_], spacing_mm: tuple[float, float]) -> Box:
+    """A square field around the mask, at least `MINIMUM_FIELD_MM` and twice the nodule."""
+    rows, columns = np.nonzero(plane)
+    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    extent_mm = max((bottom - top) * spacing_mm[0], (right - left) * spacing_mm[1])
+    field_mm = max(MINIMUM_FIELD_MM, 2.0 * float(extent_mm))
+    return _square_box(float(left + right) / 2, float(top + bottom) / 2, field_mm, spacing_mm)
+
+
+def _panel(grey: npt.NDArray[np.uint8], box: Box, size: int) -> Image.Image:
+    left, top, right, bottom = box
+    to_source = ((right - left) / size, 0.0, left, 0.0, (bottom - top) / size, top)
+    image = Image.fromarray(grey)
+    return image.transform((size, size), Image.Transform.AFFINE, to_source, resample=Image.Resampling.BICUBIC).convert(
+        "RGB"
+    )
+
+
+def _to_panel(x: float, y: float, box: Box, size: int) -> tuple[float, float]:
+    left, top, right, bottom = box
+    return (x - left) / (right - left) * size, (y - top) / (bottom - top) * size
+
+
+def _draw_outline(panel: Image.Image, plane: npt.NDArray[np.bool_], box: Box) -> None:
+    """Draw the edges between voxels inside and outside of the mask."""
+    draw = ImageDraw.Draw(panel)
+    padded = np.pad(plane, 1)
+    for row, column in np.argwhere(padded[:, 1:] != padded[:, :-1]):  # an edge left of column `column`
+        ends = ((column, row - 1), (column, row))
+        draw.line([_to_panel(x, y, box, panel.width) for x, y in ends], fill=OUTLINE_RGB, width=2)
+    for row, column in np.argwhere(padded[1:] != padded[:-1]):  # an edge above row `row`
+        ends = ((column - 1, row), (column, row))
+        draw.line([_to_panel(x, y, box, panel.width) for x, y in ends], fill=OUTLINE_RGB, width=2)
+
+
+def _draw_directions(panel: Image.Image, volume: Volume) -> None:
+    """Letters of the patient's directions at the middle of each edge."""
+    row_step, column_step = volume.affine[:3, 1], volume.affine[:3, 2]
+    size = panel.width
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(size=16)
+    for text, anchor, place in (
+        (direction(-column_step), "lm", (6, size / 2)),
+        (direction(column_step), "rm", (size - 6, size / 2)),
+        (direction(-row_step), "mt", (size / 2, 6)),
+        (direction(row_step), "mb", (size / 2, size - 6)),
+    ):
+        draw.text(place, text, fill=_TEXT_RGB, font=font, anchor=anchor)
+
+
+def direction(step_lps: npt.NDArray[np.float64]) -> str:
+    """The letter of the patient's direction that a vector in LPS points to most."""
+    axis = int(np.abs(step_lps).argmax())
+    return ("LPH" if math.copysign(1, step_lps[axis]) > 0 else "RAF")[axis]
