@@ -1,0 +1,205 @@
+"""What receiver, sender and test PACS share: DIMSE statuses, SOP classes and transfer syntaxes, identity on the wire.
+
+Governed by DICOM PS3.4 B.2.3 (statuses of C-STORE), PS3.7 C (statuses and Error Comment), PS3.5 10 and A (transfer
+syntaxes).
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from enum import Enum, IntEnum
+
+from pydicom import uid
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID
+from pynetdicom import _config as pynetdicom_config
+from pynetdicom import evt
+
+from pulmo_models import __version__
+
+IMPLEMENTATION_CLASS_UID = UID("2.25.173950946663202943339343307336040725090")
+"""Names this software in associations and in the meta header of the files that it writes (PS3.7 D.3.3.2)."""
+
+IMPLEMENTATION_VERSION_NAME = f"PULMO_{__version__}"[:16]
+
+ERROR_COMMENT_LENGTH = 64  # value representation LO
+
+
+class DimseStatus(IntEnum):
+    """Statuses of C-STORE and C-ECHO that the node answers or names. A peer may answer others of the same ranges."""
+
+    SUCCESS = 0x0000
+    ATTRIBUTE_LIST_ERROR = 0x0107
+    PROCESSING_FAILURE = 0x0110
+    ATTRIBUTE_VALUE_OUT_OF_RANGE = 0x0116
+    INVALID_SOP_INSTANCE = 0x0117
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
+    NOT_AUTHORISED = 0x0124
+    DUPLICATE_INVOCATION = 0x0210
+    UNRECOGNISED_OPERATION = 0x0211
+    MISTYPED_ARGUMENT = 0x0212
+    RESOURCE_LIMITATION = 0x0213
+    OUT_OF_RESOURCES = 0xA700
+    DATA_SET_DOES_NOT_MATCH_SOP_CLASS = 0xA900
+    ELEMENTS_COERCED = 0xB000
+    ELEMENTS_DISCARDED = 0xB006
+    STORED_ALTHOUGH_NOT_MATCHING = 0xB007
+    CANNOT_UNDERSTAND = 0xC000
+
+
+class StatusKind(Enum):
+    """What a status asks of the sender."""
+
+    SUCCESS = "stored"
+    WARNING = "stored with a warning"
+    BUSY = "try again later"
+    REFUSED = "trying again changes nothing"
+
+
+_WARNINGS = frozenset({0x0001, DimseStatus.ATTRIBUTE_LIST_ERROR, DimseStatus.ATTRIBUTE_VALUE_OUT_OF_RANGE})
+
+
+def status_kind(status: int) -> StatusKind:
+    """Class of a status by its range (PS3.7 C): 0xBxxx warns, 0xA7xx and 0x0213 are lack of resources."""
+    if status == DimseStatus.SUCCESS:
+        return StatusKind.SUCCESS
+    if status in _WARNINGS or status >> 12 == 0xB:
+        return StatusKind.WARNING
+    if status >> 8 == 0xA7 or status == DimseStatus.RESOURCE_LIMITATION:
+        return StatusKind.BUSY
+    return StatusKind.REFUSED
+
+
+def status_in_words(status: int, comment: str = "") -> str:
+    """For example ``0xA900: data set does not match SOP class, 'SOP Class UID missing'``."""
+    words = _name(status)
+    said = error_comment(comment)
+    return f"0x{status:04X}: {words}" + (f", '{said}'" if said else "")
+
+
+def _name(status: int) -> str:
+    if status >> 8 in (0xA7, 0xA9):
+        status &= 0xFF00
+    elif status >> 12 == 0xC:
+        status &= 0xF000
+    try:
+        return DimseStatus(status).name.replace("SOP", "sop").lower().replace("sop", "SOP").replace("_", " ")
+    except ValueError:
+        return {StatusKind.WARNING: "warning"}.get(status_kind(status), "failure")
+
+
+def error_comment(text: str) -> str:
+    """`text` as a valid (0000,0902) Error Comment: printable ASCII without backslash, at most 64 characters."""
+    printable = "".join(c if " " <= c <= "~" and c != "\\" else "?" for c in text.strip())
+    if len(printable) <= ERROR_COMMENT_LENGTH:
+        return printable
+    return printable[: ERROR_COMMENT_LENGTH - 3] + "..."
+
+
+VERIFICATION = UID("1.2.840.10008.1.1")
+
+IMAGE_SOP_CLASSES: tuple[UID, ...] = (
+    uid.CTImageStorage,
+    uid.EnhancedCTImageStorage,
+    uid.LegacyConvertedEnhancedCTImageStorage,
+    uid.ComputedRadiographyImageStorage,
+    uid.DigitalXRayImageStorageForPresentation,
+)
+"""What the node receives."""
+
+RESULT_SOP_CLASSES: tuple[UID, ...] = (
+    uid.Comprehensive3DSRStorage,
+    uid.ComprehensiveSRStorage,
+    uid.EnhancedSRStorage,
+    uid.BasicTextSRStorage,
+    uid.KeyObjectSelectionDocumentStorage,
+    uid.SegmentationStorage,
+    UID("1.2.840.10008.5.1.4.1.1.66.7"),  # Label Map Segmentation Storage
+    uid.SecondaryCaptureImageStorage,
+    uid.GrayscaleSoftcopyPresentationStateStorage,
+)
+"""What the node offers to a destination."""
+
+RESULT_TRANSFER_SYNTAXES: tuple[UID, ...] = (
+    uid.ExplicitVRLittleEndian,
+    uid.ImplicitVRLittleEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+)
+"""Each is offered in a presentation context of its own, since results are sent as they were encoded."""
+
+UNCOMPRESSED: tuple[UID, ...] = (
+    uid.ExplicitVRLittleEndian,
+    uid.ImplicitVRLittleEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+)
+
+COMPRESSED: tuple[UID, ...] = (
+    uid.JPEGLSLossless,
+    uid.JPEG2000Lossless,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLossless,
+    uid.RLELossless,
+    uid.HTJ2K,
+    uid.JPEG2000,
+    uid.JPEGLSNearLossless,
+    uid.JPEGBaseline8Bit,
+    uid.JPEGExtended12Bit,
+)
+"""Compressed transfer syntaxes that the node knows, lossless ones first."""
+
+
+def has_decoder(transfer_syntax_uid: UID) -> bool:
+    """Whether pixel data in that transfer syntax can be decoded here, asked of pydicom and its plug-ins.
+
+    12-bit JPEG Extended counts only with pylibjpeg-libjpeg: gdcm and Pillow register for it as well, but decode
+    nothing beyond 8 bits.
+    """
+    if transfer_syntax_uid in UNCOMPRESSED:
+        return True
+    decoder = get_decoder(transfer_syntax_uid)
+    if transfer_syntax_uid == uid.JPEGExtended12Bit:
+        return "pylibjpeg" in decoder.available_plugins
+    return bool(decoder.is_available)
+
+
+def decodable_transfer_syntaxes() -> tuple[UID, ...]:
+    """What the node accepts, in order of preference; what it cannot decode is refused at negotiation."""
+    return UNCOMPRESSED + tuple(syntax for syntax in COMPRESSED if has_decoder(syntax))
+
+
+def decoder_gaps() -> tuple[str, ...]:
+    """Names of the transfer syntaxes that an installation ought to decode and does not.
+
+    12-bit JPEG Extended is none of them: its decoder is an optional extra.
+    """
+    return tuple(syntax.name for syntax in COMPRESSED if syntax != uid.JPEGExtended12Bit and not has_decoder(syntax))
+
+
+def configure_pynetdicom() -> None:
+    """Set the process-wide switches of pynetdicom that receiver and sender rely on. Idempotent.
+
+    - no logging: its lines may quote values, and the stages say themselves what happened;
+    - `send_c_store(path)` sends the bytes of the file in chunks instead of decoding and encoding them again.
+    """
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    pynetdicom_config.LOG_HANDLER_LEVEL = "none"
+    pynetdicom_config.LOG_REQUEST_IDENTIFIERS = False
+    pynetdicom_config.LOG_RESPONSE_IDENTIFIERS = False
+    pynetdicom_config.STORE_SEND_CHUNKED_DATASET = True
+
+
+def prepare_connection(event: evt.Event, timeout_seconds: float) -> None:
+    """Handler of `evt.EVT_CONN_OPEN` on both sides: no delay, and no wait without an end.
+
+    Commands are small: without TCP_NODELAY each waits for the peer's delayed acknowledgement of the one before.
+    pynetdicom's own timers do not see a peer that stops in the middle of a PDU, the socket's does.
+    """
+    wrapper = event.assoc.dul.socket
+    if wrapper is None or wrapper.socket is None:  # the peer was gone again at once
+        return
+    wrapper.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    wrapper.socket.settimeout(timeout_seconds)

@@ -1,0 +1,339 @@
+"""Receive: a DICOM storage and verification SCP.
+
+Input: C-STORE and C-ECHO requests. Output: the peer's bytes in the instance store, a committed row, then the answer.
+The data set is never decoded and encoded again: only its head, up to (0020,000E), is read to learn its identity.
+Governed by DICOM PS3.4 B (storage), PS3.7 9.1.1 (C-STORE), PS3.8 9.3.4 (A-ASSOCIATE-RJ), PS3.10 7 (file format).
+
+Statuses: 0x0000 once file and row are durable, also for an instance that is there already and for a conflict;
+0xA700 where storage or database refuse, 0xA900 where the data set is not what the command says, 0xC000 where it
+cannot be understood, each with an Error Comment. None of them ends the association.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any, cast
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.transport import ThreadedAssociationServer
+
+from pulmo_node.dimse import (
+    IMAGE_SOP_CLASSES,
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    VERIFICATION,
+    DimseStatus,
+    configure_pynetdicom,
+    decodable_transfer_syntaxes,
+    error_comment,
+    prepare_connection,
+)
+from pulmo_node.domain.series import StoredInstance
+from pulmo_node.errors import Transient
+from pulmo_node.ports import Clock, InstanceStore, ReceiveStore
+
+log = logging.getLogger(__name__)
+
+_STUDY_INSTANCE_UID = 0x0020000D
+_SERIES_INSTANCE_UID = 0x0020000E
+_SOP_CLASS_UID = 0x00080016
+_SOP_INSTANCE_UID = 0x00080018
+_MODALITY = 0x00080060
+
+# Wider than PS3.5 9.1 in one point: components with leading zeros are met in practice and harm nobody.
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+
+_MOST_INFLATED_BYTES = 16 * 1024 * 1024  # of a deflated data set; the head that is read is a few kilobytes
+_DRAIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceiveSettings:
+    """Who may send what, and within which limits."""
+
+    ae_title: str
+    bind: str = "127.0.0.1"
+    port: int = 11112  # 0: any free port
+    accept_calling: tuple[str, ...] = ()  # calling AE titles; empty: any
+    require_called: bool = False  # reject associations that call another AE title than ours
+    max_associations: int = 20
+    max_pdu: int = 131_072  # bytes
+    network_timeout_seconds: float = 60.0  # of silence, after which an association is aborted
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceHead:
+    """What a data set says that it is."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    modality: str
+
+
+class _Refused(Exception):
+    """The instance is answered with a failure status; the text becomes the Error Comment."""
+
+    def __init__(self, status: DimseStatus, comment: str) -> None:
+        super().__init__(comment)
+        self.status = status
+
+
+@dataclass(kw_only=True)
+class _Transfer:
+    """What one association has brought so far. Written by its own thread only."""
+
+    calling_ae_title: str
+    series_instance_uid: str | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Receiver:
+    """The SCP. Also knows which series are arriving at this moment (port `Transfers`)."""
+
+    def __init__(self, settings: ReceiveSettings, store: ReceiveStore, instances: InstanceStore, clock: Clock) -> None:
+        self._settings = settings
+        self._store = store
+        self._instances = instances
+        self._clock = clock
+        self._server: ThreadedAssociationServer | None = None
+        self._transfers: dict[Association, _Transfer] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on; only after `start`."""
+        if self._server is None:
+            raise RuntimeError("the receiver was not started")
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Listen and return.
+
+        Raises:
+            Transient: the address is in use or not one of this machine.
+        """
+        configure_pynetdicom()
+        try:
+            self._server = self._application_entity().start_server(
+                (self._settings.bind, self._settings.port),
+                block=False,
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, prepare_connection, [self._settings.network_timeout_seconds]),
+                    (evt.EVT_ESTABLISHED, self._on_established),
+                    (evt.EVT_C_ECHO, self._on_c_echo),
+                    (evt.EVT_C_STORE, self._on_c_store),
+                    (evt.EVT_REJECTED, self._on_rejected),
+                    (evt.EVT_RELEASED, self._on_end, ["released"]),
+                    (evt.EVT_ABORTED, self._on_end, ["aborted"]),
+                ],
+            )
+        except OSError as exc:
+            where = f"{self._settings.bind}:{self._settings.port}"
+            raise Transient(f"cannot listen on {where}: {exc.strerror or exc}") from exc
+
+    def stop(self, drain_seconds: float = _DRAIN_SECONDS) -> None:
+        """Accept nothing more, give open associations that long to finish, then abort them."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.shutdown()
+        deadline = time.monotonic() + drain_seconds
+        for association in server.active_associations:
+            association.join(max(0.0, deadline - time.monotonic()))
+            if association.is_alive():
+                association.abort()
+
+    def series_in_transfer(self) -> Collection[str]:
+        """Series Instance UIDs whose instance was the latest on an open association."""
+        with self._lock:
+            return {
+                transfer.series_instance_uid
+                for association, transfer in self._transfers.items()
+                if transfer.series_instance_uid and association.is_established and association.is_alive()
+            }
+
+    def _application_entity(self) -> AE:
+        settings = self._settings
+        entity = AE(ae_title=settings.ae_title)
+        entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        entity.require_calling_aet = list(settings.accept_calling)
+        entity.require_called_aet = settings.require_called
+        entity.maximum_associations = settings.max_associations
+        entity.maximum_pdu_size = settings.max_pdu
+        entity.network_timeout = settings.network_timeout_seconds
+        entity.acse_timeout = settings.network_timeout_seconds
+        entity.dimse_timeout = settings.network_timeout_seconds
+        entity.add_supported_context(VERIFICATION)
+        transfer_syntaxes = list(decodable_transfer_syntaxes())
+        for sop_class in IMAGE_SOP_CLASSES:
+            entity.add_supported_context(sop_class, transfer_syntaxes)
+        return entity
+
+    def _on_established(self, event: evt.Event) -> None:
+        with self._lock:
+            # An association whose connection broke in an unusual way ends without an event.
+            for association in [known for known in self._transfers if not known.is_alive()]:
+                del self._transfers[association]
+            self._transfers[event.assoc] = _Transfer(calling_ae_title=str(event.assoc.requestor.ae_title).strip())
+
+    def _on_rejected(self, event: evt.Event) -> None:
+        log.warning("association from %s rejected", str(event.assoc.requestor.ae_title).strip())
+
+    def _on_end(self, event: evt.Event, how: str) -> None:
+        with self._lock:
+            transfer = self._transfers.pop(event.assoc, None)
+        if transfer is not None:
+            counts = ", ".join(f"{number} {what}" for what, number in sorted(transfer.counts.items()))
+            log.info("association from %s %s: %s", transfer.calling_ae_title, how, counts or "no instance")
+
+    def _on_c_echo(self, event: evt.Event) -> int:
+        return DimseStatus.SUCCESS
+
+    def _on_c_store(self, event: evt.Event) -> int | Dataset:
+        transfer = self._transfers.get(event.assoc)
+        if transfer is None:  # being aborted by `stop`; nobody reads the answer
+            return DimseStatus.OUT_OF_RESOURCES
+        named = str(cast(C_STORE, event.request).AffectedSOPInstanceUID)
+        sop_instance_uid = named if _UID.fullmatch(named) else "(no valid UID)"  # any text may stand there
+        try:
+            outcome = self._receive(event, transfer)
+        except _Refused as exc:
+            status, comment = exc.status, str(exc)
+        except Transient as exc:
+            status, comment = DimseStatus.OUT_OF_RESOURCES, "not stored, try again later"
+            log.error("instance %s not stored: %s", sop_instance_uid, exc)
+        except Exception as exc:  # noqa: BLE001
+            # Boundary: a fault of ours must neither end the association nor cost the sender its instance, so it is
+            # asked to try again. Only the type is logged, since a text may quote the data set.
+            status, comment = DimseStatus.OUT_OF_RESOURCES, "internal error, try again later"
+            log.error("instance %s not stored: unexpected %s", sop_instance_uid, type(exc).__name__)
+        else:
+            transfer.counts[outcome] += 1
+            return DimseStatus.SUCCESS
+        transfer.counts["refused"] += 1
+        log.warning("instance %s refused with 0x%04X: %s", sop_instance_uid, status, comment)
+        answer = Dataset()
+        answer.Status = int(status)
+        answer.ErrorComment = error_comment(comment)
+        return answer
+
+    def _receive(self, event: evt.Event, transfer: _Transfer) -> str:
+        data_set = event.encoded_dataset(include_meta=False)
+        transfer_syntax_uid = UID(event.context.transfer_syntax)
+        head = read_head(data_set, transfer_syntax_uid)
+        _check_identity(head, event)
+        transfer.series_instance_uid = head.series_instance_uid
+        written = self._instances.write(
+            study_instance_uid=head.study_instance_uid,
+            series_instance_uid=head.series_instance_uid,
+            sop_instance_uid=head.sop_instance_uid,
+            meta=encode_meta(head, transfer_syntax_uid, transfer.calling_ae_title),
+            data_set=data_set,
+        )
+        outcome = self._store.record_instance(
+            StoredInstance(
+                study_instance_uid=head.study_instance_uid,
+                series_instance_uid=head.series_instance_uid,
+                sop_instance_uid=head.sop_instance_uid,
+                sop_class_uid=head.sop_class_uid,
+                transfer_syntax_uid=str(transfer_syntax_uid),
+                modality=head.modality,
+                calling_ae_title=transfer.calling_ae_title,
+                path=written.path,
+                sha256=written.sha256,
+                size_bytes=written.size_bytes,
+                received_at=self._clock.now(),
+            )
+        )
+        return outcome.value
+
+
+def read_head(data_set: bytes, transfer_syntax_uid: UID) -> InstanceHead:
+    """Identity of an encoded data set. Nothing behind (0020,000E) is read, and pixel data is never touched.
+
+    Raises:
+        _Refused: with 0xC000, where it cannot be parsed or a UID is missing or malformed.
+    """
+    try:
+        encoded = _inflated(data_set) if transfer_syntax_uid.is_deflated else data_set
+        head = read_dataset(
+            BytesIO(encoded),
+            transfer_syntax_uid.is_implicit_VR,
+            transfer_syntax_uid.is_little_endian,
+            stop_when=lambda tag, vr, length: tag > _SERIES_INSTANCE_UID,
+            specific_tags=[_SOP_CLASS_UID, _SOP_INSTANCE_UID, _MODALITY, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID],
+        )
+        # Raw values: converted ones would be quoted in warnings where they are malformed.
+        values = {int(tag): _text(head.get_item(tag)) for tag in head.keys()}  # noqa: SIM118
+    except Exception as exc:
+        # Boundary: bytes of a stranger. Whatever the parser raises on them, they cannot be understood.
+        raise _Refused(DimseStatus.CANNOT_UNDERSTAND, "data set cannot be parsed") from exc
+    return InstanceHead(
+        study_instance_uid=_checked_uid(values.get(_STUDY_INSTANCE_UID, ""), "Study Instance UID"),
+        series_instance_uid=_checked_uid(values.get(_SERIES_INSTANCE_UID, ""), "Series Instance UID"),
+        sop_instance_uid=_checked_uid(values.get(_SOP_INSTANCE_UID, ""), "SOP Instance UID"),
+        sop_class_uid=_checked_uid(values.get(_SOP_CLASS_UID, ""), "SOP Class UID"),
+        modality=values.get(_MODALITY, "")[:16],
+    )
+
+
+def encode_meta(head: InstanceHead, transfer_syntax_uid: UID, calling_ae_title: str) -> bytes:
+    """Preamble and meta header of the Part 10 file in which an instance is kept (PS3.10 7.1)."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = UID(head.sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(head.sop_instance_uid)
+    meta.TransferSyntaxUID = transfer_syntax_uid
+    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    meta.SourceApplicationEntityTitle = calling_ae_title
+    encoded = DicomBytesIO()
+    encoded.is_little_endian = True
+    encoded.is_implicit_VR = False
+    write_file_meta_info(encoded, meta)
+    return b"\x00" * 128 + b"DICM" + encoded.getvalue()
+
+
+def _text(element: Any) -> str:
+    return bytes(element.value or b"").decode("ascii").strip("\0 ")
+
+
+def _inflated(data_set: bytes) -> bytes:
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, _MOST_INFLATED_BYTES)
+
+
+def _checked_uid(value: str, name: str) -> str:
+    if not value:
+        raise _Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is missing")
+    if len(value) > 64 or not _UID.fullmatch(value):
+        raise _Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is no valid UID")
+    return value
+
+
+def _check_identity(head: InstanceHead, event: evt.Event) -> None:
+    mismatch = DimseStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS
+    command = cast(C_STORE, event.request)
+    if command.AffectedSOPClassUID != event.context.abstract_syntax:
+        raise _Refused(mismatch, "SOP Class UID of the command is not the one negotiated")
+    if head.sop_class_uid != command.AffectedSOPClassUID:
+        raise _Refused(mismatch, "SOP Class UID differs between command and data set")
+    if head.sop_instance_uid != command.AffectedSOPInstanceUID:
+        raise _Refused(mismatch, "SOP Instance UID differs between command and data set")
