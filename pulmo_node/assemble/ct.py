@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from pydicom import Dataset
 
 from pulmo_models.types import SeriesDescription, SliceSource, Volume
@@ -19,7 +20,9 @@ from pulmo_node.assemble.geometry import SAME_POSITION_MM, Axes, Grid, along_nor
 from pulmo_node.assemble.pixels import read_pixel_module, stored_values, write_hu
 from pulmo_node.errors import Rejected
 
-MINIMUM_SLICES = 8
+Float32Array = npt.NDArray[np.float32]
+
+MINIMUM_SLICES = 8  # with 3 mm slices, less than a nodule and its surroundings
 MAX_SPACING_MM = 10.0
 CAUTION_SPACING_MM = 3.0
 MAX_SIDE_PIXELS = 4096
@@ -87,6 +90,13 @@ def _check_one_subject(frames: Sequence[Frame]) -> None:
                 file=other.path.name,
                 tag=tag,
             )
+    if not frames[0].frame_of_reference_uid:
+        raise Rejected(
+            RejectionCode.NO_FRAME_OF_REFERENCE,
+            "the images name no frame of reference, so no result could be placed in the patient",
+            file=frames[0].path.name,
+            tag="(0020,0052) FrameOfReferenceUID",
+        )
 
 
 def _check_grid(frames: Sequence[Frame]) -> None:
@@ -200,7 +210,22 @@ def _without_duplicates(frames: Sequence[Frame], axes: Axes) -> tuple[list[Frame
                 file=frame.path.name,
                 tag="(0020,0032) ImagePositionPatient",
             )
+    _check_unique_uids(kept)
     return kept, repeated
+
+
+def _check_unique_uids(frames: Sequence[Frame]) -> None:
+    """A result points at its slice by UID, so two slices may not share one."""
+    seen: dict[tuple[str, int | None], Frame] = {}
+    for frame in frames:
+        other = seen.setdefault((frame.sop_instance_uid, frame.frame_number), frame)
+        if other is not frame:
+            raise Rejected(
+                RejectionCode.DUPLICATE_UID,
+                f"{other.label} and {frame.label} are different slices with one SOP Instance UID",
+                file=frame.path.name,
+                tag="(0008,0018) SOPInstanceUID",
+            )
 
 
 def _equal(one: Frame, other: Frame) -> bool:
@@ -230,23 +255,24 @@ def _check_extent(grid: Grid, minimum_slices: int) -> None:
         )
 
 
-def _read_hu(grid: Grid) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:
-    """Decode every frame straight into the volume, one file in memory at a time.
+def _read_hu(grid: Grid) -> Float32Array:
+    """Decode every frame straight into the volume; of single-frame files, one is in memory at a time.
 
     One thread: gdcm and pyjpegls hold the interpreter lock and openjpeg brings threads of its own, so a pool gained
     nothing (docs/assembly.md has the figures).
     """
     first = grid.frames[0]
     hu = np.empty((len(grid.frames), first.rows, first.columns), dtype=np.float32)
-    opened: tuple[Path, Dataset] | None = None  # a multi-frame file is read once for all its frames
+    multi_frame: dict[Path, Dataset] = {}
     for frame, out in zip(grid.frames, hu, strict=True):
-        if opened is None or opened[0] != frame.path:
-            opened = (frame.path, read_pixel_module(frame.path))
-        _decode_into(frame, opened[1], out)
+        dataset = multi_frame.get(frame.path) or read_pixel_module(frame.path)
+        if frame.frame_number is not None:
+            multi_frame[frame.path] = dataset
+        _decode_into(frame, dataset, out)
     return hu
 
 
-def _decode_into(frame: Frame, dataset: Dataset, out: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+def _decode_into(frame: Frame, dataset: Dataset, out: Float32Array) -> None:
     stored = stored_values(frame.path, dataset, frame.frame_number)
     if frame.rescale is None or stored.shape != out.shape:
         raise Rejected(RejectionCode.UNREADABLE, f"{frame.label} changed while it was read", file=frame.path.name)

@@ -6,6 +6,7 @@ pydicom converts values when they are first looked at, so a malformed element ma
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,11 @@ def translated(
     except Rejected:
         raise
     except READ_ERRORS as exc:
-        raise Rejected(code, f"{path.name} {what}: {_reason(exc)}", file=path.name) from exc
+        reason = _reason(exc)
+        if code is RejectionCode.UNREADABLE:
+            # Readers quote the value or the path that they stumble over, and either may hold a patient's name.
+            reason = re.sub(r"(['\"]).*?\1", "'...'", reason)
+        raise Rejected(code, f"{path.name} {what}: {reason}", file=path.name) from exc
 
 
 def _reason(exc: Exception) -> str:

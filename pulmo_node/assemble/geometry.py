@@ -21,9 +21,10 @@ Float64Array = npt.NDArray[np.float64]
 
 SAME_POSITION_MM = 0.01  # closer than this along the normal, two slices are at one position
 POSITION_TOLERANCE_MM = 0.1  # from the fitted line; positions rounded to one decimal are off by up to 0.05 per axis
-COSINE_TOLERANCE = 1e-3  # between slices, and from unit length and right angle: cosines come with four decimals or more
-SHIFT_TOLERANCE_MM = 0.25  # across the path over the whole series: rounded positions, and cosines with four decimals
-TILT_FLOOR_DEGREES = 0.05  # a drift that cosines with three or four decimals explain is no tilt
+UNIT_TOLERANCE = 1e-3  # of direction cosines from unit length and right angle, where they come with three decimals
+COSINE_TOLERANCE = 1e-4  # of direction cosines between slices
+SHIFT_TOLERANCE_MM = 0.15  # across the path, from end to end: positions rounded to one decimal differ by 0.1
+TILT_FLOOR_DEGREES = 0.02  # a drift that cosines with four decimals explain is no tilt
 MAX_ANGLE_FROM_AXIAL_DEGREES = 35.0  # a CT gantry tilts by 30 degrees at most
 
 _POSITION_TAG = "(0020,0032) ImagePositionPatient"
@@ -63,7 +64,7 @@ def common_axes(frames: Sequence[Frame]) -> Axes:
             np.abs((row * column).sum(axis=1)),
         ]
     )
-    if bad.max() > COSINE_TOLERANCE:
+    if bad.max() > UNIT_TOLERANCE:
         worst = frames[int(bad.argmax())]
         raise Rejected(
             RejectionCode.BAD_ORIENTATION,
@@ -169,7 +170,7 @@ def _check_gaps(frames: Sequence[Frame], distance: Float64Array) -> None:
     if np.abs(distance - (start + spacing * number)).max() <= tolerance:
         return
     gaps = np.diff(distance)
-    usual = float(np.median(gaps))
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # lower median: of 5 and 10 mm, 5 is usual
     steps = np.rint(gaps / usual)
     whole = np.abs(gaps - steps * usual) <= np.maximum(2 * tolerance, 0.02 * gaps)
     if whole.all() and (steps >= 1).all() and (steps > 1).any():

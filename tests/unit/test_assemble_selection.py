@@ -1,0 +1,278 @@
+"""Which objects make the volume: what is set aside, what repeats, what must not be mixed; folders and descriptions."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+from pydicom.uid import (
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    MediaStorageDirectoryStorage,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+from pulmo_models.types import Radiograph, SeriesDescription, Volume
+from pulmo_node.assemble import RejectionCode, assemble, assemble_ct, describe, find_series
+from pulmo_node.errors import Rejected
+from tests.conftest import ROOT
+from tests.ct_factory import ct_datasets, enhanced_from, ramp_hu, set_pixels, true_affine, write_datasets, write_part10
+
+
+def assembled(datasets: list[Dataset], folder: Path) -> Volume:
+    paths = write_datasets(datasets, folder)
+    return assemble_ct(paths, describe(paths))
+
+
+def rejected(datasets: list[Dataset], folder: Path) -> Rejected:
+    with pytest.raises(Rejected) as caught:
+        assembled(datasets, folder)
+    return caught.value
+
+
+def copy_of(ds: Dataset) -> Dataset:
+    copied = deepcopy(ds)
+    copied.SOPInstanceUID = generate_uid()
+    return copied
+
+
+class TestSetAside:
+    def test_localizer_no_pixels_no_position_and_foreign_class_are_left_out_by_name(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        localizer, no_pixels, no_position, capture = (copy_of(datasets[0]) for _ in range(4))
+        localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        localizer.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+        del no_pixels.PixelData
+        del no_position.ImagePositionPatient
+        capture.SOPClassUID = SecondaryCaptureImageStorage
+        volume = assembled([localizer, *datasets, no_pixels, no_position, capture], tmp_path)
+        assert np.array_equal(volume.hu, ramp_hu())
+        (sentence,) = volume.cautions
+        assert "IM0000.dcm: a localizer" in sentence
+        assert "IM0011.dcm: no pixel data" in sentence
+        assert "IM0012.dcm: no position" in sentence
+        assert "IM0013.dcm: not a CT image but Secondary Capture" in sentence
+
+    def test_nothing_is_left(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        for ds in datasets:
+            ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        error = rejected(datasets, tmp_path)
+        assert error.code == RejectionCode.NO_IMAGES
+        assert "localizer" in error.sentence
+
+
+class TestDuplicates:
+    def test_equal_pixels_are_taken_once(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        volume = assembled([*datasets, copy_of(datasets[3])], tmp_path)
+        assert np.array_equal(volume.hu, ramp_hu())
+        (sentence,) = volume.cautions
+        assert "repetitions (1)" in sentence
+
+    def test_the_same_file_twice(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        assert np.array_equal(assembled([*datasets, datasets[3]], tmp_path).hu, ramp_hu())
+
+    def test_different_pixels_are_refused(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        other = copy_of(datasets[3])
+        set_pixels(other, ramp_hu()[4] + 1024)
+        error = rejected([*datasets, other], tmp_path)
+        assert error.code == RejectionCode.DUPLICATE_POSITION
+        assert "IM0003.dcm" in error.sentence
+        assert "IM0010.dcm" in error.sentence
+
+    def test_equal_stored_values_with_another_rescale_differ(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        other = copy_of(datasets[3])
+        other.RescaleIntercept = -1000
+        assert rejected([*datasets, other], tmp_path).code == RejectionCode.DUPLICATE_POSITION
+
+    def test_one_uid_for_two_slices(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        datasets[6].SOPInstanceUID = datasets[2].SOPInstanceUID
+        assert rejected(datasets, tmp_path).code == RejectionCode.DUPLICATE_UID
+
+
+class TestMixtures:
+    def test_two_phases_of_the_same_positions(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        second = [copy_of(ds) for ds in datasets]
+        for ds in second:
+            ds.AcquisitionNumber = 2
+        assert rejected([*datasets, *second], tmp_path).code == RejectionCode.SEVERAL_ACQUISITIONS
+
+    def test_interleaved_acquisitions(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        for ds in datasets[::2]:
+            ds.AcquisitionNumber = 2
+        assert rejected(datasets, tmp_path).code == RejectionCode.SEVERAL_ACQUISITIONS
+
+    def test_step_and_shoot_acquisitions_join_end_to_end(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        for k, ds in enumerate(datasets):
+            ds.AcquisitionNumber = 1 + k // 4
+        volume = assembled(datasets, tmp_path)
+        assert np.array_equal(volume.hu, ramp_hu())
+        assert volume.cautions == ("The volume joins 3 acquisitions that follow one another.",)
+
+    def test_two_kernels(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        for ds in datasets[::2]:
+            ds.ConvolutionKernel = "B30f"
+        error = rejected(datasets, tmp_path)
+        assert error.code == RejectionCode.SEVERAL_KERNELS
+        assert "B30f, B50f" in error.sentence
+
+    def test_two_patients_and_neither_is_named(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        datasets[8].PatientID, datasets[8].PatientName = "SECRET-2", "Doe^Jane"
+        error = rejected(datasets, tmp_path)
+        assert error.code == RejectionCode.PATIENT_CONFLICT
+        assert error.file == "IM0008.dcm"
+        for secret in ("SECRET-2", "PHANTOM-1", "Doe", "Phantom^Peter"):
+            assert secret not in str(error)
+            assert secret not in repr(error)
+
+
+class TestMultiFrame:
+    @pytest.mark.parametrize("sop_class", [EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage])
+    def test_frames_in_any_order_make_the_same_volume(self, sop_class: str, tmp_path: Path) -> None:
+        hu = 2 * ramp_hu() + 1000
+        datasets = ct_datasets(hu, slope=2)
+        order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+        path = tmp_path / "enhanced.dcm"
+        write_part10(enhanced_from([datasets[k] for k in order], sop_class), path)
+        volume = assemble_ct([path], describe([path]))
+        assert np.array_equal(volume.hu, hu)
+        assert np.abs(volume.affine - true_affine((2.5, 0.7, 0.8), (-120, -110, -300))).max() < 1e-6
+        assert [source.frame_number for source in volume.sources] == [order.index(k) + 1 for k in range(10)]
+        assert {source.sop_class_uid for source in volume.sources} == {sop_class}
+
+    def test_rescale_of_each_frame(self, tmp_path: Path) -> None:
+        hu = ramp_hu()
+        datasets = ct_datasets(hu)
+        for k, ds in enumerate(datasets):
+            ds.RescaleIntercept = -1024 - k
+            set_pixels(ds, hu[k] + 1024 + k)
+        path = tmp_path / "enhanced.dcm"
+        write_part10(enhanced_from(datasets), path)
+        assert np.array_equal(assemble_ct([path], describe([path])).hu, hu)
+
+    def test_two_objects_make_one_volume(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        paths = [tmp_path / "a.dcm", tmp_path / "b.dcm"]
+        write_part10(enhanced_from(datasets[::2]), paths[0])
+        write_part10(enhanced_from(datasets[1::2]), paths[1])
+        assert np.array_equal(assemble_ct(paths, describe(paths)).hu, ramp_hu())
+
+    def test_too_few_functional_groups(self, tmp_path: Path) -> None:
+        ds = enhanced_from(ct_datasets(ramp_hu()))
+        del ds.PerFrameFunctionalGroupsSequence[3]
+        path = tmp_path / "enhanced.dcm"
+        write_part10(ds, path)
+        with pytest.raises(Rejected, match="9 per-frame functional groups for 10 frames") as caught:
+            assemble_ct([path], describe([path]))
+        assert caught.value.code == RejectionCode.UNREADABLE
+
+
+class TestRadiograph:
+    @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+    def test_larger_is_brighter(self, photometric: str, tmp_path: Path) -> None:
+        ds = ct_datasets(ramp_hu((1, 6, 5)))[0]
+        ds.Modality, ds.PhotometricInterpretation, ds.ViewPosition = "DX", photometric, "PA"
+        del ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType
+        path = tmp_path / "dx.dcm"
+        write_part10(ds, path)
+        image = assemble([path], describe([path]))
+        assert isinstance(image, Radiograph)
+        stored = ramp_hu((1, 6, 5))[0] + 1024
+        truth = stored if photometric == "MONOCHROME2" else stored.max() + stored.min() - stored
+        assert np.array_equal(image.pixels, truth)
+        assert image.spacing_mm == (0.7, 0.8)
+        assert image.view_position == "PA"
+        assert image.source.sop_instance_uid == ds.SOPInstanceUID
+
+    def test_two_images_in_one_series(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu((2, 6, 5)))
+        for ds in datasets:
+            ds.Modality = "CR"
+        paths = write_datasets(datasets, tmp_path)
+        with pytest.raises(Rejected) as caught:
+            assemble(paths, describe(paths))
+        assert caught.value.code == RejectionCode.SEVERAL_IMAGES
+
+    def test_other_modalities_are_refused(self) -> None:
+        series = SeriesDescription(study_instance_uid="1.2", series_instance_uid="1.3", modality="MR")
+        with pytest.raises(Rejected) as caught:
+            assemble([], series)
+        assert caught.value.code == RejectionCode.UNSUPPORTED_MODALITY
+
+
+class TestDescribe:
+    def test_what_a_rule_may_ask(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        datasets[0].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        paths = write_datasets(datasets, tmp_path)
+        assert describe(paths, "SCANNER") == SeriesDescription(
+            study_instance_uid=datasets[0].StudyInstanceUID,
+            series_instance_uid=datasets[0].SeriesInstanceUID,
+            modality="CT",
+            sop_class_uids=(datasets[0].SOPClassUID,),
+            calling_ae_title="SCANNER",
+            body_part_examined="CHEST",
+            series_description="phantom",
+            image_type=("ORIGINAL", "PRIMARY", "AXIAL"),
+            number_of_instances=10,
+        )
+
+    def test_two_series(self, tmp_path: Path) -> None:
+        paths = write_datasets([*ct_datasets(ramp_hu()), *ct_datasets(ramp_hu())], tmp_path)
+        with pytest.raises(Rejected) as caught:
+            describe(paths)
+        assert caught.value.code == RejectionCode.SEVERAL_SERIES
+
+    def test_no_file_can_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(Rejected) as caught:
+            describe([tmp_path / "missing.dcm"])
+        assert caught.value.code == RejectionCode.UNREADABLE
+        assert str(tmp_path) not in str(caught.value)
+
+
+class TestFindSeries:
+    def test_series_are_grouped_and_every_other_file_is_named(self, tmp_path: Path) -> None:
+        first, second = ct_datasets(ramp_hu()), ct_datasets(ramp_hu((9, 4, 4)))
+        write_datasets(first, tmp_path / "a", seed=1)
+        write_datasets(second[:5], tmp_path / "a" / "deep")
+        write_datasets(second[5:], tmp_path / "b")
+        (tmp_path / "README.txt").write_text("no image")
+        (tmp_path / "empty").touch()
+        directory = copy_of(first[0])
+        directory.SOPClassUID = MediaStorageDirectoryStorage
+        write_part10(directory, tmp_path / "DICOMDIR")
+        found = find_series(tmp_path)
+        by_uid = {item.description.series_instance_uid: item for item in found.series}
+        assert set(by_uid) == {first[0].SeriesInstanceUID, second[0].SeriesInstanceUID}
+        assert len(by_uid[first[0].SeriesInstanceUID].paths) == 10
+        other = by_uid[second[0].SeriesInstanceUID]
+        assert other.description.number_of_instances == 9
+        assert np.array_equal(assemble_ct(other.paths, other.description).hu, ramp_hu((9, 4, 4)))
+        reasons = {item.file: item.reason for item in found.set_aside}
+        assert set(reasons) == {"README.txt", "empty", "DICOMDIR"}
+        assert "DICM" in reasons["README.txt"]
+        assert "DICOMDIR" in reasons["DICOMDIR"]
+
+    def test_a_folder_that_is_none(self, tmp_path: Path) -> None:
+        with pytest.raises(Rejected) as caught:
+            find_series(tmp_path / "missing")
+        assert caught.value.code == RejectionCode.UNREADABLE
+
+
+@pytest.mark.parametrize("code", list(RejectionCode))
+def test_every_code_is_documented(code: RejectionCode) -> None:
+    assert f"| `{code}` |" in (ROOT / "docs" / "assembly.md").read_text(encoding="utf-8")
