@@ -1,0 +1,268 @@
+"""Durable files: received instances and encoded results.
+
+Input: bytes from the receiver and the encoder. Output: files below the storage directory that survive a power cut
+from the moment the call returns. Errors: `Transient` where the disk refuses. Governed by DICOM PS3.10 (file format).
+
+Layout below the storage directory::
+
+    instances/<study>/<series>/<sop>.dcm                   as the peer sent it
+    instances/<study>/<series>/<sop>.conflict-<sha256>.dcm  same SOP Instance UID, other bytes (start of the digest)
+    outbox/<key>/<sop>.dcm, findings.json, objects.json    what one job yielded
+    incoming/                                              being written; what a crash leaves here is never read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from uuid import uuid4
+
+from pulmo_node.domain.deliveries import ResultObject
+from pulmo_node.errors import Permanent, Transient
+from pulmo_node.ports import OutboxItem, WrittenInstance
+
+_UID = re.compile(r"[0-9.]{1,64}")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_GROUP_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"  # (0002,0000) UL, 4 bytes; it follows preamble and prefix (PS3.10, 7.1)
+_GROUP_LENGTH_END = 128 + 4 + len(_GROUP_LENGTH) + 4
+_CONFLICT_DIGITS = 32
+_ABANDONED_AFTER_SECONDS = 3600.0
+
+
+class FileInstanceStore:
+    """Received Part 10 files (port `InstanceStore`)."""
+
+    def __init__(self, storage: Path) -> None:
+        self._storage = storage
+        self._incoming = _prepare(storage, "instances")
+
+    def write(
+        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes, data_set: bytes
+    ) -> WrittenInstance:
+        """Write one instance; on return it is durable.
+
+        The first bytes under a SOP Instance UID keep the plain name; other bytes get a name of their own, once.
+
+        Raises:
+            Transient: the disk refuses.
+            ValueError: `meta` is not preamble, prefix and a meta header that begins with its group length.
+        """
+        if _meta_length(meta) != len(meta):
+            raise ValueError("meta is not a whole File Meta Information with its group length")
+        digest = hashlib.sha256(data_set).hexdigest()
+        folder = self._storage / "instances" / _uid_name(study_instance_uid) / _uid_name(series_instance_uid)
+        name = _uid_name(sop_instance_uid)
+        with _disk_refusal(f"writing instance {name}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{name}.dcm"
+            if not self._place(path, meta, data_set, digest):
+                path = folder / f"{name}.conflict-{digest[:_CONFLICT_DIGITS]}.dcm"
+                if not self._place(path, meta, data_set, digest):
+                    raise Transient(f"instance {name}: {path.name} on disk does not hold the bytes that it is named by")
+            _fsync_upwards(folder, self._storage)
+        return WrittenInstance(
+            path=path.relative_to(self._storage).as_posix(), sha256=digest, size_bytes=len(meta) + len(data_set)
+        )
+
+    def absolute(self, path: str) -> Path:
+        """A path of `WrittenInstance` or `ResultObject` on this machine."""
+        return self._storage / path
+
+    def _place(self, path: Path, meta: bytes, data_set: bytes, digest: str) -> bool:
+        """Whether `path` now holds the data set: put there, or found there with the same bytes."""
+        if not path.exists():
+            part = self._incoming / f"{uuid4().hex}.part"
+            try:
+                _write_durably(part, meta, data_set)
+                os.link(part, path)  # unlike a rename it never replaces what another association has just put there
+                return True
+            except FileExistsError:
+                pass
+            finally:
+                part.unlink(missing_ok=True)
+        return _data_set_digest(path) == digest
+
+
+class FileOutbox:
+    """Encoded result objects, one folder a job (port `Outbox`)."""
+
+    def __init__(self, storage: Path) -> None:
+        self._storage = storage
+        self._outbox = storage / "outbox"
+        self._incoming = _prepare(storage, "outbox")
+
+    def put(self, key: str, items: Sequence[OutboxItem], findings_json: str) -> tuple[tuple[ResultObject, ...], str]:
+        """Write the objects of one job, whole or not at all; what lies under `key` already is returned instead.
+
+        Raises:
+            Transient: the disk refuses.
+            Permanent: two objects have one SOP Instance UID.
+        """
+        found = self.get(key)
+        if found is not None:
+            return found
+        results = self._results(key, items)
+        part = self._incoming / f"{uuid4().hex}.part"
+        with _disk_refusal(f"writing outbox {_key_name(key)}"):
+            try:
+                part.mkdir()
+                for item, result in zip(items, results, strict=True):
+                    _write_durably(part / Path(result.path).name, item.content)
+                _write_durably(part / "findings.json", findings_json.encode())
+                index = [asdict(result) for result in results]
+                _write_durably(part / "objects.json", json.dumps(index, indent=1).encode())
+                _fsync_folder(part)
+                _rename_folder(part, self._outbox / _key_name(key))
+                _fsync_upwards(self._outbox, self._storage)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        written = self.get(key)
+        if written is None:
+            raise Transient(f"outbox {_key_name(key)} vanished while it was being written")
+        return written
+
+    def get(self, key: str) -> tuple[tuple[ResultObject, ...], str] | None:
+        """What lies under `key`, or None.
+
+        Raises:
+            Transient: it cannot be read.
+            Permanent: its index is damaged.
+        """
+        folder = self._outbox / _key_name(key)
+        if not folder.is_dir():
+            return None
+        with _disk_refusal(f"reading outbox {folder.name}"):
+            index = (folder / "objects.json").read_bytes()
+            findings_json = (folder / "findings.json").read_bytes().decode()
+        try:
+            return tuple(ResultObject(**entry) for entry in json.loads(index)), findings_json
+        except (ValueError, TypeError) as exc:
+            raise Permanent(f"outbox {folder.name}/objects.json is damaged: {exc}") from exc
+
+    def _results(self, key: str, items: Sequence[OutboxItem]) -> tuple[ResultObject, ...]:
+        results = tuple(
+            ResultObject(
+                kind=item.kind,
+                sop_class_uid=item.sop_class_uid,
+                sop_instance_uid=item.sop_instance_uid,
+                series_instance_uid=item.series_instance_uid,
+                path=f"outbox/{_key_name(key)}/{_uid_name(item.sop_instance_uid)}.dcm",
+                sha256=hashlib.sha256(item.content).hexdigest(),
+            )
+            for item in items
+        )
+        if len({result.path for result in results}) != len(results):
+            raise Permanent(f"outbox {_key_name(key)}: two objects have one SOP Instance UID")
+        return results
+
+
+def _prepare(storage: Path, folder: str) -> Path:
+    """Create the folders; remove what a crash left; the folder for files that are being written."""
+    incoming = storage / "incoming"
+    with _disk_refusal(f"preparing storage {storage}"):
+        for needed in (storage / folder, incoming):
+            needed.mkdir(parents=True, exist_ok=True)
+        _fsync_upwards(storage, storage.parent)
+        for part in incoming.iterdir():
+            _remove_abandoned(part)
+    return incoming
+
+
+def _remove_abandoned(part: Path) -> None:
+    """Remove a left-over of a crash. By age, since another process may be writing here at this moment."""
+    try:
+        abandoned = time.time() - part.stat().st_mtime > _ABANDONED_AFTER_SECONDS
+    except FileNotFoundError:
+        return
+    if not abandoned:
+        return
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)
+
+
+def _uid_name(uid: str) -> str:
+    """A UID as a file name: itself where it is one, else a digest (it comes from the network)."""
+    if _UID.fullmatch(uid) and uid.strip("."):
+        return uid
+    return f"sha256-{hashlib.sha256(uid.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def _key_name(key: str) -> str:
+    if _KEY.fullmatch(key):
+        return key
+    return f"sha256-{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def _meta_length(head: bytes) -> int | None:
+    """Bytes of preamble, prefix and meta header; None where the file does not begin with them."""
+    if head[128:132] != b"DICM" or head[132:140] != _GROUP_LENGTH or len(head) < _GROUP_LENGTH_END:
+        return None
+    length: int = struct.unpack_from("<I", head, _GROUP_LENGTH_END - 4)[0]
+    return _GROUP_LENGTH_END + length
+
+
+def _data_set_digest(path: Path) -> str | None:
+    """sha256 of the data set in a Part 10 file, None where the file is not whole."""
+    with path.open("rb") as file:
+        start = _meta_length(file.read(_GROUP_LENGTH_END))
+        if start is None:
+            return None
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_durably(path: Path, *parts: bytes) -> None:
+    with path.open("xb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename_folder(source: Path, target: Path) -> None:
+    """Give the folder its name, unless another worker was first; its objects then stay as they are."""
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_upwards(folder: Path, last: Path) -> None:
+    """Make the names on the way from `last` down to `folder` durable.
+
+    Always all of them: whether another thread, or the process before a crash, created a folder and had not yet
+    synchronised its parent cannot be known, and the call is cheap for a folder that did not change.
+    """
+    for each in (folder, *folder.parents):
+        _fsync_folder(each)
+        if each == last:
+            return
+
+
+@contextmanager
+def _disk_refusal(action: str) -> Iterator[None]:
+    """An `OSError` becomes `Transient`: a full or failing disk may be there again later."""
+    try:
+        yield
+    except OSError as exc:
+        raise Transient(f"{action}: {exc.strerror or exc}") from exc

@@ -1,0 +1,148 @@
+"""Tables of the store. A change here comes with a migration in `pulmo_node/migrations/versions`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+
+HEAD_REVISION = "0001"
+"""The newest migration; a database at this revision is opened without loading Alembic."""
+
+UID_LENGTH = 64  # PS3.5, 6.2: UI
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """Aware UTC in and out; SQLite, which has no time zones, holds it without one."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Raises `ValueError` for a naive time: it could mean any zone."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a time zone cannot be stored")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """The time in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+series = sa.Table(
+    "series",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("study_instance_uid", sa.String(UID_LENGTH), nullable=False, index=True),
+    sa.Column("series_instance_uid", sa.String(UID_LENGTH), nullable=False, unique=True),
+    sa.Column("modality", sa.String(16), nullable=False),
+    sa.Column("calling_ae_title", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("number_of_instances", sa.Integer, nullable=False),
+    sa.Column("last_instance_at", UtcDateTime, nullable=False),
+    sa.Column("note", sa.Text),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.Index("ix_series_state", "state", "last_instance_at"),
+    sqlite_autoincrement=True,  # an id is never used again, so that a line in a log stays true
+)
+
+instances = sa.Table(
+    "instances",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("series_id", sa.ForeignKey("series.id"), nullable=False, index=True),
+    sa.Column("sop_instance_uid", sa.String(UID_LENGTH), nullable=False, unique=True),
+    sa.Column("sop_class_uid", sa.String(UID_LENGTH), nullable=False),
+    sa.Column("transfer_syntax_uid", sa.String(UID_LENGTH), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("received_at", UtcDateTime, nullable=False),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("series_id", sa.ForeignKey("series.id"), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("pipeline", sa.String(128), nullable=False),
+    sa.Column("destinations", sa.JSON, nullable=False),  # names of configured peers
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("not_before", UtcDateTime),
+    sa.Column("reason_code", sa.String(64)),
+    sa.Column("reason", sa.Text),
+    sa.Column("worker_id", sa.String(128)),
+    sa.Column("lease_until", UtcDateTime),
+    sa.Column("findings", sa.Text),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("series_id", "revision", "pipeline"),
+    sa.Index("ix_jobs_state", "state", "id"),
+    sqlite_autoincrement=True,
+)
+
+results = sa.Table(
+    "results",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.id"), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("sop_class_uid", sa.String(UID_LENGTH), nullable=False),
+    sa.Column("sop_instance_uid", sa.String(UID_LENGTH), nullable=False),
+    sa.Column("series_instance_uid", sa.String(UID_LENGTH), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    # False once the job was analysed again and this object is no part of the new results
+    sa.Column("in_use", sa.Boolean, nullable=False),
+    sa.UniqueConstraint("job_id", "sop_instance_uid"),
+)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.id"), nullable=False, index=True),
+    sa.Column("result_id", sa.ForeignKey("results.id"), nullable=False),
+    sa.Column("destination", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("not_before", UtcDateTime),
+    sa.Column("reason", sa.Text),
+    sa.Column("worker_id", sa.String(128)),
+    sa.Column("lease_until", UtcDateTime),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("result_id", "destination"),
+    sa.Index("ix_deliveries_state", "state", "destination", "job_id"),
+    sqlite_autoincrement=True,
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("study_instance_uid", sa.String(UID_LENGTH), nullable=False, index=True),
+    sa.Column("series_instance_uid", sa.String(UID_LENGTH)),
+    sa.Column("subject", sa.String(64), nullable=False),
+    sa.Column("event", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16)),
+    sa.Column("detail", sa.Text),
+)

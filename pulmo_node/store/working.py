@@ -1,0 +1,191 @@
+"""Port `JobStore`: what the worker claims and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from pulmo_node.domain.deliveries import Delivery, DeliveryEvent, DeliveryState, ResultObject
+from pulmo_node.domain.jobs import Job, JobEvent, JobState
+from pulmo_node.store import schema
+from pulmo_node.store.database import Database
+from pulmo_node.store.moves import (
+    add_event,
+    as_seen,
+    job_by_id,
+    move_delivery,
+    move_job,
+    replace_results,
+    settle_job,
+)
+from pulmo_node.store.rows import DELIVERIES, to_delivery
+
+TAKEN_OVER = "taken over"
+"""Event of a lease that ended with its worker; no state changes."""
+
+
+class SqlJobStore(Database):
+    """What the worker needs. Every change is one compare-and-set on the state seen, with its event row."""
+
+    def claim_job(self, worker_id: str, *, now: datetime, lease_until: datetime) -> Job | None:
+        """Lease the oldest QUEUED job that is due and not leased (or whose lease has expired).
+
+        Taking over an expired lease counts as an attempt: the worker before did not survive it.
+        """
+        table = schema.jobs
+        oldest = (
+            sa.select(table.c.id)
+            .where(table.c.state == JobState.QUEUED.value, *_claimable(table, now))
+            .order_by(table.c.id)
+            .limit(1)
+        )
+        with self._write() as connection:
+            job_id = connection.scalar(oldest)
+            if job_id is None:
+                return None
+            seen = job_by_id(connection, job_id)
+            values, lost = _lease(seen, worker_id, lease_until)
+            connection.execute(table.update().where(*as_seen(table, seen)).values(updated_at=now, **values))
+            if lost:
+                _add_takeover(connection, seen, f"job {seen.id}", seen.state.value, seen.worker_id, now)
+            return job_by_id(connection, job_id)
+
+    def extend_job_lease(self, job: Job, lease_until: datetime) -> bool:
+        """False where the job is no longer ours."""
+        with self._write() as connection:
+            updated = connection.execute(
+                schema.jobs.update().where(*as_seen(schema.jobs, job)).values(lease_until=lease_until)
+            )
+            return updated.rowcount == 1
+
+    def job_encoded(self, job: Job, results: Sequence[ResultObject], findings_json: str) -> None:
+        """QUEUED -> ENCODED with one PENDING delivery per object and destination; DONE at once where there is none.
+
+        Raises:
+            StaleJob: superseded, cancelled or leased by another worker meanwhile.
+        """
+        at = self._clock.now()
+        changes = {"findings": findings_json, "not_before": None, "reason_code": None, "reason": None}
+        with self._write() as connection:
+            move_job(connection, job, JobEvent.ENCODED, at=at, detail=_kinds(results), changes=changes)
+            replace_results(connection, job, results, at=at)
+            settle_job(connection, job.id, at=at)
+
+    def job_rejected(self, job: Job, code: str, reason: str, report: Sequence[ResultObject] = ()) -> None:
+        """QUEUED -> REJECTED; `report` becomes deliveries where the site wants one. Raises `StaleJob`."""
+        self._end(job, JobEvent.REJECTED, code, reason, report)
+
+    def job_failed(self, job: Job, code: str, reason: str, report: Sequence[ResultObject] = ()) -> None:
+        """QUEUED -> FAILED; like `job_rejected`. Raises `StaleJob`."""
+        self._end(job, JobEvent.FAILED, code, reason, report)
+
+    def job_quarantined(self, job: Job, reason: str) -> None:
+        """QUEUED -> QUARANTINED. Raises `StaleJob`."""
+        self._end(job, JobEvent.QUARANTINED, None, reason, ())
+
+    def job_deferred(self, job: Job, reason: str, not_before: datetime) -> None:
+        """QUEUED -> QUEUED, attempts + 1, lease given up. Raises `StaleJob`."""
+        changes = {"attempts": job.attempts + 1, "reason": reason, "not_before": not_before}
+        detail = f"{reason}; again not before {not_before.isoformat(timespec='seconds')}"
+        with self._write() as connection:
+            move_job(connection, job, JobEvent.DEFERRED, at=self._clock.now(), detail=detail, changes=changes)
+
+    def claim_deliveries(
+        self, destination: str, worker_id: str, *, now: datetime, lease_until: datetime
+    ) -> tuple[Delivery, ...]:
+        """Lease the due PENDING deliveries of the oldest job that has any for that destination.
+
+        Those of a job that is being analysed again wait for what comes of it. Taking over an expired lease counts
+        as an attempt.
+        """
+        table = schema.deliveries
+        due = (
+            DELIVERIES.join(schema.jobs, table.c.job_id == schema.jobs.c.id)
+            .where(
+                table.c.destination == destination,
+                table.c.state == DeliveryState.PENDING.value,
+                schema.jobs.c.state != JobState.QUEUED.value,
+                *_claimable(table, now),
+            )
+            .order_by(table.c.job_id, table.c.id)
+        )
+        with self._write() as connection:
+            oldest = connection.execute(due.limit(1)).first()
+            if oldest is None:
+                return ()
+            seen = [to_delivery(row) for row in connection.execute(due.where(table.c.job_id == oldest.job_id))]
+            job = job_by_id(connection, oldest.job_id)
+            for delivery in seen:
+                values, lost = _lease(delivery, worker_id, lease_until)
+                connection.execute(table.update().where(*as_seen(table, delivery)).values(updated_at=now, **values))
+                if lost:
+                    subject = f"delivery {delivery.id}"
+                    _add_takeover(connection, job, subject, delivery.state.value, delivery.worker_id, now)
+            claimed = DELIVERIES.where(table.c.id.in_([delivery.id for delivery in seen])).order_by(table.c.id)
+            return tuple(to_delivery(row) for row in connection.execute(claimed))
+
+    def delivery_sent(self, delivery: Delivery, detail: str) -> None:
+        """PENDING -> SENT; the job follows to DONE or FAILED when this was its last. Raises `StaleJob`."""
+        self._move_delivery(delivery, DeliveryEvent.SENT, detail, {"reason": None, "not_before": None})
+
+    def delivery_deferred(self, delivery: Delivery, reason: str, not_before: datetime) -> None:
+        """PENDING -> PENDING, attempts + 1, lease given up. Raises `StaleJob`."""
+        changes = {"attempts": delivery.attempts + 1, "reason": reason, "not_before": not_before}
+        detail = f"{reason}; again not before {not_before.isoformat(timespec='seconds')}"
+        self._move_delivery(delivery, DeliveryEvent.DEFERRED, detail, changes)
+
+    def delivery_failed(self, delivery: Delivery, reason: str) -> None:
+        """PENDING -> FAILED; the job follows when this was its last. Raises `StaleJob`."""
+        self._move_delivery(delivery, DeliveryEvent.FAILED, reason, {"reason": reason, "not_before": None})
+
+    def _end(self, job: Job, event: JobEvent, code: str | None, reason: str, report: Sequence[ResultObject]) -> None:
+        at = self._clock.now()
+        changes = {"reason_code": code, "reason": reason, "not_before": None}
+        detail = f"{code}: {reason}" if code else reason
+        with self._write() as connection:
+            move_job(connection, job, event, at=at, detail=detail, changes=changes)
+            replace_results(connection, job, report, at=at)
+
+    def _move_delivery(self, delivery: Delivery, event: DeliveryEvent, detail: str, changes: dict[str, Any]) -> None:
+        at = self._clock.now()
+        with self._write() as connection:
+            job = job_by_id(connection, delivery.job_id)
+            move_delivery(connection, delivery, event, at=at, job=job, detail=detail, changes=changes)
+            settle_job(connection, delivery.job_id, at=at)
+
+
+def _claimable(table: sa.Table, now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    """Due, and not leased or no longer so."""
+    return (
+        sa.or_(table.c.not_before.is_(None), table.c.not_before <= now),
+        sa.or_(table.c.lease_until.is_(None), table.c.lease_until <= now),
+    )
+
+
+def _lease(seen: Job | Delivery, worker_id: str, lease_until: datetime) -> tuple[dict[str, Any], bool]:
+    """The columns of a new lease, and whether it takes over one that was lost."""
+    lost = seen.lease_until is not None
+    return {"worker_id": worker_id, "lease_until": lease_until, "attempts": seen.attempts + lost}, lost
+
+
+def _add_takeover(
+    connection: Connection, job: Job, subject: str, state: str, lost_worker_id: str | None, at: datetime
+) -> None:
+    add_event(
+        connection,
+        job.study_instance_uid,
+        job.series_instance_uid,
+        at=at,
+        subject=subject,
+        event=TAKEN_OVER,
+        state=state,
+        detail=f"the lease of {lost_worker_id} expired; this counts as an attempt",
+    )
+
+
+def _kinds(results: Sequence[ResultObject]) -> str:
+    return ", ".join(result.kind for result in results) or "no objects"
