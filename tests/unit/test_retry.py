@@ -1,0 +1,53 @@
+"""What follows a failed attempt."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pulmo_node.domain.retry import Defer, GiveUp, RetryPolicy, decide
+from pulmo_node.errors import ConfigError, InvalidTransition, Permanent, Rejected, StaleJob, Transient
+
+NOW = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)
+POLICY = RetryPolicy(max_attempts=4, first_delay_seconds=10, factor=3, max_delay_seconds=60)
+
+
+class TestDelay:
+    @pytest.mark.parametrize(("attempts", "seconds"), [(1, 10), (2, 30), (3, 60), (4, 60), (1000, 60)])
+    def test_grows_up_to_the_limit(self, attempts: int, seconds: float) -> None:
+        assert POLICY.delay_seconds(attempts) == seconds
+
+    def test_defaults_double_up_to_an_hour(self) -> None:
+        policy = RetryPolicy(max_attempts=3, first_delay_seconds=1)
+        assert [policy.delay_seconds(n) for n in (1, 2, 3, 12, 13)] == [1, 2, 4, 2048, 3600]
+
+    def test_no_overflow_after_many_attempts(self) -> None:
+        policy = RetryPolicy(max_attempts=10**7, first_delay_seconds=5, factor=1000)
+        assert policy.delay_seconds(10**6) == 3600
+
+
+class TestDecide:
+    @pytest.mark.parametrize(("attempts", "seconds"), [(1, 10), (2, 30), (3, 60)])
+    def test_transient_is_tried_again_later(self, attempts: int, seconds: float) -> None:
+        decision = decide(POLICY, Transient("peer busy"), attempts=attempts, now=NOW)
+        assert decision == Defer(not_before=NOW + timedelta(seconds=seconds))
+
+    @pytest.mark.parametrize("attempts", [4, 5])
+    def test_transient_is_given_up_after_the_last_attempt(self, attempts: int) -> None:
+        decision = decide(POLICY, Transient("peer busy"), attempts=attempts, now=NOW)
+        assert decision == GiveUp(reason=f"peer busy (attempt {attempts} of 4)")
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            Permanent("refused with 0xA900"),
+            Rejected("NOT_AXIAL", "the series is not axial"),
+            ConfigError(["peers: none"]),
+            StaleJob("late"),
+            InvalidTransition("no"),
+            ValueError("a bug"),
+        ],
+    )
+    def test_everything_else_is_given_up_at_once(self, error: Exception) -> None:
+        assert decide(POLICY, error, attempts=1, now=NOW) == GiveUp(reason=str(error))
