@@ -109,6 +109,8 @@ class FileOutbox:
         """
         found = self.get(key)
         if found is not None:
+            with _disk_refusal(f"synchronising outbox {_key_name(key)}"):
+                _fsync_upwards(self._outbox, self._storage)  # who put it may have died before doing so
             return found
         results = self._results(key, items)
         part = self._incoming / f"{uuid4().hex}.part"
