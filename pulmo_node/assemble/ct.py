@@ -69,7 +69,7 @@ def assemble_ct(paths: Sequence[Path], series: SeriesDescription, *, minimum_sli
 
 
 def _check_one_subject(frames: Sequence[Frame]) -> None:
-    """One patient, one series, one frame of reference. The patient IDs themselves are never told."""
+    """One patient, one series, not more than one frame of reference. The patient IDs themselves are never told."""
     rules: tuple[tuple[RejectionCode, str, str, Callable[[Frame], object]], ...] = (
         (RejectionCode.PATIENT_CONFLICT, "patient IDs", "(0010,0020) PatientID", lambda f: f.patient),
         (RejectionCode.SEVERAL_SERIES, "series", "(0020,000E) SeriesInstanceUID", lambda f: f.series_instance_uid),
@@ -90,13 +90,6 @@ def _check_one_subject(frames: Sequence[Frame]) -> None:
                 file=other.path.name,
                 tag=tag,
             )
-    if not frames[0].frame_of_reference_uid:
-        raise Rejected(
-            RejectionCode.NO_FRAME_OF_REFERENCE,
-            "the images name no frame of reference, so no result could be placed in the patient",
-            file=frames[0].path.name,
-            tag="(0020,0052) FrameOfReferenceUID",
-        )
 
 
 def _check_grid(frames: Sequence[Frame]) -> None:
@@ -239,7 +232,15 @@ def _equal(one: Frame, other: Frame) -> bool:
 
 
 def _check_extent(grid: Grid, minimum_slices: int) -> None:
+    """Enough slices, close enough, in a named coordinate system."""
     first = grid.frames[0]
+    if not first.frame_of_reference_uid:
+        raise Rejected(
+            RejectionCode.NO_FRAME_OF_REFERENCE,
+            "the images name no frame of reference, so no result could be placed in the patient",
+            file=first.path.name,
+            tag="(0020,0052) FrameOfReferenceUID",
+        )
     if len(grid.frames) < minimum_slices:
         raise Rejected(
             RejectionCode.TOO_FEW_SLICES,
