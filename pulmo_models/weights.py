@@ -23,7 +23,6 @@ from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 ConceptScale = Literal["raw", "unit"]
 """``raw``: the network's concept outputs are LIDC ratings; ``unit``: they are (rating - 1) / 4."""
 
-DEFAULT_SET = "pulmo-node-1"
 _TEXT_KEYS = ("name", "version", "licence", "origin", "attribution")
 _STAGES = ("stage1", "stage2")
 

@@ -131,7 +131,7 @@ def _peak_indices(heat: FloatVolume, settings: CandidateSettings) -> npt.NDArray
     Only the box around the voxels above the threshold is filtered, which changes nothing: what lies outside the box is
     smaller than the threshold.
     """
-    above = heat >= settings.peak_threshold
+    above = (heat >= settings.peak_threshold) & (heat > 0)
     if not above.any():
         return np.empty((0, 3), dtype=np.int64)
     box = []

@@ -9,7 +9,7 @@ Errors: :class:`DeviceUnavailable`, :class:`DeviceOutOfMemory`.
 from __future__ import annotations
 
 import contextlib
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from pulmo_models.errors import DeviceOutOfMemory, DeviceUnavailable
 
 Precision = Literal["auto", "fp32", "bf16"]
 """``auto``: bfloat16 autocast on CUDA, as published, and float32 on the CPU."""
-
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -1,0 +1,180 @@
+"""The nodule pipeline: lungs, candidates (stage 1), characterisation (stage 2), measures.
+
+Input: a :class:`Volume`. Output: :class:`Findings`, nodules by malignancy probability, highest first. Errors:
+:class:`Rejection` ``NO_LUNGS``, :class:`DeviceOutOfMemory`; when it is built also :class:`WeightsMissing`,
+:class:`WeightsCorrupt`, :class:`DeviceUnavailable` and ``ValueError`` for settings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pulmo_models import __version__
+from pulmo_models.checkpoints import load_stage1, load_stage2
+from pulmo_models.ct.candidates import CandidateSettings, find_candidates
+from pulmo_models.ct.characterise import (
+    CharacterisedCandidate,
+    CharacteriseSettings,
+    MalignancyHead,
+    characterise,
+)
+from pulmo_models.ct.device import Runner, resolve_device
+from pulmo_models.ct.lungs import localise_lungs
+from pulmo_models.ct.measure import measure
+from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.pipeline import ProgressCallback, no_progress
+from pulmo_models.types import AlgorithmStage, Findings, Nodule, PipelineInfo, Radiograph, Volume
+from pulmo_models.weights import WeightSet, load_set
+
+LABEL = "ct-nodules"
+
+MAX_NODULES = 100
+"""The most probable are kept and a caution says that there were more: a report of hundreds helps nobody."""
+
+
+def build(settings: Mapping[str, Any], device: str = "auto") -> NodulePipeline:
+    """The pipeline with its networks loaded; the factory of the registry.
+
+    Raises:
+        ValueError: a setting or the device's name is wrong; every fault names its key.
+        WeightsMissing, WeightsCorrupt: the weights cannot be used.
+        DeviceUnavailable: ``cuda`` was asked for and there is none.
+    """
+    return NodulePipeline(_settings(settings), device)
+
+
+class NodulePipeline:
+    """Two networks, loaded once; call it for one volume after another."""
+
+    def __init__(self, settings: NoduleSettings, device: str = "auto") -> None:
+        self._settings = settings
+        self._device = resolve_device(device)
+        weights = load_set(settings.weights)
+        self._stage1 = load_stage1(weights)
+        self._stage2 = load_stage2(weights)
+        self._head = MalignancyHead.of(self._stage2, weights.concept_scale)
+        self._candidates = CandidateSettings(peak_threshold=settings.peak_threshold, cluster_mm=settings.cluster_mm)
+        self._characterise = CharacteriseSettings(detection_threshold=settings.detection_threshold)
+        self._info = _describe(weights, settings)
+
+    @property
+    def info(self) -> PipelineInfo:
+        """Which program with which weights."""
+        return self._info
+
+    def __call__(self, image: Volume | Radiograph, progress: ProgressCallback = no_progress) -> Findings:
+        """Find, characterise and measure the nodules of one CT volume.
+
+        Raises:
+            Rejection: there are no lungs in the volume.
+            DeviceOutOfMemory: not even the CPU has memory for one window.
+        """
+        if not isinstance(image, Volume):
+            raise TypeError(f"{LABEL} analyses a CT volume, not a {type(image).__name__}")
+        detector = Runner(self._stage1, self._device, self._settings.precision)
+        characteriser = Runner(self._stage2, self._device, "fp32")
+        timings: dict[str, float] = {}
+        with _step("lungs", timings, progress):
+            lungs = localise_lungs(image)
+        with _step("stage1", timings, progress):
+            candidates = find_candidates(
+                image.hu, image.spacing_mm, detector, self._candidates, lungs.search, partial(progress, "stage1")
+            )
+        with _step("stage2", timings, progress):
+            found = characterise(
+                image.hu,
+                image.spacing_mm,
+                candidates,
+                characteriser,
+                self._head,
+                self._characterise,
+                partial(progress, "stage2"),
+            )
+        with _step("measure", timings, progress):
+            reported = found[:MAX_NODULES]
+            nodules = sorted((_nodule(image, f) for f in reported), key=lambda n: -n.malignancy_probability)
+        cautions = [*image.cautions, *detector.cautions, *characteriser.cautions]
+        if len(found) > len(reported):
+            cautions.append(
+                f"{len(found)} nodules were found; only the {len(reported)} with the highest detection probability "
+                "are reported"
+            )
+        return Findings(
+            pipeline=self._info,
+            nodules=tuple(nodules),
+            malignancy_bias=self._head.bias,
+            cautions=tuple(cautions),
+            timings_seconds=timings,
+            device="+".join(dict.fromkeys((detector.device.type, characteriser.device.type))),
+        )
+
+
+def _nodule(volume: Volume, found: CharacterisedCandidate) -> Nodule:
+    measures = measure(volume, found.mask)
+    return Nodule(
+        centre_lps_mm=measures.centre_lps_mm,
+        centre_index=found.candidate.index,
+        mask=found.mask,
+        candidate_score=found.candidate.score,
+        detection_probability=found.detection_probability,
+        malignancy_probability=found.malignancy_probability,
+        concepts=found.concepts,
+        long_axis=measures.long_axis,
+        short_axis=measures.short_axis,
+        volume_mm3=measures.volume_mm3,
+        mean_hu=measures.mean_hu,
+    )
+
+
+def _describe(weights: WeightSet, settings: NoduleSettings) -> PipelineInfo:
+    return PipelineInfo(
+        label=LABEL,
+        name="Pulmo Node lung nodules",
+        version=__version__,
+        weights_name=weights.name,
+        weights_sha256=weights.sha256,
+        stages=(
+            AlgorithmStage(
+                name="HeatmapUNet3D detector",
+                version=weights.version,
+                weights_sha256=weights.stage1.sha256,
+                parameters={
+                    "peak_threshold": f"{settings.peak_threshold:g}",
+                    "cluster_mm": f"{settings.cluster_mm:g}",
+                    "precision": settings.precision,
+                },
+            ),
+            AlgorithmStage(
+                name="Student2p5D characteriser",
+                version=weights.version,
+                weights_sha256=weights.stage2.sha256,
+                parameters={
+                    "detection_threshold": f"{settings.detection_threshold:g}",
+                    "concept_scale": weights.concept_scale,
+                },
+            ),
+        ),
+    )
+
+
+@contextmanager
+def _step(name: str, timings: dict[str, float], progress: ProgressCallback) -> Iterator[None]:
+    progress(name, 0.0)
+    start = time.perf_counter()
+    yield
+    timings[name] = time.perf_counter() - start
+    progress(name, 1.0)
+
+
+def _settings(table: Mapping[str, Any]) -> NoduleSettings:
+    try:
+        return TypeAdapter(NoduleSettings).validate_python(dict(table))
+    except ValidationError as exc:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in exc.errors()]
+        raise ValueError(f"settings of {LABEL}: {'; '.join(faults)}") from exc

@@ -1,0 +1,95 @@
+"""What happens when memory runs out, on networks that say so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pulmo_models.ct.device import Runner, resolve_device
+from pulmo_models.errors import DeviceOutOfMemory, DeviceUnavailable
+
+
+class Hungry(torch.nn.Module):
+    """Doubles its input; has memory for ``room`` items on the meta device and ``cpu_room`` on the CPU."""
+
+    def __init__(self, room: int, cpu_room: int = 1000, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        super().__init__()
+        self.room = room
+        self.cpu_room = cpu_room
+        self.error = error
+        self.seen: list[tuple[str, int]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append((x.device.type, len(x)))
+        if len(x) > (self.cpu_room if x.device.type == "cpu" else self.room):
+            raise self.error("DefaultCPUAllocator: not enough memory")
+        return 2 * x
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+def test_out_of_memory_makes_the_batch_smaller_and_it_stays_smaller(error: type[Exception]) -> None:
+    network = Hungry(room=0, cpu_room=3, error=error)
+    runner = Runner(network, torch.device("cpu"))
+    batch = torch.arange(10.0)[:, None]
+    assert torch.equal(runner(batch)["output"], 2 * batch)
+    assert [size for _, size in network.seen] == [10, 5, 2, 2, 2, 2, 2]
+    network.seen.clear()
+    assert torch.equal(runner(batch[:5])["output"], 2 * batch[:5])
+    assert [size for _, size in network.seen] == [2, 2, 1]
+    assert runner.cautions == []
+
+
+def test_a_device_without_room_for_one_item_hands_over_to_the_cpu() -> None:
+    network = Hungry(room=0)
+    runner = Runner(network, torch.device("meta"))
+    batch = torch.arange(4.0)[:, None]
+    assert torch.equal(runner(batch)["output"], 2 * batch)
+    assert network.seen == [("meta", 4), ("meta", 2), ("meta", 1), ("cpu", 4)]
+    assert runner.device.type == "cpu"
+    assert runner.cautions == ["Hungry ran on the CPU: the memory of the meta device was not enough"]
+    runner(batch)
+    assert len(runner.cautions) == 1
+
+
+def test_no_memory_anywhere() -> None:
+    with pytest.raises(DeviceOutOfMemory, match="Hungry does not fit into memory"):
+        Runner(Hungry(room=0, cpu_room=0), torch.device("meta"))(torch.zeros(2, 1))
+
+
+def test_other_errors_of_a_network_are_not_taken_for_memory() -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        Runner(Broken(), torch.device("cpu"))(torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_precision_on_the_cpu(precision: str, dtype: torch.dtype) -> None:
+    class Linear(torch.nn.Linear):
+        seen: torch.dtype | None = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x)
+            self.seen = out.dtype
+            return out
+
+    network = Linear(4, 4)
+    out = Runner(network, torch.device("cpu"), precision)(torch.rand(2, 4))["output"]  # type: ignore[arg-type]
+    assert network.seen == dtype
+    assert out.dtype == torch.float32
+
+
+def test_resolve_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(DeviceUnavailable, match='device = "cuda"'):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="must be"):
+        resolve_device("tpu")
