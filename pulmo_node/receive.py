@@ -44,7 +44,7 @@ from pulmo_node.dimse import (
     prepare_connection,
 )
 from pulmo_node.domain.series import StoredInstance
-from pulmo_node.errors import Transient
+from pulmo_node.errors import PulmoError, Transient
 from pulmo_node.ports import Clock, InstanceStore, ReceiveStore
 
 log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class Receiver:
             outcome = self._receive(event, transfer)
         except _Refused as exc:
             status, comment = exc.status, str(exc)
-        except Transient as exc:
+        except PulmoError as exc:
             status, comment = DimseStatus.OUT_OF_RESOURCES, "not stored, try again later"
             log.error("instance %s not stored: %s", sop_instance_uid, exc)
         except Exception as exc:  # noqa: BLE001
