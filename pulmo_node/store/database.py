@@ -24,6 +24,7 @@ from pulmo_node.store.schema import HEAD_REVISION
 BUSY_SECONDS = 30.0
 _WRITING = "pulmo_writing"  # execution option of the engine that writes
 _ADVISORY_LOCK = 0x50554C4D  # "PULM"
+_ALEMBIC = threading.Lock()  # Alembic keeps what it is working on in module variables
 _MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
@@ -155,7 +156,8 @@ def _upgrade(connection: Connection) -> None:
         raise ConfigError(
             [f"database.url: the database has schema revision {current}; this version knows none above {HEAD_REVISION}"]
         )
-    command.upgrade(config, "head")
+    with _ALEMBIC:
+        command.upgrade(config, "head")
 
 
 @contextmanager
