@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from pulmo_models.types import (
@@ -22,7 +24,7 @@ from pulmo_models.types import (
     Volume,
 )
 from pulmo_node.assemble import assemble, describe
-from pulmo_node.encode import ResultContext
+from pulmo_node.encode import EncodedObject, ResultContext
 from tests.ct_factory import ct_datasets, write_datasets
 
 WEIGHTS = "ab" * 32
@@ -124,11 +126,32 @@ def make_findings(volume: Volume, nodules: Sequence[Nodule] = (), cautions: tupl
 
 
 def make_context(volume: Volume, **changes: Any) -> ResultContext:
+    return context_of(volume.series.series_instance_uid, **changes)
+
+
+def context_of(series_instance_uid: str, **changes: Any) -> ResultContext:
     values: dict[str, Any] = {
-        "series_instance_uid": volume.series.series_instance_uid,
+        "series_instance_uid": series_instance_uid,
         "revision": 1,
         "pipeline": "ct-nodules",
         "settings_sha256": "12" * 32,
         "content_datetime": CONTEXT_TIME,
     }
     return ResultContext(**(values | changes))
+
+
+def read_object(encoded: EncodedObject) -> Dataset:
+    """The object as a receiver sees it: from its bytes."""
+    return dcmread(BytesIO(encoded.content))
+
+
+def items_named(item: Dataset, meaning: str) -> list[Dataset]:
+    """Direct children of a content item with that concept name."""
+    return [
+        child for child in item.get("ContentSequence", []) if child.ConceptNameCodeSequence[0].CodeMeaning == meaning
+    ]
+
+
+def measurement_groups(report: Dataset) -> list[Dataset]:
+    (measurements,) = items_named(report, "Imaging Measurements")
+    return items_named(measurements, "Measurement Group")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from pulmo_node.assemble.codes import RejectionCode
 from pulmo_node.errors import Rejected
@@ -25,6 +25,7 @@ from pulmo_node.errors import Rejected
 READ_ERRORS: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
     NotImplementedError, RuntimeError, MemoryError, struct.error, zlib.error, InvalidDicomError,
+    BytesLengthException,
 )  # fmt: skip
 """What pydicom and its decoders raise on malformed input."""
 

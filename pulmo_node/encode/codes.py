@@ -89,7 +89,7 @@ CONCEPTS: Mapping[str, Code] = {
     "texture": Code("C41144", "NCIt", "Texture"),
 }
 
-_OUT_OF_5 = {n: Code(f"00{n}", LIDC_SCHEME, f"{n} out of 5") for n in range(1, 6)}
+_MIDDLE = {n: Code(f"00{n}", LIDC_SCHEME, f"{n} out of 5") for n in (2, 3, 4)}
 
 RATINGS: Mapping[str, Mapping[int, Code]] = {
     "subtlety": {
@@ -114,28 +114,28 @@ RATINGS: Mapping[str, Mapping[int, Code]] = {
         6: Code("RID28473", "RADLEX", "Absent"),
     },
     "sphericity": {
-        **_OUT_OF_5,
+        **_MIDDLE,
         1: Code("RID5811", "RADLEX", "linear"),
         3: Code("RID5800", "RADLEX", "ovoid"),
         5: Code("RID5799", "RADLEX", "round"),
     },
     "margin": {
-        **_OUT_OF_5,
+        **_MIDDLE,
         1: Code("RID5709", "RADLEX", "Indistinct margin"),
         5: Code("RID5707", "RADLEX", "Circumscribed margin"),
     },
     "lobulation": {
-        **_OUT_OF_5,
+        **_MIDDLE,
         1: Code("601", LIDC_SCHEME, "1 out of 5 (No lobulation)"),
         5: Code("605", LIDC_SCHEME, "5 out of 5 (Marked lobulation)"),
     },
     "spiculation": {
-        **_OUT_OF_5,
+        **_MIDDLE,
         1: Code("701", LIDC_SCHEME, "1 out of 5 (No spiculation)"),
         5: Code("705", LIDC_SCHEME, "5 out of 5 (Marked spiculation)"),
     },
     "texture": {
-        **_OUT_OF_5,
+        **_MIDDLE,
         1: Code("RID50153", "RADLEX", "non-solid pulmonary nodule"),
         3: Code("RID50152", "RADLEX", "part-solid pulmonary nodule"),
         5: Code("RID50151", "RADLEX", "solid pulmonary nodule"),

@@ -16,6 +16,10 @@ from pydicom.valuerep import DT
 from pulmo_node.encode.identity import EncodedObject, ResultContext, library_errors
 
 
+_OPTIONAL_REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence")
+_REFERENCE = ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")
+
+
 def finish(
     built: hd.base.SOPClass, kind: str, header: Dataset, context: ResultContext, organization_uid: str | None = None
 ) -> EncodedObject:
@@ -49,6 +53,9 @@ def _copy_patient_and_study(built: hd.base.SOPClass, header: Dataset) -> None:
     if header.get("SpecificCharacterSet"):
         built.SpecificCharacterSet = header.SpecificCharacterSet
     built.copy_patient_and_study_information(header)
+    for keyword in _OPTIONAL_REFERENCES:
+        if any(not item.get(needed) for item in built.get(keyword, ()) for needed in _REFERENCE):
+            delattr(built, keyword)  # type 3 as a whole: left out rather than copied broken
     # Reading an element decodes it from the source's byte order and VR encoding; pydicom writes unread ones as found.
     built.walk(lambda _data_set, _element: None)
 

@@ -1,0 +1,55 @@
+# Targets for people: install, demo, test, test-all, lint. Everything happens in .venv; see README.md.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CT ?=
+OUT ?= demo-out
+DEBIAN_TEST_PACKAGES := orthanc dcmtk dicom3tools gcc libc6-dev
+
+.PHONY: install install-dev debian-packages demo test test-all lint format clean
+
+install: $(VENV)/.installed
+
+# torch goes first and by its exact version: whatever depends on it then takes the build that is there.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	touch $@
+
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+# What the tests use besides Python. Tests that need a program that is not installed skip and say so.
+debian-packages:
+	@missing=""; for p in $(DEBIAN_TEST_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	else echo "not installed, tests that need them will skip:$$missing"; fi
+
+demo: install
+	$(BIN)/pulmo-node demo --out "$(OUT)" $(if $(CT),--ct "$(CT)")
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install-dev debian-packages lint
+	$(BIN)/pytest -m "not slow and not gpu and not soak"
+
+test-all: install-dev debian-packages lint
+	$(BIN)/pytest
+
+format: install-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-out

@@ -1,0 +1,356 @@
+"""The command line, `pulmo-node`. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+
+Heavy imports (networks, DICOM encoding) happen inside the commands that need them, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from pulmo_node import console as tables
+from pulmo_node.config import Config, default_path, load
+from pulmo_node.domain.studies import STUDY_STATES
+from pulmo_node.errors import ConfigError, PulmoError
+from pulmo_node.ports import AdminStore
+
+app = typer.Typer(
+    help="A DICOM node that finds and characterises lung nodules in chest CT. Research use only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+weights_app = typer.Typer(help="Weights of the networks.", no_args_is_help=True)
+config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Configuration file (default: $PULMO_NODE_CONFIG or config/node.toml)."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+out = Console(soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except ConfigError as exc:
+        err.print(f"[red]{exc}[/]", highlight=False)
+        sys.exit(2)
+    except PulmoError as exc:
+        err.print(f"[red]failed:[/] {exc}", highlight=False)
+        sys.exit(1)
+
+
+def read_config(path: Path | None) -> Config:
+    """The configuration of a command. Raises `ConfigError`."""
+    return load(path or default_path())
+
+
+def print_json(value: Any) -> None:
+    """Values of dataclasses, paths and times as JSON."""
+
+    def plain(item: Any) -> Any:
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            return dataclasses.asdict(item)
+        return item.isoformat() if isinstance(item, datetime) else str(item)
+
+    sys.stdout.write(json.dumps(value, default=plain, indent=1) + "\n")
+
+
+@contextmanager
+def _admin(path: Path | None) -> Iterator[AdminStore]:
+    from pulmo_node.app import open_store  # noqa: PLC0415
+
+    with open_store(read_config(path)) as store:
+        yield store
+
+
+@app.command()
+def serve(config: ConfigOption = None) -> None:
+    """Run the node until it is told to stop (SIGTERM, Ctrl-C)."""
+    from pulmo_node import app as composition  # noqa: PLC0415
+
+    settings = read_config(config)
+    composition.configure_logging(settings)
+    composition.serve(settings)
+
+
+@app.command()
+def analyze(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files; other files in it are named and passed over.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the results; made where it does not exist.")],
+    pipeline: Annotated[list[str] | None, typer.Option(help="Only this pipeline (may be repeated).")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Analyse a folder without PACS and database; writes SR, SEG, findings.json and pictures."""
+    from pulmo_node.app import build_analyser, configure_logging  # noqa: PLC0415
+    from pulmo_node.offline import analyse_folder  # noqa: PLC0415
+
+    settings = read_config(config)
+    configure_logging(settings)
+    labels = _pipelines(settings, pipeline)
+    with _progress() as (progress, task):
+
+        def report(step: str, share: float) -> None:
+            progress.update(task, description=step, completed=share)
+
+        run = analyse_folder(folder, out_folder, build_analyser(settings), labels, report)
+    if as_json:
+        print_json(run)
+    else:
+        for aside in run.set_aside:
+            out.print(f"[dim]passed over:[/] {aside.file}: {aside.reason}", highlight=False)
+        for result in run.results:
+            out.print(f"series {result.series_instance_uid}, {result.pipeline}:", highlight=False)
+            if result.findings is None:
+                style = "yellow" if result.rejected else "red"
+                out.print(f"  [{style}]{'rejected' if result.rejected else 'failed'}:[/] {result.problem}")
+            else:
+                tables.print_nodules(out, result.findings)
+                out.print(f"  written to {result.folder}", highlight=False)
+    if not any(result.findings is not None for result in run.results):
+        err.print("no series was analysed")
+        raise typer.Exit(1)
+    if any(result.problem is not None and not result.rejected for result in run.results):
+        raise typer.Exit(1)
+
+
+def _pipelines(settings: Config, wanted: list[str] | None) -> list[str]:
+    unknown = [label for label in wanted or () if label not in settings.pipelines]
+    if unknown:
+        raise ConfigError([f"pipelines.{label}: not configured" for label in unknown])
+    return wanted or list(settings.pipelines)
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Progress, TaskID]]:
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), console=err) as progress:
+        yield progress, progress.add_task("", total=1.0)
+
+
+@app.command()
+def studies(
+    state: Annotated[str | None, typer.Option(help=f"Only studies in this state: {', '.join(STUDY_STATES)}.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the studies that the node knows, newest first."""
+    if state is not None and state.upper() not in STUDY_STATES:
+        raise typer.BadParameter(f"{state}: must be one of {', '.join(STUDY_STATES)}", param_hint="--state")
+    with _admin(config) as store:
+        found = store.studies(state=state.upper() if state else None)
+    if as_json:
+        print_json(found)
+    else:
+        tables.print_studies(out, found)
+
+
+@app.command()
+def show(
+    study_uid: Annotated[str, typer.Argument(help="Study Instance UID.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a study: its series, jobs, deliveries, events and the reasons for each."""
+    with _admin(config) as store:
+        found = store.study(study_uid)
+    if found is None:
+        err.print(f"no study {study_uid}")
+        raise typer.Exit(1)
+    if as_json:
+        print_json(found)
+        return
+    tables.print_study(out, found)
+    for job in found.jobs:
+        if job.findings:
+            tables.print_nodules(out, json.loads(job.findings))
+
+
+@app.command()
+def requeue(
+    study_uids: Annotated[list[str] | None, typer.Argument(help="Study Instance UIDs.")] = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Only failed jobs; of every study where none is named.")
+    ] = False,
+    series: Annotated[str | None, typer.Option(help="Only this Series Instance UID.")] = None,
+    redeliver: Annotated[bool, typer.Option("--redeliver", help="Send the results again; analyse nothing.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Analyse studies again, or send their results again."""
+    if not study_uids and not series and not failed:
+        raise typer.BadParameter("name a study, --series or --failed")
+    with _admin(config) as store:
+        count = sum(
+            store.requeue(study_instance_uid=uid, series_instance_uid=series, only_failed=failed, redeliver=redeliver)
+            for uid in (study_uids or (None,))
+        )
+    out.print(f"{count} requeued")
+    if count == 0:
+        raise typer.Exit(1)
+
+
+@app.command()
+def cancel(study_uid: Annotated[str, typer.Argument(help="Study Instance UID.")], config: ConfigOption = None) -> None:
+    """Cancel the open jobs of a study; what was sent stays sent."""
+    with _admin(config) as store:
+        count = store.cancel(study_uid)
+    out.print(f"{count} jobs cancelled")
+    if count == 0:
+        raise typer.Exit(1)
+
+
+@app.command()
+def send(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files.")],
+    to: Annotated[str, typer.Option(help="Name of a configured peer.")],
+    config: ConfigOption = None,
+) -> None:
+    """Send the DICOM files of a folder to a peer by C-STORE, as they are."""
+    from pulmo_node.app import build_sender  # noqa: PLC0415
+
+    settings = read_config(config)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    failures = 0
+    sent = 0
+    for result in build_sender(settings).send_files(_peer(settings, to), files):
+        if result.error is None:
+            sent += 1
+        else:
+            failures += 1
+            err.print(f"{result.path}: {result.error}", highlight=False)
+    out.print(f"{sent} sent, {failures} not sent")
+    if failures or not sent:
+        raise typer.Exit(1)
+
+
+@app.command()
+def echo(peer: Annotated[str, typer.Argument(help="Name of a configured peer.")], config: ConfigOption = None) -> None:
+    """Ask a peer by C-ECHO whether it answers."""
+    from pulmo_node.app import build_sender  # noqa: PLC0415
+
+    settings = read_config(config)
+    seconds = build_sender(settings).echo(_peer(settings, peer))
+    out.print(f"{peer} answered in {seconds * 1000:.0f} ms")
+
+
+def _peer(settings: Config, name: str) -> Any:
+    if name not in settings.peers:
+        raise ConfigError([f"peers.{name}: not configured (there are: {', '.join(settings.peers) or 'none'})"])
+    return settings.peer(name)
+
+
+@app.command()
+def pipelines(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the pipelines that there are, and which of them are configured."""
+    from pulmo_models import registry  # noqa: PLC0415
+
+    settings = read_config(config)
+    headings = ("label", "modality", "configured", "summary")
+    rows = [
+        (entry.label, entry.modality, "yes" if entry.label in settings.pipelines else "no", entry.summary)
+        for entry in registry.entries()
+    ]
+    if as_json:
+        print_json([dict(zip(headings, row, strict=True)) for row in rows])
+    else:
+        tables.print_rows(out, headings, rows)
+
+
+@app.command()
+def healthchecks(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check database, disk, decoders, device, weights and peers; exit code 1 if one of them fails."""
+    from pulmo_node.health import run_checks  # noqa: PLC0415
+
+    checks = run_checks(read_config(config))
+    if as_json:
+        print_json(checks)
+    else:
+        words = ((c.name, "[green]ok[/]" if c.ok else "[bold red]FAILED[/]", c.detail) for c in checks)
+        tables.print_rows(out, ("check", "", "detail"), words)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    ct: Annotated[
+        Path | None, typer.Option(help="Folder of DICOM files (default: a phantom with known nodules).")
+    ] = None,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the pictures and the page.")] = Path("demo-out"),
+) -> None:
+    """Start a PACS and a node on this machine, send a chest CT, wait for the results and show them."""
+    from pulmo_node.demo import run_demo  # noqa: PLC0415
+
+    if not run_demo(ct, out_folder, out):
+        raise typer.Exit(1)
+
+
+@weights_app.command("list")
+def weights_list(as_json: JsonOption = False) -> None:
+    """List the sets of weights that are installed."""
+    from pulmo_models.weights import list_sets  # noqa: PLC0415
+
+    sets = list_sets()
+    if as_json:
+        print_json(sets)
+    else:
+        rows = ((s.name, s.version, s.concept_scale, s.licence, s.sha256[:16]) for s in sets)
+        tables.print_rows(out, ("set", "version", "concept scale", "licence", "sha256"), rows)
+
+
+@weights_app.command("verify")
+def weights_verify(
+    name: Annotated[
+        str | None, typer.Argument(help="Name or .toml path of a set (default: every installed one).")
+    ] = None,
+) -> None:
+    """Read every file of a set and compare its digest."""
+    from pulmo_models.errors import ModelError  # noqa: PLC0415
+    from pulmo_models.weights import list_sets, load_set, verify_set  # noqa: PLC0415
+
+    try:
+        for found in [load_set(name)] if name else list_sets():
+            verify_set(found)
+            out.print(f"{found.name}: ok, sha256 {found.sha256}", highlight=False)
+    except ModelError as exc:
+        err.print(f"[red]failed:[/] {exc}", highlight=False)
+        raise typer.Exit(1) from exc
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Print the configuration in force: file, environment and defaults together."""
+    values = read_config(config).as_dict()
+    if as_json:
+        print_json(values)
+        return
+    for section, keys in values.items():
+        out.print(f"[bold]{section}[/]", highlight=False)
+        for key, value in keys.items() if isinstance(keys, dict) else enumerate(keys):
+            out.print(f"  {key} = {json.dumps(value, default=str)}", highlight=False, markup=False)
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None) -> None:
+    """Check the configuration; every error is named at once."""
+    path = config or default_path()
+    load(path)
+    out.print(f"{path or 'defaults'}: ok", highlight=False)

@@ -1,0 +1,115 @@
+"""Tables for people, by rich. Takes values, prints; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pulmo_node.ports import StudyDetail, StudySummary
+
+_STATE_STYLES = {
+    "DONE": "green",
+    "SENT": "green",
+    "COMMITTED": "green",
+    "FAILED": "bold red",
+    "QUARANTINED": "bold red",
+    "REJECTED": "yellow",
+    "CANCELLED": "dim",
+    "SUPERSEDED": "dim",
+}
+
+
+def styled(state: str) -> str:
+    """A state with the colour that it has everywhere."""
+    style = _STATE_STYLES.get(state)
+    return f"[{style}]{state}[/]" if style else state
+
+
+def local(at: datetime) -> str:
+    """A time for people: local, to the second."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
+    """The nodules of a findings.json."""
+    table = Table(title="Nodules", caption="Research use only. Positions are LPS mm.")
+    table.add_column("#", justify="right")
+    table.add_column("position x, y, z (mm)")
+    for heading in ("long axis (mm)", "volume (mm3)", "detection", "malignancy"):
+        table.add_column(heading, justify="right")
+    table.add_column("driven by (concept value: contribution)")
+    for nodule in findings["nodules"]:
+        drivers = sorted(nodule["concepts"].items(), key=lambda item: -abs(item[1]["contribution"]))[:3]
+        table.add_row(
+            str(nodule["segment_number"]),
+            ", ".join(f"{value:.1f}" for value in nodule["centre_lps_mm"]),
+            f"{nodule['long_axis_mm']:.1f}",
+            f"{nodule['volume_mm3']:.0f}",
+            f"{nodule['detection_probability']:.2f}",
+            f"{nodule['malignancy_probability']:.2f}",
+            ", ".join(f"{name} {c['value']:.1f}: {c['contribution']:+.2f}" for name, c in drivers),
+        )
+    console.print(table if findings["nodules"] else "No nodules were found. Research use only.")
+    for caution in findings["cautions"]:
+        console.print(f"[yellow]caution:[/] {caution}")
+
+
+def print_studies(console: Console, studies: Sequence[StudySummary]) -> None:
+    """The list of studies."""
+    table = Table("study", "state", "series", "instances", "jobs", "last change")
+    for study in studies:
+        counts = (str(study.series), str(study.instances), str(study.jobs))
+        table.add_row(study.study_instance_uid, styled(study.state), *counts, local(study.updated_at))
+    console.print(table)
+
+
+def print_study(console: Console, study: StudyDetail) -> None:
+    """Everything about one study."""
+    console.print(f"study {study.summary.study_instance_uid}: {styled(study.summary.state)}")
+    table = Table("series", "modality", "state", "revision", "instances", "note", title="Series")
+    for series in study.series:
+        counts = (str(series.revision), str(series.number_of_instances))
+        table.add_row(series.series_instance_uid, series.modality, styled(series.state), *counts, series.note or "")
+    console.print(table)
+    table = Table("job", "pipeline", "revision", "state", "attempts", "reason", title="Jobs")
+    for job in study.jobs:
+        reason = f"{job.reason_code}: {job.reason}" if job.reason_code else job.reason or ""
+        table.add_row(str(job.id), job.pipeline, str(job.revision), styled(job.state), str(job.attempts), reason)
+    console.print(table)
+    table = Table("delivery", "job", "object", "SOP Instance UID", "to", "state", "attempts", "reason")
+    table.title = "Deliveries"
+    for delivery in study.deliveries:
+        result = delivery.result
+        table.add_row(
+            *(str(delivery.id), str(delivery.job_id), result.kind, result.sop_instance_uid, delivery.destination),
+            *(styled(delivery.state), str(delivery.attempts), delivery.reason or ""),
+        )
+    console.print(table)
+    print_events(console, study)
+
+
+def print_events(console: Console, study: StudyDetail) -> None:
+    """The history of a study; equal consecutive events (a hundred instances) as one line."""
+    table = Table("time", "subject", "event", "state", "detail", title="Events")
+    rows: list[tuple[tuple[str, str, str, str], datetime, int]] = []
+    for event in study.events:
+        key = (event.subject, event.event, event.state or "", event.detail or "")
+        if rows and rows[-1][0] == key:
+            rows[-1] = (key, event.at, rows[-1][2] + 1)
+        else:
+            rows.append((key, event.at, 1))
+    for (subject, name, state, detail), at, count in rows:
+        table.add_row(local(at), subject, f"{name} x {count}" if count > 1 else name, styled(state), detail)
+    console.print(table)
+
+
+def print_rows(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Any table of words."""
+    table = Table(*headings, title=title or None)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

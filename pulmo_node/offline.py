@@ -1,0 +1,134 @@
+"""`pulmo-node analyze`: the stages from assembly to encoding on a folder, without PACS and without database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pulmo_models import registry
+from pulmo_models.types import Findings, Radiograph, Volume
+from pulmo_node import assemble, encode
+from pulmo_node.analyse import Analyser
+from pulmo_node.errors import Permanent, PulmoError, Rejected
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done, and the share of it that is done, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineResult:
+    """What became of one series under one pipeline."""
+
+    series_instance_uid: str
+    pipeline: str
+    folder: Path | None  # where the files lie, None where there are none
+    findings: dict[str, Any] | None  # findings.json
+    problem: str | None  # why there are none
+    rejected: bool = False  # declined for a stated reason, which is no failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineRun:
+    """What became of a folder."""
+
+    results: tuple[OfflineResult, ...]
+    set_aside: tuple[assemble.SetAside, ...]  # files that are no DICOM images of any series
+
+
+def analyse_folder(
+    folder: Path, out: Path, analyser: Analyser, pipelines: Sequence[str], progress: Progress
+) -> OfflineRun:
+    """Analyse every series of a folder with every pipeline that takes it.
+
+    Writes ``sr.dcm``, ``seg.dcm`` (where there are nodules), ``findings.json`` and ``nodule-N.png`` into
+    ``OUT/<series_instance_uid>/<pipeline>/``, and into OUT itself as well when there is exactly one result.
+
+    Raises:
+        Rejected: the folder cannot be read.
+        Permanent: OUT cannot be written.
+    """
+    found = assemble.find_series(folder)
+    results: list[OfflineResult] = []
+    for series in found.series:
+        for label in pipelines:
+            reason = registry.entry(label).accepts(series.description)
+            if reason is not None:
+                results.append(_problem(series, label, reason, rejected=True))
+                continue
+            try:
+                results.append(_analyse(series, label, out, analyser, progress))
+            except Rejected as exc:
+                results.append(_problem(series, label, str(exc), rejected=True))
+            except PulmoError as exc:
+                results.append(_problem(series, label, str(exc), rejected=False))
+    written = [result for result in results if result.folder is not None]
+    if len(written) == 1 and written[0].folder is not None:
+        _copy_up(written[0].folder, out)
+    return OfflineRun(results=tuple(results), set_aside=found.set_aside)
+
+
+def _problem(series: assemble.FoundSeries, label: str, reason: str, *, rejected: bool) -> OfflineResult:
+    return OfflineResult(
+        series_instance_uid=series.description.series_instance_uid,
+        pipeline=label,
+        folder=None,
+        findings=None,
+        problem=reason,
+        rejected=rejected,
+    )
+
+
+def _analyse(
+    series: assemble.FoundSeries, label: str, out: Path, analyser: Analyser, progress: Progress
+) -> OfflineResult:
+    progress("assemble", 0.0)
+    image = assemble.assemble(series.paths, series.description)
+    findings = analyser.analyse(label, image, progress)
+    progress("encode", 0.0)
+    uid = series.description.series_instance_uid
+    context = encode.ResultContext(
+        series_instance_uid=uid,
+        revision=1,
+        pipeline=label,
+        settings_sha256=analyser.settings_sha256(label),
+        content_datetime=datetime.now(UTC),
+    )
+    objects = encode.encode_findings(findings, image, context)
+    plain = encode.findings_to_json(findings, uid, context)
+    target = out / uid / label
+    write_results(target, objects, plain, findings, image)
+    progress("encode", 1.0)
+    return OfflineResult(series_instance_uid=uid, pipeline=label, folder=target, findings=plain, problem=None)
+
+
+def write_results(
+    target: Path,
+    objects: Sequence[encode.EncodedObject],
+    plain: dict[str, Any],
+    findings: Findings,
+    image: Volume | Radiograph,
+) -> None:
+    """Write the objects, findings.json and one picture per nodule. Raises `Permanent` where the disk refuses."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for stale in (*target.glob("nodule-*.png"), *target.glob("*.dcm")):
+            stale.unlink()  # of an earlier run, which may have found more
+        for item in objects:
+            (target / f"{item.kind}.dcm").write_bytes(item.content)
+        (target / "findings.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        if isinstance(image, Volume):
+            for number, nodule in enumerate(findings.nodules, start=1):
+                encode.render_nodule(image, nodule).save(target / f"nodule-{number}.png")
+    except OSError as exc:
+        raise Permanent(f"{target}: {exc.strerror}") from exc
+
+
+def _copy_up(source: Path, out: Path) -> None:
+    for stale in (*out.glob("nodule-*.png"), *(out / f"{kind}.dcm" for kind in ("sr", "seg"))):
+        stale.unlink(missing_ok=True)
+    for path in source.iterdir():
+        (out / path.name).write_bytes(path.read_bytes())

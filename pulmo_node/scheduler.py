@@ -1,0 +1,93 @@
+"""Wakes the quiet-period check, the analysis and the deliveries. Holds no state of its own.
+
+Each duty is one APScheduler job that runs its step until there is nothing left to do. It runs once a second, and at
+once when another duty made work for it. A duty never runs twice at the same time, and every destination has a duty
+of its own, so a destination that is down delays nobody else.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from pulmo_node.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_INTERVAL_SECONDS = 1.0
+
+
+class Scheduler:
+    """The duties of a node in the background."""
+
+    def __init__(self, worker: Worker, destinations: Sequence[str]) -> None:
+        self._worker = worker
+        self._stopping = threading.Event()
+        self._deliver = {f"deliver {name}": name for name in destinations}
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC,
+            executors={"default": ThreadPoolExecutor(2 + len(self._deliver))},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+
+    def start(self) -> None:
+        """Begin with every duty at once: what a crash left open is taken up."""
+        # A duty that still runs when its second is over is no news; APScheduler would warn of it every time.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        self._add("complete", self._complete)
+        self._add("analyse", self._analyse)
+        for duty, destination in self._deliver.items():
+            self._add(duty, partial(self._deliver_to, destination))
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Finish the step that is running and stop."""
+        self._stopping.set()
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=True)
+
+    def _add(self, duty: str, step: Callable[[], None]) -> None:
+        self._scheduler.add_job(
+            _guarded(duty, step),
+            "interval",
+            seconds=_INTERVAL_SECONDS,
+            id=duty,
+            next_run_time=datetime.now(UTC),
+        )
+
+    def _wake(self, *duties: str) -> None:
+        for duty in duties:
+            try:
+                self._scheduler.modify_job(duty, next_run_time=datetime.now(UTC))
+            except JobLookupError:
+                return  # stopping
+
+    def _complete(self) -> None:
+        if self._worker.complete_quiet_series():
+            self._wake("analyse")
+
+    def _analyse(self) -> None:
+        while not self._stopping.is_set() and self._worker.analyse_next():
+            self._wake(*self._deliver)
+
+    def _deliver_to(self, destination: str) -> None:
+        while not self._stopping.is_set() and self._worker.deliver_next(destination):
+            pass
+
+
+def _guarded(duty: str, step: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            step()
+        except Exception:
+            # The boundary of one run of a duty: a locked database or a full disk must not end the duty for good.
+            log.exception("%s: unexpected error; tried again in %g s", duty, _INTERVAL_SECONDS)
+
+    return run

@@ -1,0 +1,282 @@
+"""Composes the stages: completes quiet series, runs the analysis of queued jobs, delivers what lies in the outbox.
+
+Each function does one thing to the end and records it; none of them loops or waits (that is the scheduler's part).
+A crash at any moment leaves states that are true: the lease of the job or delivery expires and it is taken up again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from time import perf_counter
+
+from pulmo_node import assemble, encode, select
+from pulmo_node.analyse import Analyser
+from pulmo_node.config import Config
+from pulmo_node.domain.deliveries import Delivery, ResultObject
+from pulmo_node.domain.jobs import Job
+from pulmo_node.domain.retry import Defer, GiveUp, decide
+from pulmo_node.domain.series import Series
+from pulmo_node.errors import Permanent, PulmoError, Rejected, StaleJob, Transient
+from pulmo_node.ports import (
+    Clock,
+    InstanceStore,
+    JobStore,
+    Outbox,
+    OutboxItem,
+    ReceiveStore,
+    ResultLink,
+    ResultSender,
+    Transfers,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """The outside world of a worker."""
+
+    clock: Clock
+    series: ReceiveStore
+    jobs: JobStore
+    instances: InstanceStore
+    outbox: Outbox
+    sender: ResultSender
+    transfers: Transfers
+
+
+class Worker:
+    """One worker of the node; several may share a database, each with a `worker_id` of its own."""
+
+    def __init__(self, config: Config, adapters: Adapters, analyser: Analyser, worker_id: str) -> None:
+        self._config = config
+        self._ports = adapters
+        self._analyser = analyser
+        self._worker_id = worker_id
+
+    def complete_quiet_series(self) -> int:
+        """Complete every series that is quiet, and queue its jobs; the number of jobs queued."""
+        before = self._ports.clock.now() - timedelta(seconds=self._config.receive.quiet_seconds)
+        busy = self._ports.transfers.series_in_transfer()
+        queued = 0
+        for series in self._ports.series.quiet_series(before=before, excluding=busy):
+            selection = self._select(series)
+            try:
+                self._ports.series.complete_series(series, selection.jobs, selection.note)
+            except StaleJob:
+                continue  # an instance came meanwhile: the next check sees the series again
+            queued += len(selection.jobs)
+            log.info(
+                "series %s revision %d complete: %d instances, %d jobs%s",
+                series.series_instance_uid,
+                series.revision,
+                series.number_of_instances,
+                len(selection.jobs),
+                f" ({selection.note})" if selection.note else "",
+            )
+        return queued
+
+    def _select(self, series: Series) -> select.Selection:
+        paths = self._paths(series.series_instance_uid)
+        try:
+            description = assemble.describe(paths, series.calling_ae_title)
+        except Rejected as exc:
+            return select.Selection(jobs=(), note=str(exc))
+        return select.select(self._config, description)
+
+    def _paths(self, series_instance_uid: str) -> list[Path]:
+        stored = self._ports.series.instance_paths(series_instance_uid)
+        return [self._ports.instances.absolute(path) for path in stored]
+
+    def analyse_next(self) -> bool:
+        """Take the next queued job through assembly, analysis and encoding; False where there was none."""
+        now = self._ports.clock.now()
+        job = self._ports.jobs.claim_job(self._worker_id, now=now, lease_until=self._lease_end())
+        if job is None:
+            return False
+        try:
+            if job.attempts >= self._config.analysis.max_attempts:
+                reason = f"{job.attempts} attempts ended without a result"
+                self._ports.jobs.job_quarantined(job, reason)
+                log.error("job %d of series %s quarantined: %s", job.id, job.series_instance_uid, reason)
+                return True
+            with self._heartbeat(job):
+                self._analyse(job)
+        except StaleJob as exc:
+            log.info("job %d: late result thrown away: %s", job.id, exc)
+        return True
+
+    def _analyse(self, job: Job) -> None:
+        try:
+            results, findings_json, timings = self._results(job)
+        except Rejected as exc:
+            wanted = self._config.results.report_rejected
+            report = self._report(job, exc.code, exc.reason) if wanted else ()
+            self._ports.jobs.job_rejected(job, exc.code, exc.reason, report)
+            log.info("job %d of series %s rejected: %s", job.id, job.series_instance_uid, exc)
+        except PulmoError as exc:
+            self._attempt_failed(job, exc)
+        except Exception as exc:
+            # The boundary of one job: whatever a decoder or a network throws must not end the node.
+            log.exception("job %d of series %s: unexpected error", job.id, job.series_instance_uid)
+            self._attempt_failed(job, Permanent(f"unexpected {type(exc).__name__}; the log has the details"))
+        else:
+            self._ports.jobs.job_encoded(job, results, findings_json)
+            spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in timings.items())
+            log.info(
+                "job %d of series %s encoded: %d objects; %s", job.id, job.series_instance_uid, len(results), spent
+            )
+
+    def _results(self, job: Job) -> tuple[tuple[ResultObject, ...], str, Mapping[str, float]]:
+        """Result objects of a job in the outbox, with findings.json and the seconds that each step took."""
+        info = self._analyser.info(job.pipeline)
+        context = self._context(job)
+        key = context.uid("outbox", info.weights_sha256)
+        present = self._ports.outbox.get(key)
+        if present is not None:
+            return *present, {}
+        timings: dict[str, float] = {}
+        paths = self._paths(job.series_instance_uid)
+        with _timed(timings, "assemble"):
+            image = assemble.assemble(paths, assemble.describe(paths))
+        findings = self._analyser.analyse(job.pipeline, image)
+        timings.update(findings.timings_seconds)
+        with _timed(timings, "encode"):
+            items = [_item(encoded) for encoded in encode.encode_findings(findings, image, context)]
+            plain = encode.findings_to_json(findings, job.series_instance_uid, context)
+        with _timed(timings, "outbox"):
+            stored = self._ports.outbox.put(key, items, json.dumps(plain))
+        return *stored, timings
+
+    def _context(self, job: Job) -> encode.ResultContext:
+        return encode.ResultContext(
+            series_instance_uid=job.series_instance_uid,
+            revision=job.revision,
+            pipeline=job.pipeline,
+            settings_sha256=self._analyser.settings_sha256(job.pipeline),
+            content_datetime=self._ports.clock.now(),
+        )
+
+    def _attempt_failed(self, job: Job, error: PulmoError) -> None:
+        decision = decide(self._config.analysis.retry, error, attempts=job.attempts + 1, now=self._ports.clock.now())
+        if isinstance(decision, Defer):
+            self._ports.jobs.job_deferred(job, str(error), decision.not_before)
+            log.warning("job %d of series %s deferred: %s", job.id, job.series_instance_uid, error)
+            return
+        code = "GAVE_UP" if isinstance(error, Transient) else "ANALYSIS_FAILED"
+        wanted = self._config.results.report_failed
+        report = self._report(job, code, decision.reason) if wanted else ()
+        self._ports.jobs.job_failed(job, code, decision.reason, report)
+        log.error("job %d of series %s failed: %s", job.id, job.series_instance_uid, decision.reason)
+
+    def _report(self, job: Job, code: str, reason: str) -> Sequence[ResultObject]:
+        """The report that says why there are no findings; none where even that cannot be written."""
+        context = self._context(job)
+        try:
+            report = encode.encode_rejection(self._paths(job.series_instance_uid), code, reason, context)
+            return self._ports.outbox.put(context.uid(f"outbox {code} {reason}", ""), [_item(report)], "")[0]
+        except PulmoError as exc:
+            log.warning("job %d: no report of %s: %s", job.id, code, exc)
+            return ()
+
+    def _lease_end(self) -> datetime:
+        return self._ports.clock.now() + timedelta(seconds=self._config.analysis.lease_seconds)
+
+    @contextmanager
+    def _heartbeat(self, job: Job) -> Iterator[None]:
+        """Extend the lease from a thread of its own while the analysis holds this one."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(self._config.analysis.lease_seconds / 3):
+                try:
+                    if not self._ports.jobs.extend_job_lease(job, self._lease_end()):
+                        return  # superseded or cancelled: the result will be found stale
+                except PulmoError as exc:
+                    log.warning("job %d: lease not extended: %s", job.id, exc)
+
+        thread = threading.Thread(target=beat, name=f"lease of job {job.id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def deliver_next(self, destination: str) -> bool:
+        """Send the due objects of one job to one destination; False where there was nothing to do."""
+        now = self._ports.clock.now()
+        lease = now + timedelta(seconds=self._config.delivery.lease_seconds)
+        deliveries = self._ports.jobs.claim_deliveries(destination, self._worker_id, now=now, lease_until=lease)
+        if not deliveries:
+            return False
+        pending = list(deliveries)
+        try:
+            with self._ports.sender.open(self._config.peer(destination)) as link:
+                while pending:
+                    self._deliver(link, pending[0])
+                    pending.pop(0)
+        except Transient as exc:
+            for delivery in pending:
+                self._delivery_failed(delivery, exc)
+        return True
+
+    def _deliver(self, link: ResultLink, delivery: Delivery) -> None:
+        try:
+            status = link.store(self._ports.instances.absolute(delivery.result.path), delivery.result)
+        except Permanent as exc:
+            self._delivery_failed(delivery, exc)
+            return
+        try:
+            self._ports.jobs.delivery_sent(delivery, status)
+        except StaleJob as exc:
+            log.info("delivery %d: sent, but no longer wanted: %s", delivery.id, exc)
+            return
+        log.info(
+            "delivery %d: %s %s sent to %s: %s",
+            delivery.id,
+            delivery.result.kind,
+            delivery.result.sop_instance_uid,
+            delivery.destination,
+            status,
+        )
+
+    def _delivery_failed(self, delivery: Delivery, error: PulmoError) -> None:
+        decision = decide(
+            self._config.delivery.retry, error, attempts=delivery.attempts + 1, now=self._ports.clock.now()
+        )
+        try:
+            if isinstance(decision, GiveUp):
+                self._ports.jobs.delivery_failed(delivery, decision.reason)
+                log.error("delivery %d to %s failed: %s", delivery.id, delivery.destination, decision.reason)
+            else:
+                self._ports.jobs.delivery_deferred(delivery, str(error), decision.not_before)
+                log.warning("delivery %d to %s deferred: %s", delivery.id, delivery.destination, error)
+        except StaleJob as exc:
+            log.info("delivery %d: no longer wanted: %s", delivery.id, exc)
+
+
+def _item(encoded: encode.EncodedObject) -> OutboxItem:
+    return OutboxItem(
+        kind=encoded.kind,
+        sop_class_uid=encoded.sop_class_uid,
+        sop_instance_uid=encoded.sop_instance_uid,
+        series_instance_uid=encoded.series_instance_uid,
+        content=encoded.content,
+    )
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    begun = perf_counter()
+    try:
+        yield
+    finally:
+        timings[name] = perf_counter() - begun

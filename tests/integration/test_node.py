@@ -1,0 +1,256 @@
+"""The whole node in one process with a pipeline that needs no network: real sockets, real database, real objects."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+
+from pulmo_node.app import Node
+from pulmo_node.config import Config, resolve
+from pulmo_node.deliver import DicomSender
+from pulmo_node.dimse import DimseStatus
+from pulmo_node.domain.deliveries import Peer
+from pulmo_node.ports import StudyDetail
+from pulmo_node.testing import Answer, SmallPacs
+from tests.ct_factory import write_datasets
+from tests.encode_factory import chest_datasets
+from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
+
+pytestmark = pytest.mark.usefixtures("fake_pipeline")
+__all__ = ["fake_pipeline"]
+
+WAIT_SECONDS = 60.0
+SENDER = "SCANNER"
+
+
+def configuration(folder: Path, *pacs: SmallPacs, **changes: Any) -> Config:
+    """A node that is quick to complete and to retry, and delivers to every PACS given."""
+    names = [f"pacs{number}" for number in range(len(pacs))]
+    raw: dict[str, Any] = {
+        "node": {"port": 0, "storage": str(folder / "node")},
+        "receive": {"quiet_seconds": 0.3},
+        "delivery": {"first_delay_seconds": 0.1, "max_delay_seconds": 0.5, "timeout_seconds": 5.0},
+        "peers": {
+            name: {"ae_title": one.ae_title, "host": "127.0.0.1", "port": one.port}
+            for name, one in zip(names, pacs, strict=True)
+        },
+        "rules": [{"modality": "CT", "pipelines": ["ct-nodules"], "destinations": names}],
+    }
+    for section, values in changes.items():
+        raw[section] = {**raw.get(section, {}), **values}
+    return resolve(raw, base=folder)
+
+
+@contextmanager
+def running(folder: Path, *pacs: SmallPacs, **changes: Any) -> Iterator[Node]:
+    with Node(configuration(folder, *pacs, **changes)) as node:
+        yield node
+
+
+def send(node: Node, files: list[Path], calling: str = SENDER) -> None:
+    address = Peer(name="node", ae_title="PULMO", host="127.0.0.1", port=node.receiver.port)
+    results = list(DicomSender(calling).send_files(address, files))
+    assert [result.error for result in results] == [None] * len(files)
+
+
+def wait_for(node: Node, study_uid: str, condition: Callable[[StudyDetail], bool]) -> StudyDetail:
+    """Wait for a state that the node reaches in threads of its own."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        detail = node.store.study(study_uid)
+        if detail is not None and condition(detail):
+            return detail
+        threading.Event().wait(0.02)
+    raise AssertionError(f"not reached in {WAIT_SECONDS} s: {node.store.study(study_uid)}")
+
+
+def in_state(state: str) -> Callable[[StudyDetail], bool]:
+    return lambda detail: detail.summary.state == state
+
+
+@pytest.fixture
+def pacs(tmp_path: Path) -> Iterator[SmallPacs]:
+    with SmallPacs(tmp_path / "pacs") as one:
+        yield one
+
+
+def series_files(folder: Path, **elements: str) -> tuple[str, list[Path]]:
+    datasets = chest_datasets()
+    for dataset in datasets:
+        for keyword, value in elements.items():
+            setattr(dataset, keyword, value)
+    return str(datasets[0].StudyInstanceUID), write_datasets(datasets, folder, seed=2)
+
+
+def test_results_lie_in_the_pacs_under_the_same_study(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        detail = wait_for(node, study, in_state("DONE"))
+    objects = [dcmread(stored.path) for stored in pacs.stored]
+    assert sorted(found.Modality for found in objects) == ["SEG", "SR"]
+    assert {found.StudyInstanceUID for found in objects} == {study}
+    assert {found.PatientID for found in objects} == {"PHANTOM-1"}
+    assert {str(d.result.sop_instance_uid) for d in detail.deliveries} == {o.SOPInstanceUID for o in objects}
+    assert [job.state for job in detail.jobs] == ["DONE"]
+    events = [event.event for event in detail.events if event.subject.startswith("job")]
+    assert events[-1] == "delivered"
+
+
+def test_a_pacs_that_is_down_gets_everything_when_it_is_back(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    with running(tmp_path, pacs) as node:
+        pacs.stop()
+        send(node, files)
+        wait_for(node, study, lambda d: any(delivery.attempts >= 2 for delivery in d.deliveries))
+        assert pacs.stored == ()
+        pacs.start()
+        wait_for(node, study, in_state("DONE"))
+    assert len(pacs.stored) == 2
+
+
+def test_a_destination_that_stays_down_delays_no_other(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    with ExitStack() as stack:
+        dead = stack.enter_context(SmallPacs(tmp_path / "dead", ae_title="DEAD"))
+        dead.stop()
+        node = stack.enter_context(running(tmp_path, pacs, dead, delivery={"max_attempts": 3}))
+        send(node, files)
+        detail = wait_for(node, study, in_state("FAILED"))
+    assert len(pacs.stored) == 2
+    states = {(delivery.destination, delivery.state.value) for delivery in detail.deliveries}
+    assert states == {("pacs0", "SENT"), ("pacs1", "FAILED")}
+    assert all("3" in (d.reason or "") for d in detail.deliveries if d.destination == "pacs1")
+
+
+def test_a_refused_object_names_the_status_and_is_not_tried_again(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    pacs.answer_next(Answer(status=DimseStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, comment="no thanks"))
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        detail = wait_for(node, study, in_state("FAILED"))
+    refused = [delivery for delivery in detail.deliveries if delivery.state == "FAILED"]
+    assert len(refused) == 1
+    assert "0xA900" in (refused[0].reason or "")
+    assert "no thanks" in (refused[0].reason or "")
+    assert pacs.requests == 2
+
+
+def test_a_resent_series_changes_nothing(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        before = wait_for(node, study, in_state("DONE"))
+        send(node, files)
+        after = node.store.study(study)
+    assert after == before
+    assert len(pacs.stored) == 2
+
+
+def test_a_late_slice_gives_a_new_revision_with_new_uids(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    files = sorted(files, key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    with running(tmp_path, pacs) as node:
+        send(node, files[:-1])
+        wait_for(node, study, in_state("DONE"))
+        send(node, files[-1:])
+        detail = wait_for(node, study, lambda d: d.series[0].revision == 2 and d.summary.state == "DONE")
+    assert detail.series[0].number_of_instances == len(files)
+    assert [(job.revision, job.state.value) for job in detail.jobs] == [(1, "DONE"), (2, "DONE")]
+    assert len({stored.sop_instance_uid for stored in pacs.stored}) == 4
+
+
+def test_two_studies_interleaved_on_two_associations(tmp_path: Path, pacs: SmallPacs) -> None:
+    studies = [series_files(tmp_path / name) for name in ("one", "two")]
+    with running(tmp_path, pacs) as node:
+        start = threading.Barrier(2)
+
+        def sender(files: list[Path], calling: str) -> None:
+            start.wait(timeout=WAIT_SECONDS)
+            send(node, files, calling)
+
+        threads = [
+            threading.Thread(target=sender, args=(files, f"SCANNER{number}"))
+            for number, (_, files) in enumerate(studies)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=WAIT_SECONDS)
+        for study, files in studies:
+            detail = wait_for(node, study, in_state("DONE"))
+            assert [series.number_of_instances for series in detail.series] == [len(files)]
+    by_study = {uid: [s for s in pacs.stored if dcmread(s.path).StudyInstanceUID == uid] for uid, _ in studies}
+    assert [len(found) for found in by_study.values()] == [2, 2]
+
+
+def test_a_series_that_the_pipeline_rejects_says_why(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct", SeriesDescription=REJECTED_DESCRIPTION)
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        detail = wait_for(node, study, in_state("REJECTED"))
+    assert [(job.reason_code, job.reason) for job in detail.jobs] == [("NO_LUNGS", "there are no lungs")]
+    assert pacs.stored == ()
+
+
+def test_the_report_of_a_rejection_is_sent_where_the_site_wants_it(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct", SeriesDescription=REJECTED_DESCRIPTION)
+    with running(tmp_path, pacs, results={"report_rejected": True}) as node:
+        send(node, files)
+        wait_for(node, study, lambda d: [x.state.value for x in d.deliveries] == ["SENT"])
+    (report,) = pacs.stored
+    assert dcmread(report.path).Modality == "SR"
+    assert b"NO_LUNGS" in report.path.read_bytes()
+
+
+def test_a_series_that_no_rule_wants_is_kept_and_says_why(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    config = configuration(tmp_path, pacs)
+    none = [{"modality": "MR", "pipelines": ["ct-nodules"], "destinations": ["pacs0"]}]
+    raw = {
+        "node": {"port": 0, "storage": str(config.storage)},
+        "receive": {"quiet_seconds": 0.3},
+        "peers": {"pacs0": {"ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port}},
+        "rules": none,
+    }
+    with Node(resolve(raw, base=tmp_path)) as node:
+        send(node, files)
+        detail = wait_for(node, study, in_state("NO_PIPELINE"))
+        assert "no rule fits" in (detail.series[0].note or "")
+        assert len(node.store.instance_paths(detail.series[0].series_instance_uid)) == len(files)
+    with running(tmp_path, pacs) as node:
+        assert node.store.requeue(study_instance_uid=study) == 1
+        wait_for(node, study, in_state("DONE"))
+
+
+def test_redeliver_sends_the_same_bytes_again(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        wait_for(node, study, in_state("DONE"))
+        first = [stored.path.read_bytes() for stored in pacs.stored]
+        assert node.store.requeue(study_instance_uid=study, redeliver=True) == 1
+        assert pacs.wait_for(4, WAIT_SECONDS)
+        wait_for(node, study, in_state("DONE"))
+    assert [stored.path.read_bytes() for stored in pacs.stored[2:]] == first
+
+
+def test_requeue_analyses_again_and_keeps_bytes_under_a_uid(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        wait_for(node, study, in_state("DONE"))
+        assert node.store.requeue(study_instance_uid=study) == 1
+        assert pacs.wait_for(4, WAIT_SECONDS)
+        wait_for(node, study, in_state("DONE"))
+    contents: dict[str, set[bytes]] = {}
+    for stored in pacs.stored:
+        contents.setdefault(stored.sop_instance_uid, set()).add(stored.path.read_bytes())
+    assert [len(versions) for versions in contents.values()] == [1, 1]

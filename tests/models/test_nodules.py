@@ -1,0 +1,143 @@
+"""The nodule pipeline as the registry builds it, with random weights in real architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pulmo_models import registry
+from pulmo_models.checkpoints import write_set
+from pulmo_models.ct import nodules
+from pulmo_models.errors import DeviceUnavailable, WeightsMissing
+from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
+from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.pipeline import Rejection
+from pulmo_models.types import CONCEPT_NAMES, Findings, Volume
+from pulmo_models.weights import load_set
+from tests.models.test_lungs import ellipsoid, make_volume, thorax
+from tests.models.test_weights import ABOUT
+
+SPACING = (4.0, 2.0, 2.0)
+NODULE = (30, 85, 62)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set whose detector passes the density on to its output and whose characteriser accepts everything."""
+    torch.manual_seed(11)
+    stage1, stage2 = HeatmapUNet3D(), Student2p5D()
+    with torch.no_grad():
+        for parameter in stage1.parameters():
+            parameter.zero_()
+        # d1 sees e1 in its second half; e1 passes its input through.
+        stage1.e1.c1.weight[0, 0, 1, 1, 1] = 1.0
+        stage1.e1.c2.weight[0, 0, 1, 1, 1] = 1.0
+        stage1.d1.c1.weight[0, 16, 1, 1, 1] = 1.0
+        stage1.d1.c2.weight[0, 0, 1, 1, 1] = 1.0
+        stage1.out.weight[0, 0] = 4.0
+        stage1.out.bias.fill_(-2.0)
+        stage2.detection_head[4].bias[1] = 50.0
+    return write_set(
+        tmp_path_factory.mktemp("weights"),
+        name="tiny",
+        stage1=stage1.state_dict(),
+        stage2=stage2.state_dict(),
+        concept_scale="unit",
+        about=ABOUT,
+    )
+
+
+@pytest.fixture(scope="module")
+def volume() -> Volume:
+    """Forty slices of a made thorax with one nodule of 16 mm in the right lung, and a caution."""
+    hu, _ = thorax()
+    hu[ellipsoid(hu.shape, NODULE, (8, 8, 8))] = 60.0
+    made = make_volume(hu[10:50], SPACING)
+    object.__setattr__(made, "cautions", ("one slice was repaired",))
+    return made
+
+
+@pytest.fixture(scope="module")
+def result(manifest: Path, volume: Volume) -> tuple[Findings, list[tuple[str, float]]]:
+    seen: list[tuple[str, float]] = []
+    pipeline = registry.build("ct-nodules", {"weights": str(manifest)}, "cpu")
+    return pipeline(volume, lambda step, share: seen.append((step, share))), seen
+
+
+def test_the_nodule_is_found_and_measured(result: tuple[Findings, object], volume: Volume) -> None:
+    findings, _ = result
+    assert findings.nodules
+    nearest = min(findings.nodules, key=lambda n: np.linalg.norm(np.subtract(n.centre_index, (20, 85, 62)) * SPACING))
+    assert np.linalg.norm(np.subtract(nearest.centre_index, (20, 85, 62)) * SPACING) <= 8.0
+    assert nearest.candidate_score >= 0.3
+    assert nearest.detection_probability >= 0.5
+    for nodule in findings.nodules:
+        assert nodule.mask.to_volume(volume.hu.shape).sum() == nodule.mask.voxels.sum()
+        assert nodule.long_axis.length_mm >= nodule.short_axis.length_mm - 1e-9 > 0
+        assert nodule.volume_mm3 == pytest.approx(nodule.mask.voxels.sum() * 16.0)
+        logit = sum(c.contribution for c in nodule.concepts) + findings.malignancy_bias
+        assert 1 / (1 + np.exp(-logit)) == pytest.approx(nodule.malignancy_probability, abs=1e-5)
+        assert tuple(c.name for c in nodule.concepts) == CONCEPT_NAMES
+    probabilities = [n.malignancy_probability for n in findings.nodules]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_findings_say_what_made_them(result: tuple[Findings, object], manifest: Path) -> None:
+    findings, _ = result
+    weights = load_set(manifest)
+    info = findings.pipeline
+    assert (info.label, info.weights_name, info.weights_sha256) == ("ct-nodules", "tiny", weights.sha256)
+    assert [stage.weights_sha256 for stage in info.stages] == [weights.stage1.sha256, weights.stage2.sha256]
+    assert info.stages[0].parameters["peak_threshold"] == "0.3"
+    assert info.stages[1].parameters["detection_threshold"] == "0.5"
+    assert findings.device == "cpu"
+    assert findings.cautions == ("one slice was repaired",)
+    assert list(findings.timings_seconds) == ["lungs", "stage1", "stage2", "measure"]
+
+
+def test_progress_runs_through_all_steps(result: tuple[Findings, list[tuple[str, float]]]) -> None:
+    _, seen = result
+    assert list(dict.fromkeys(step for step, _ in seen)) == ["lungs", "stage1", "stage2", "measure"]
+    for step in ("lungs", "stage1", "stage2", "measure"):
+        shares = [share for name, share in seen if name == step]
+        assert shares[0] == 0.0
+        assert shares[-1] == 1.0
+        assert shares == sorted(shares)
+
+
+def test_too_many_nodules_are_cut_with_a_caution(
+    manifest: Path, volume: Volume, result: tuple[Findings, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = len(result[0].nodules)
+    assert count > 1
+    monkeypatch.setattr(nodules, "MAX_NODULES", 1)
+    findings = registry.build("ct-nodules", {"weights": str(manifest)}, "cpu")(volume)
+    assert len(findings.nodules) == 1
+    assert findings.cautions[1] == (
+        f"{count} nodules were found; only the 1 with the highest detection probability are reported"
+    )
+
+
+def test_a_volume_without_lungs_is_rejected(manifest: Path) -> None:
+    pipeline = registry.build("ct-nodules", {"weights": str(manifest)}, "cpu")
+    with pytest.raises(Rejection, match="NO_LUNGS"):
+        pipeline(make_volume(np.zeros((10, 64, 64)), SPACING))
+
+
+def test_every_wrong_setting_is_named(manifest: Path) -> None:
+    table = {"weights": str(manifest), "peak_treshold": 0.3, "cluster_mm": -1, "precision": "fp8"}
+    with pytest.raises(ValueError, match="settings of ct-nodules") as caught:
+        registry.build("ct-nodules", table, "cpu")
+    for key in ("peak_treshold", "cluster_mm", "precision"):
+        assert f"{key}: " in str(caught.value)
+
+
+def test_weights_and_device_are_checked_when_it_is_built(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WeightsMissing):
+        registry.build("ct-nodules", {"weights": "nonsense"}, "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceUnavailable):
+        registry.build("ct-nodules", {"weights": str(manifest)}, "cuda")

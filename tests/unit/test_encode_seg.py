@@ -1,0 +1,200 @@
+"""The segmentation, read again from its bytes: masks voxel by voxel at the right source images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import LegacyConvertedEnhancedCTImageStorage, SegmentationStorage
+
+from pulmo_models.types import Mask, Nodule, Volume
+from pulmo_node.encode import EncodedObject, encode_findings
+from pulmo_node.errors import Permanent
+from tests.ct_factory import enhanced_from, write_datasets, write_part10
+from tests.encode_factory import (
+    chest_datasets,
+    make_context,
+    make_findings,
+    make_nodule,
+    measurement_groups,
+    read_object,
+    read_volume,
+    write_volume,
+)
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    return write_volume(chest_datasets(), tmp_path_factory.mktemp("ct"))
+
+
+def _encode(volume: Volume, nodules: list[Nodule]) -> tuple[EncodedObject, EncodedObject]:
+    sr, seg = encode_findings(make_findings(volume, nodules), volume, make_context(volume))
+    return sr, seg
+
+
+def _decoded_masks(seg: Dataset, volume: Volume) -> dict[int, npt.NDArray[np.bool_]]:
+    """Segment number -> mask on the grid of the volume, by the source image that each frame refers to."""
+    slice_of = {(s.sop_instance_uid, s.frame_number): k for k, s in enumerate(volume.sources)}
+    frames = seg.pixel_array.reshape(seg.NumberOfFrames, seg.Rows, seg.Columns)
+    masks: dict[int, npt.NDArray[np.bool_]] = {}
+    for frame, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        identification = group.get("SegmentIdentificationSequence") or (
+            seg.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
+        )
+        number = identification[0].ReferencedSegmentNumber
+        (source,) = group.DerivationImageSequence[0].SourceImageSequence
+        k = slice_of[source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")]
+        assert frame.any(), "an empty frame"
+        expected = (volume.affine @ [k, 0, 0, 1])[:3]
+        np.testing.assert_allclose(group.PlanePositionSequence[0].ImagePositionPatient, expected, atol=1e-3)
+        masks.setdefault(number, np.zeros(volume.hu.shape, dtype=bool))[k] |= frame.astype(bool)
+    return masks
+
+
+def _assert_masks_survive(volume: Volume, nodules: list[Nodule]) -> Dataset:
+    seg = read_object(_encode(volume, nodules)[1])
+    decoded = _decoded_masks(seg, volume)
+    assert sorted(decoded) == list(range(1, len(nodules) + 1))
+    for number, nodule in enumerate(nodules, start=1):
+        np.testing.assert_array_equal(decoded[number], nodule.mask.to_volume(volume.hu.shape))
+    touched = sum(int(nodule.mask.voxels.any(axis=(1, 2)).sum()) for nodule in nodules)
+    assert seg.NumberOfFrames == touched
+    return seg
+
+
+def test_masks_survive_voxel_by_voxel(volume: Volume) -> None:
+    nodules = [make_nodule(volume, (3, 10, 12)), make_nodule(volume, (8, 28, 33), radius_mm=6.0)]
+    seg = _assert_masks_survive(volume, nodules)
+    assert (seg.SOPClassUID, seg.SegmentationType) == (SegmentationStorage, "BINARY")
+    assert seg.FrameOfReferenceUID == volume.frame_of_reference_uid
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert [float(v) for v in measures.PixelSpacing] == [0.8, 0.7]
+    assert float(measures.SpacingBetweenSlices) == 2.5
+    (series,) = seg.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == volume.series.series_instance_uid
+    assert len(series.ReferencedInstanceSequence) == len(seg.SourceImageSequence) < len(volume.sources)
+
+
+def test_one_nodule_on_one_slice(volume: Volume) -> None:
+    seg = _assert_masks_survive(volume, [make_nodule(volume, (5, 15, 20), radius_mm=1.5)])
+    assert seg.NumberOfFrames == 1
+
+
+def test_a_mask_with_an_empty_slice_inside(volume: Volume) -> None:
+    nodule = make_nodule(volume, (5, 15, 20), radius_mm=6.0)
+    voxels = nodule.mask.voxels.copy()
+    voxels[2] = False
+    _assert_masks_survive(volume, [replace(nodule, mask=Mask(origin=nodule.mask.origin, voxels=voxels))])
+
+
+def test_overlapping_masks_both_survive(volume: Volume) -> None:
+    nodules = [make_nodule(volume, (5, 15, 20), radius_mm=5.0), make_nodule(volume, (6, 17, 23), radius_mm=5.0)]
+    overlap = nodules[0].mask.to_volume(volume.hu.shape) & nodules[1].mask.to_volume(volume.hu.shape)
+    assert overlap.any()
+    seg = _assert_masks_survive(volume, nodules)
+    assert seg.SegmentsOverlap == "YES"
+
+
+def test_a_nodule_at_the_corner_of_the_volume(volume: Volume) -> None:
+    _assert_masks_survive(volume, [make_nodule(volume, (0, 0, 0)), make_nodule(volume, (11, 39, 47))])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_many_random_masks(volume: Volume, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    shape = volume.hu.shape
+    nodules = [
+        make_nodule(volume, tuple(int(random.integers(0, n)) for n in shape), radius_mm=float(random.uniform(1, 9)))
+        for _ in range(12)
+    ]
+    _assert_masks_survive(volume, nodules)
+
+
+def test_tilted_and_shuffled_source(tmp_path: Path) -> None:
+    """Slices stored head first, the patient prone (HFP): rows run to the left and to anterior reversed."""
+    datasets = chest_datasets(orientation=(-1.0, 0.0, 0.0, 0.0, -1.0, 0.0))
+    volume = write_volume(list(reversed(datasets)), tmp_path)
+    _assert_masks_survive(volume, [make_nodule(volume, (2, 8, 40)), make_nodule(volume, (9, 30, 7))])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_multi_frame_source(tmp_path: Path, reverse: bool, legacy: bool) -> None:
+    datasets = chest_datasets()
+    enhanced = enhanced_from(list(reversed(datasets)) if reverse else datasets)
+    if legacy:
+        enhanced.SOPClassUID = LegacyConvertedEnhancedCTImageStorage
+        shared = enhanced.SharedFunctionalGroupsSequence[0]
+        for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):  # repeated in each frame instead
+            for group in enhanced.PerFrameFunctionalGroupsSequence:
+                group[keyword] = shared[keyword]
+            del shared[keyword]
+    write_part10(enhanced, tmp_path / "enhanced.dcm")
+    volume = read_volume([tmp_path / "enhanced.dcm"])
+    seg = _assert_masks_survive(volume, [make_nodule(volume, (2, 8, 40)), make_nodule(volume, (9, 30, 7))])
+    assert float(seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices) == 2.5
+
+
+def test_segments_are_described_and_tracked(volume: Volume) -> None:
+    nodules = [make_nodule(volume, (3, 10, 12)), make_nodule(volume, (8, 28, 33))]
+    sr, seg = (read_object(encoded) for encoded in _encode(volume, nodules))
+    colours = set()
+    for number, (segment, group) in enumerate(zip(seg.SegmentSequence, measurement_groups(sr), strict=True), start=1):
+        assert (segment.SegmentNumber, segment.SegmentLabel) == (number, f"Nodule {number}")
+        assert segment.SegmentAlgorithmType == "AUTOMATIC"
+        assert segment.SegmentAlgorithmName == "Pulmo CT nodules"
+        assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
+        assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "27925004"
+        identifier, uid = group.ContentSequence[0], group.ContentSequence[1]
+        assert (segment.TrackingID, segment.TrackingUID) == (identifier.TextValue, uid.UID)
+        colours.add(tuple(segment.RecommendedDisplayCIELabValue))
+    assert len(colours) == 2
+
+
+def test_random_uids_of_the_library_are_replaced(volume: Volume) -> None:
+    seg = read_object(_encode(volume, [make_nodule(volume, (3, 10, 12))])[1])
+    again = read_object(_encode(volume, [make_nodule(volume, (3, 10, 12))])[1])
+    (organization,) = seg.DimensionOrganizationSequence
+    assert organization.DimensionOrganizationUID == again.DimensionOrganizationSequence[0].DimensionOrganizationUID
+    assert {item.DimensionOrganizationUID for item in seg.DimensionIndexSequence} == {
+        organization.DimensionOrganizationUID
+    }
+
+
+def test_source_without_thickness_and_with_a_wrong_spacing(tmp_path: Path) -> None:
+    datasets = chest_datasets()
+    for dataset in datasets:
+        del dataset.SliceThickness
+        dataset.SpacingBetweenSlices = 99
+    volume = write_volume(datasets, tmp_path)
+    seg = _assert_masks_survive(volume, [make_nodule(volume, (3, 10, 12))])
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert (float(measures.SliceThickness), float(measures.SpacingBetweenSlices)) == (2.5, 2.5)
+
+
+def test_a_mask_outside_the_volume_is_refused(volume: Volume) -> None:
+    nodule = make_nodule(volume, (3, 10, 12))
+    outside = replace(nodule, mask=Mask(origin=(11, 0, 0), voxels=np.ones((2, 2, 2), dtype=bool)))
+    with pytest.raises(Permanent, match="leaves the volume"):
+        _encode(volume, [outside])
+
+
+def test_a_source_that_vanished_is_named(tmp_path: Path) -> None:
+    paths = write_datasets(chest_datasets(), tmp_path)
+    volume = read_volume(paths)
+    paths[3].unlink()
+    with pytest.raises(Permanent, match=r"IM0003\.dcm cannot be read"):
+        _encode(volume, [make_nodule(volume, (3, 10, 12))])
+
+
+def test_a_source_that_is_another_instance_now_is_refused(tmp_path: Path) -> None:
+    paths = write_datasets(chest_datasets(), tmp_path)
+    volume = read_volume(paths)
+    paths[3].write_bytes(paths[4].read_bytes())
+    with pytest.raises(Permanent, match="holds instance"):
+        _encode(volume, [make_nodule(volume, (3, 10, 12))])

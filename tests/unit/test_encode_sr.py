@@ -1,0 +1,308 @@
+"""The measurement report, read again from its bytes: numbers, references, viewer rules, determinism."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import Comprehensive3DSRStorage
+
+from pulmo_models.types import CONCEPT_NAMES, Axis, Findings, Volume
+from pulmo_node.encode import codes, encode_findings, findings_to_json
+from pulmo_node.encode.group import axis_line
+from pulmo_node.errors import Permanent
+from tests.ct_factory import enhanced_from, write_part10
+from tests.encode_factory import (
+    INFO,
+    WEIGHTS,
+    chest_datasets,
+    items_named,
+    make_context,
+    make_findings,
+    make_nodule,
+    measurement_groups,
+    read_object,
+    read_volume,
+    write_volume,
+)
+
+CAUTIONS = ("The slices are 2.5 mm apart.", "Slice 3 × repaired, ≥ 2 µm.")
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    return write_volume(chest_datasets(), tmp_path_factory.mktemp("ct"))
+
+
+@pytest.fixture(scope="module")
+def findings(volume: Volume) -> Findings:
+    nodules = [
+        make_nodule(volume, (3, 10, 12)),
+        make_nodule(volume, (8, 28, 33), radius_mm=7.0, malignancy=0.123456, value=7.2, seed=2),
+    ]
+    return make_findings(volume, nodules, CAUTIONS)
+
+
+@pytest.fixture(scope="module")
+def report(volume: Volume, findings: Findings) -> Dataset:
+    return read_object(encode_findings(findings, volume, make_context(volume))[0])
+
+
+def _number(item: Dataset) -> tuple[float, str]:
+    measured = item.MeasuredValueSequence[0]
+    assert float(measured.NumericValue) == measured.FloatingPointValue
+    return float(measured.NumericValue), measured.MeasurementUnitsCodeSequence[0].CodeValue
+
+
+def _by_code(group: Dataset, value_type: str) -> dict[str, Dataset]:
+    items = [item for item in group.ContentSequence if item.ValueType == value_type]
+    return {item.ConceptNameCodeSequence[0].CodeValue: item for item in items}
+
+
+def test_every_number_equals_findings_json(volume: Volume, findings: Findings, report: Dataset) -> None:
+    plain = findings_to_json(findings, volume.series.series_instance_uid, make_context(volume))
+    groups = measurement_groups(report)
+    assert len(groups) == len(plain["nodules"]) == 2
+    for group, nodule in zip(groups, plain["nodules"], strict=True):
+        expected: dict[str, tuple[float, str]] = {
+            codes.LONG_AXIS.value: (nodule["long_axis_mm"], "mm"),
+            codes.SHORT_AXIS.value: (nodule["short_axis_mm"], "mm"),
+            codes.VOLUME.value: (nodule["volume_mm3"], "mm3"),
+            codes.ATTENUATION.value: (nodule["mean_hu"], "[hnsf'U]"),
+            codes.PROBABILITY_OF_CANCER.value: (round(nodule["malignancy_probability"] * 100, 2), "%"),
+            codes.DETECTION_PROBABILITY.value: (round(nodule["detection_probability"] * 100, 2), "%"),
+            codes.CANDIDATE_SCORE.value: (nodule["candidate_score"], "1"),
+            codes.MALIGNANCY_BIAS.value: (plain["malignancy_bias"], "1"),
+        }
+        for name, concept in nodule["concepts"].items():
+            expected[codes.CONCEPTS[name].value] = (concept["value"], "1")
+            expected[codes.CONTRIBUTIONS[name].value] = (concept["contribution"], "1")
+        numbers = {value: _number(item) for value, item in _by_code(group, "NUM").items()}
+        assert numbers == expected
+        assert nodule["tracking_uid"] == items_named(group, "Tracking Unique Identifier")[0].UID
+        assert all(len(str(i.MeasuredValueSequence[0].NumericValue)) <= 9 for i in _by_code(group, "NUM").values())
+
+
+def test_concepts_are_coded_with_the_clipped_rating(findings: Findings, report: Dataset) -> None:
+    for group, nodule in zip(measurement_groups(report), findings.nodules, strict=True):
+        evaluations = _by_code(group, "CODE")
+        for concept in nodule.concepts:
+            value = evaluations[codes.CONCEPTS[concept.name].value].ConceptCodeSequence[0]
+            expected = codes.RATINGS[concept.name][concept.rating]
+            assert (value.CodeValue, value.CodingSchemeDesignator) == (expected.value, expected.scheme_designator)
+    last = _by_code(measurement_groups(report)[1], "CODE")
+    assert last[codes.CONCEPTS["texture"].value].ConceptCodeSequence[0].CodeValue == "RID50151"  # 8.06 -> 5
+    assert len(CONCEPT_NAMES) == 8
+
+
+def test_axes_carry_their_line_on_the_key_slice(volume: Volume, findings: Findings, report: Dataset) -> None:
+    for group, nodule in zip(measurement_groups(report), findings.nodules, strict=True):
+        for meaning, axis in (("Long Axis", nodule.long_axis), ("Short Axis", nodule.short_axis)):
+            (item,) = items_named(group, meaning)
+            (line,) = item.ContentSequence
+            assert (line.ValueType, line.GraphicType, line.RelationshipType) == ("SCOORD", "POLYLINE", "INFERRED FROM")
+            expected = [v for _, row, column in (axis.start, axis.end) for v in (column + 0.5, row + 0.5)]
+            np.testing.assert_allclose(line.GraphicData, expected, atol=1e-4)
+            (image,) = line.ContentSequence
+            assert (image.ValueType, image.RelationshipType) == ("IMAGE", "SELECTED FROM")
+            source = volume.sources[int(axis.start[0])]
+            assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source.sop_instance_uid
+            assert "ReferencedFrameNumber" not in image.ReferencedSOPSequence[0]
+
+
+def test_what_ohif_needs(report: Dataset) -> None:
+    """The rules of OHIF 3.13 for a measurement report that is drawn and hydrated without an error."""
+    assert report.SOPClassUID == Comprehensive3DSRStorage
+    assert report.ConceptNameCodeSequence[0].CodeValue == "126000"
+    assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+    assert all(item.ConceptNameCodeSequence for item in report.ContentSequence)
+    uids = []
+    for number, group in enumerate(measurement_groups(report), start=1):
+        assert all(item.ConceptNameCodeSequence for item in group.ContentSequence)
+        (identifier,) = items_named(group, "Tracking Identifier")
+        assert identifier.TextValue == f"Cornerstone3DTools@^0.1.0:Bidirectional:Nodule {number}"
+        uids.append(items_named(group, "Tracking Unique Identifier")[0].UID)
+        numbers = [item for item in group.ContentSequence if item.ValueType == "NUM"]
+        assert [n.ConceptNameCodeSequence[0].CodeMeaning for n in numbers[:2]] == ["Long Axis", "Short Axis"]
+        assert all(n.ContentSequence[0].ValueType == "SCOORD" for n in numbers[:2])
+        assert all(n.MeasuredValueSequence for n in numbers)
+        assert not [item for item in group.ContentSequence if item.ValueType.startswith("SCOORD")]
+        assert items_named(group, "Comment")[0].TextValue.startswith(f"Nodule {number}: malignancy ")
+        assert items_named(group, "Finding")[0].ConceptCodeSequence[0].CodeValue == "27925004"
+        assert items_named(group, "Finding Site")[0].ConceptCodeSequence[0].CodeValue == "39607008"
+    assert len(set(uids)) == len(uids)
+    assert not items_named(report, "Image Library")
+
+
+def test_comment_reads_well(report: Dataset) -> None:
+    comments = [items_named(group, "Comment")[0].TextValue for group in measurement_groups(report)]
+    assert comments == ["Nodule 1: malignancy 55 %, 8 mm, 267 mm3", "Nodule 2: malignancy 12 %, 15 mm, 1.5 cm3"]
+
+
+def test_references_segment_and_evidence(volume: Volume, findings: Findings, report: Dataset) -> None:
+    seg = encode_findings(findings, volume, make_context(volume))[1]
+    analysed = volume.series.series_instance_uid
+    for number, group in enumerate(measurement_groups(report), start=1):
+        (reference,) = items_named(group, "Referenced Segment")
+        item = reference.ReferencedSOPSequence[0]
+        assert (item.ReferencedSOPInstanceUID, item.ReferencedSegmentNumber) == (seg.sop_instance_uid, number)
+        assert [item.UID for item in items_named(group, "Source Series for Segmentation")] == [analysed]
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    assert study.StudyInstanceUID == volume.series.study_instance_uid
+    by_series = {
+        series.SeriesInstanceUID: [item.ReferencedSOPInstanceUID for item in series.ReferencedSOPSequence]
+        for series in study.ReferencedSeriesSequence
+    }
+    assert sorted(by_series[analysed]) == sorted(s.sop_instance_uid for s in volume.sources)
+    assert by_series[seg.series_instance_uid] == [seg.sop_instance_uid]
+    assert "PertinentOtherEvidenceSequence" not in report
+
+
+def test_algorithm_and_equipment_have_equal_values(volume: Volume, findings: Findings, report: Dataset) -> None:
+    """IHE AI Results, table 6.5.3.1-1, in SR and SEG."""
+    seg = read_object(encode_findings(findings, volume, make_context(volume))[1])
+    observer = {item.ConceptNameCodeSequence[0].CodeValue: item for item in report.ContentSequence}
+    device_uid = observer["121012"].UID
+    for dataset in (report, seg):
+        ours = [i for i in dataset.ContributingEquipmentSequence if i.get("DeviceUID")]
+        (item,) = ours
+        assert item.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
+        assert (item.Manufacturer, item.ManufacturerModelName) == ("Pulmo Node", INFO.name)
+        assert (item.SoftwareVersions, item.DeviceUID) == (INFO.version, device_uid)
+        assert (dataset.Manufacturer, dataset.ManufacturerModelName) == ("Pulmo Node", INFO.name)
+        assert dataset.DeviceSerialNumber
+        assert dataset.ContributingEquipmentSequence[0].ManufacturerModelName == "Scanner"
+    assert (observer["121014"].TextValue, observer["121015"].TextValue) == ("Pulmo Node", INFO.name)
+    for group in measurement_groups(report):
+        assert items_named(group, "Algorithm Name")[0].TextValue == INFO.name
+        assert items_named(group, "Algorithm Version")[0].TextValue == INFO.version
+        parameters = [item.TextValue for item in items_named(group, "Algorithm Parameters")]
+        assert f"weights_sha256={WEIGHTS}" in parameters
+        assert "stage1_peak_threshold=0.3" in parameters
+    for segment in seg.SegmentSequence:
+        algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
+        assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == (INFO.name, INFO.version)
+        assert algorithm.AlgorithmSource == "Pulmo Node"
+        assert algorithm.AlgorithmFamilyCodeSequence[0].CodeValue == "123110"
+        assert f"weights_sha256={WEIGHTS}" in algorithm.AlgorithmParameters
+
+
+def test_cautions_and_status(report: Dataset) -> None:
+    (general,) = items_named(report, "Qualitative Evaluations")
+    assert items_named(general, "CAD Processing and Findings Summary")[0].ConceptCodeSequence[0].CodeValue == "111242"
+    assert [item.TextValue for item in items_named(general, "Comment")] == [
+        "The slices are 2.5 mm apart.",
+        "Slice 3 x repaired, >= 2 ?m.",
+        "For research use only. Not for diagnosis.",
+    ]
+    assert (report.VerificationFlag, report.CompletionFlag) == ("UNVERIFIED", "COMPLETE")
+
+
+def test_procedure_is_copied_from_the_source(tmp_path: Path, report: Dataset) -> None:
+    assert items_named(report, "Procedure reported")[0].ConceptCodeSequence[0].CodeValue == "24627-2"
+    datasets = chest_datasets()
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "CTTHO", "99KIS", "CT Thorax"
+    for dataset in datasets:
+        dataset.ProcedureCodeSequence = [code]
+    volume = write_volume(datasets, tmp_path)
+    sr = read_object(
+        encode_findings(make_findings(volume, [make_nodule(volume, (5, 15, 20))]), volume, make_context(volume))[0]
+    )
+    (item,) = items_named(sr, "Procedure reported")
+    assert item.ConceptCodeSequence[0].CodeValue == "CTTHO"
+    assert sr.ProcedureCodeSequence[0].CodeMeaning == "CT Thorax"
+
+
+def test_highdicom_reads_it_back(volume: Volume, findings: Findings) -> None:
+    encoded = encode_findings(findings, volume, make_context(volume))[0]
+    parsed = hd.sr.srread(BytesIO(encoded.content))
+    groups = parsed.content.get_volumetric_roi_measurement_groups()
+    assert [group.tracking_identifier for group in groups] == [
+        f"Cornerstone3DTools@^0.1.0:Bidirectional:Nodule {n}" for n in (1, 2)
+    ]
+    assert [group.finding_type.value for group in groups] == ["27925004", "27925004"]
+    assert len(groups[0].get_measurements()) == 24
+
+
+def test_same_findings_and_context_give_equal_bytes(volume: Volume, findings: Findings) -> None:
+    context = make_context(volume)
+    first, second = encode_findings(findings, volume, context), encode_findings(findings, volume, context)
+    assert [item.content for item in first] == [item.content for item in second]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"revision": 2}, {"settings_sha256": "34" * 32}, {"code_version": "9"}, {"pipeline": "other"}]
+)
+def test_another_context_gives_other_uids(volume: Volume, findings: Findings, changes: dict[str, Any]) -> None:
+    first = encode_findings(findings, volume, make_context(volume))
+    second = encode_findings(findings, volume, make_context(volume, **changes))
+    for one, other in zip(first, second, strict=True):
+        assert one.sop_instance_uid != other.sop_instance_uid
+        assert one.series_instance_uid != other.series_instance_uid
+
+
+def test_new_weights_give_other_uids_and_another_device(volume: Volume, findings: Findings) -> None:
+    other = replace(findings, pipeline=replace(INFO, weights_sha256="99" * 32))
+    one, two = (read_object(encode_findings(f, volume, make_context(volume))[0]) for f in (findings, other))
+    assert one.SOPInstanceUID != two.SOPInstanceUID
+    devices = [items_named(sr, "Device Observer UID")[0].UID for sr in (one, two)]
+    assert devices[0] != devices[1]
+
+
+def test_dates_come_from_the_context(volume: Volume, findings: Findings) -> None:
+    for encoded in encode_findings(findings, volume, make_context(volume)):
+        dataset = read_object(encoded)
+        for stem in ("InstanceCreation", "Content", "Series"):
+            assert (dataset[f"{stem}Date"].value, dataset[f"{stem}Time"].value) == ("20260304", "050607")
+        times = [str(item.get("ContributionDateTime", "")) for item in dataset.ContributingEquipmentSequence]
+        assert times[1:] == ["20260304050607+0000"] * 2
+        assert "TimezoneOffsetFromUTC" not in dataset
+
+
+def test_dates_follow_the_time_zone_of_the_source(tmp_path: Path) -> None:
+    datasets = chest_datasets()
+    for dataset in datasets:
+        dataset.TimezoneOffsetFromUTC = "-0530"
+    volume = write_volume(datasets, tmp_path)
+    findings = make_findings(volume, [make_nodule(volume, (5, 15, 20))])
+    for encoded in encode_findings(findings, volume, make_context(volume)):
+        dataset = read_object(encoded)
+        assert dataset.TimezoneOffsetFromUTC == "-0530"
+        assert (dataset.ContentDate, dataset.ContentTime) == ("20260303", "233607")
+
+
+def test_a_naive_time_is_refused(volume: Volume) -> None:
+    naive = make_context(volume).content_datetime.replace(tzinfo=None) + timedelta(0)
+    with pytest.raises(ValueError, match="aware"):
+        make_context(volume, content_datetime=naive)
+
+
+def test_frame_numbers_of_a_multi_frame_source(tmp_path: Path) -> None:
+    path = tmp_path / "enhanced.dcm"
+    write_part10(enhanced_from(list(reversed(chest_datasets()))), path)
+    volume = read_volume([path])
+    nodule = make_nodule(volume, (3, 10, 12))
+    sr = read_object(encode_findings(make_findings(volume, [nodule]), volume, make_context(volume))[0])
+    image = items_named(measurement_groups(sr)[0], "Long Axis")[0].ContentSequence[0].ContentSequence[0]
+    assert image.ReferencedSOPSequence[0].ReferencedFrameNumber == volume.sources[3].frame_number == 9
+    (series,) = [
+        series
+        for series in sr.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+        if series.SeriesInstanceUID == volume.series.series_instance_uid
+    ]
+    assert len(series.ReferencedSOPSequence) == 1
+
+
+def test_an_axis_that_leaves_its_slice_is_refused(volume: Volume) -> None:
+    with pytest.raises(Permanent, match="does not lie on one of its slices"):
+        axis_line(Axis(length_mm=3.0, start=(2, 1, 1), end=(3, 1, 1)), volume)
+    with pytest.raises(Permanent, match="does not lie on one of its slices"):
+        axis_line(Axis(length_mm=3.0, start=(99, 1, 1), end=(99, 1, 4)), volume)
