@@ -18,6 +18,7 @@ from alembic.script import ScriptDirectory
 from pulmo_node.errors import ConfigError, Permanent, StaleJob, Transient
 from pulmo_node.store import SqlStore, database
 from pulmo_node.store.schema import HEAD_REVISION, metadata
+from tests.conftest import ROOT
 from tests.integration.store_scene import STUDY, Scene, SetClock, instance, new_database, result
 
 
@@ -126,14 +127,14 @@ class TestReopening:
         program = (
             "import os, signal, sys\n"
             "from tests.integration.store_scene import Scene, SetClock, SqlStore\n"
-            f"store = SqlStore({url!r}, SetClock())\n"
+            "store = SqlStore(sys.argv[1], SetClock())\n"
             "scene = Scene(store, SetClock())\n"
             "scene.queued()\n"
             "with store._write() as connection:\n"
             "    connection.exec_driver_sql('DELETE FROM events')\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
         )
-        ended = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+        ended = subprocess.run([sys.executable, "-c", program, url], cwd=ROOT, check=False, timeout=60)
         assert ended.returncode == -9
         clock = SetClock()
         with SqlStore(url, clock) as store:
@@ -204,7 +205,6 @@ class TestMigrations:
         url = new_database(tmp_path)
         program = (
             "import sys\n"
-            "from datetime import UTC, datetime\n"
             "from pulmo_node.store import SqlStore\n"
             f"with SqlStore({url!r}, None) as store:\n"
             "    store.studies()\n"
