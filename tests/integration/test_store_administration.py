@@ -18,9 +18,14 @@ OTHER_STUDY, OTHER_SERIES = "1.2.840.2", "1.2.840.2.1"
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def url(tmp_path: Path) -> str:
+    return new_database(tmp_path)
+
+
+@pytest.fixture
+def scene(url: str) -> Iterator[Scene]:
     clock = SetClock()
-    with SqlStore(new_database(tmp_path), clock) as store:
+    with SqlStore(url, clock) as store:
         yield Scene(store, clock)
 
 
@@ -321,10 +326,10 @@ class TestCancel:
         assert scene.state() == "DONE"
 
 
-def test_the_command_line_and_the_node_at_once(scene: Scene, tmp_path: Path) -> None:
+def test_the_command_line_and_the_node_at_once(scene: Scene, url: str) -> None:
     """A second store on the same file stands for `pulmo-node requeue` while `serve` runs."""
     bring_to(scene, "FAILED")
-    with SqlStore(f"sqlite:///{tmp_path / 'pulmo.sqlite'}", scene.clock) as command_line:
+    with SqlStore(url, scene.clock) as command_line:
         assert command_line.requeue(study_instance_uid=STUDY) == 1
         job = scene.claim()
         assert command_line.cancel(STUDY) == 1

@@ -20,9 +20,14 @@ OTHER_SERIES = "1.2.840.1.2"
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def url(tmp_path: Path) -> str:
+    return new_database(tmp_path)
+
+
+@pytest.fixture
+def scene(url: str) -> Iterator[Scene]:
     clock = SetClock()
-    with SqlStore(new_database(tmp_path), clock) as store:
+    with SqlStore(url, clock) as store:
         yield Scene(store, clock)
 
 

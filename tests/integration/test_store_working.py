@@ -18,9 +18,14 @@ from tests.integration.store_scene import FINDINGS, LEASE, STUDY, Scene, SetCloc
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def url(tmp_path: Path) -> str:
+    return new_database(tmp_path)
+
+
+@pytest.fixture
+def scene(url: str) -> Iterator[Scene]:
     clock = SetClock()
-    with SqlStore(new_database(tmp_path), clock) as store:
+    with SqlStore(url, clock) as store:
         yield Scene(store, clock)
 
 
@@ -111,13 +116,13 @@ class TestClaim:
         assert len(claimed) == 24
         assert len(set(claimed)) == 24
 
-    def test_two_processes_share_the_queue(self, scene: Scene, tmp_path: Path) -> None:
+    def test_two_processes_share_the_queue(self, scene: Scene, url: str) -> None:
         """A second store on the same file stands for another process."""
         for number in range(12):
             scene.receive(series=f"1.{number}")
             scene.complete(series=f"1.{number}")
         claimed: list[int] = []
-        with SqlStore(f"sqlite:///{tmp_path / 'pulmo.sqlite'}", scene.clock) as other:
+        with SqlStore(url, scene.clock) as other:
             now = scene.clock.now()
 
             def work(store: SqlStore) -> None:
