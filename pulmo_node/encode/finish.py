@@ -15,7 +15,6 @@ from pydicom.valuerep import DT
 
 from pulmo_node.encode.identity import EncodedObject, ResultContext, library_errors
 
-
 _OPTIONAL_REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence")
 _REFERENCE = ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")
 

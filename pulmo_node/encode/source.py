@@ -118,7 +118,7 @@ def bare_header(header: Dataset) -> Dataset:
     """What a derived object needs of a source image, with empty patient and study attributes."""
     bare = Dataset()
     for keyword in _KEPT:
-        if keyword in header:
+        if keyword in header and not header[keyword].is_empty:
             bare[keyword] = header[keyword]
     for keyword in _TYPE_2_PATIENT_AND_STUDY:
         setattr(bare, keyword, "")

@@ -166,15 +166,17 @@ def test_random_uids_of_the_library_are_replaced(volume: Volume) -> None:
     }
 
 
-def test_source_without_thickness_and_with_a_wrong_spacing(tmp_path: Path) -> None:
+def test_source_with_missing_and_wrong_attributes(tmp_path: Path) -> None:
     datasets = chest_datasets()
     for dataset in datasets:
         del dataset.SliceThickness
         dataset.SpacingBetweenSlices = 99
+        dataset.LossyImageCompression = ""
     volume = write_volume(datasets, tmp_path)
     seg = _assert_masks_survive(volume, [make_nodule(volume, (3, 10, 12))])
     measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     assert (float(measures.SliceThickness), float(measures.SpacingBetweenSlices)) == (2.5, 2.5)
+    assert seg.LossyImageCompression == "00"  # type 1 here, type 3 in the source
 
 
 def test_a_mask_outside_the_volume_is_refused(volume: Volume) -> None:
