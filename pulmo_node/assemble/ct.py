@@ -47,17 +47,16 @@ def assemble_ct(paths: Sequence[Path], series: SeriesDescription, *, minimum_sli
         Rejected: see docs/assembly.md for every code.
     """
     frames, aside = read_frames(paths)
-    if not frames:
+    try:
+        grid, repeated = _one_stack(frames, minimum_slices)
+    except Rejected as rejected:
+        if not aside:
+            raise
+        # What was left out may be the very cause: a cut-off file has no pixel data and leaves a gap.
         left_out = "; ".join(f"{item.file}: {item.reason}" for item in aside[:5])
-        raise Rejected(RejectionCode.NO_IMAGES, f"the series holds no CT image with a position ({left_out})")
-    _check_one_subject(frames)
-    _check_grid(frames)
-    _check_values(frames)
-    axes = common_axes(frames)
-    _check_one_stack(frames, axes)
-    frames, repeated = _without_duplicates(frames, axes)
-    grid = regular_grid(frames, axes)
-    _check_extent(grid, minimum_slices)
+        more = f" and {len(aside) - 5} more" if len(aside) > 5 else ""
+        sentence = f"{rejected.sentence} (left out before: {left_out}{more})"
+        raise Rejected(rejected.code, sentence, file=rejected.file, tag=rejected.tag) from rejected
     return Volume(
         hu=_read_hu(grid),
         affine=grid.affine,
@@ -66,6 +65,21 @@ def assemble_ct(paths: Sequence[Path], series: SeriesDescription, *, minimum_sli
         sources=tuple(_source(frame) for frame in grid.frames),
         cautions=_cautions(grid, aside, repeated),
     )
+
+
+def _one_stack(frames: Sequence[Frame], minimum_slices: int) -> tuple[Grid, list[Frame]]:
+    """The grid of the frames, and those left out as repetitions; only images at one position are decoded here."""
+    if not frames:
+        raise Rejected(RejectionCode.NO_IMAGES, "the series holds no CT image that has pixels and a position")
+    _check_one_subject(frames)
+    _check_grid(frames)
+    _check_values(frames)
+    axes = common_axes(frames)
+    _check_one_acquisition(frames, axes)
+    kept, repeated = _without_duplicates(frames, axes)
+    grid = regular_grid(kept, axes)
+    _check_extent(grid, minimum_slices)
+    return grid, repeated
 
 
 def _check_one_subject(frames: Sequence[Frame]) -> None:
@@ -155,7 +169,7 @@ def _check_values(frames: Sequence[Frame]) -> None:
             )
 
 
-def _check_one_stack(frames: Sequence[Frame], axes: Axes) -> None:
+def _check_one_acquisition(frames: Sequence[Frame], axes: Axes) -> None:
     """Refuse acquisitions that overlap in space, and several kernels.
 
     Step-and-shoot scanners count one acquisition for every table position; such acquisitions follow one another along

@@ -57,6 +57,13 @@ class TestSetAside:
         assert "IM0012.dcm: no position" in sentence
         assert "IM0013.dcm: not a CT image but Secondary Capture" in sentence
 
+    def test_a_gap_where_something_was_left_out_says_so(self, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu())
+        del datasets[4].PixelData
+        error = rejected(datasets, tmp_path)
+        assert error.code == RejectionCode.MISSING_SLICE
+        assert "left out before: IM0004.dcm: no pixel data" in error.sentence
+
     def test_nothing_is_left(self, tmp_path: Path) -> None:
         datasets = ct_datasets(ramp_hu())
         for ds in datasets:
