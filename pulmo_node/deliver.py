@@ -92,8 +92,10 @@ class AssociationLink:
             meta = read_file_meta_info(file)
             named = meta.get("MediaStorageSOPClassUID"), meta.get("MediaStorageSOPInstanceUID")
             transfer_syntax_uid = UID(meta.TransferSyntaxUID)
-        except (OSError, InvalidDicomError, AttributeError) as exc:
+        except (FileNotFoundError, InvalidDicomError, AttributeError, EOFError) as exc:
             raise Permanent(f"{file.name} cannot be read: {_reason(exc)}") from exc
+        except OSError as exc:
+            raise Transient(f"{file.name} cannot be read: {_reason(exc)}") from exc
         if named != (result.sop_class_uid, result.sop_instance_uid):
             raise Permanent(f"{file.name} is not {result.sop_instance_uid}")
         return self.store_file(file, UID(result.sop_class_uid), transfer_syntax_uid)
@@ -103,13 +105,14 @@ class AssociationLink:
         self._check_open()
         self._check_accepted(sop_class_uid, transfer_syntax_uid)
         self._message_id = self._message_id % 65535 + 1
-        # pynetdicom queues the whole object at once, so its wait for the answer includes the sending.
-        self._association.dimse_timeout = self._timeout_seconds + file.stat().st_size / _SLOWEST_BYTES_PER_SECOND
         try:
+            # pynetdicom queues the whole object at once, so its wait for the answer includes the sending.
+            self._association.dimse_timeout = self._timeout_seconds + file.stat().st_size / _SLOWEST_BYTES_PER_SECOND
             answer = self._association.send_c_store(file, msg_id=self._message_id)
         except RuntimeError as exc:  # it ended since the check
             raise Transient(f"association with {self._peer.name} lost") from exc
         except OSError as exc:
+            self._association.abort()  # a part of the object may be on its way
             raise Transient(f"{file.name} cannot be read: {_reason(exc)}") from exc
         return self._read_answer(answer)
 

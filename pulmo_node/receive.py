@@ -313,7 +313,7 @@ def encode_meta(head: InstanceHead, transfer_syntax_uid: UID, calling_ae_title: 
 
 
 def _text(element: Any) -> str:
-    return bytes(element.value or b"").decode("ascii").strip("\0 ")
+    return bytes(element.value or b"").decode("ascii", "replace").strip("\0 ")
 
 
 def _inflated(data_set: bytes) -> bytes:

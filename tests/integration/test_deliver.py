@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from pydicom import uid
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
+from pulmo_node import deliver
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import COMPRESSED
 from pulmo_node.domain.deliveries import Peer, ResultObject
@@ -168,6 +171,34 @@ class TestRefusedHere:
             with pytest.raises(Permanent, match=r"broken\.dcm cannot be read"):
                 link.store(path, result)
             assert link.store(*result_file(tmp_path)) == "0x0000: success"
+
+
+class TestDisk:
+    """A disk that fails here is no verdict of the peer."""
+
+    def test_before_sending(
+        self, pacs: SmallPacs, sender: DicomSender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, result = result_file(tmp_path)
+
+        def failing(_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(deliver, "read_file_meta_info", failing)
+        with (
+            sender.open(pacs.peer) as link,
+            pytest.raises(Transient, match=r"1\.dcm cannot be read: Input/output error"),
+        ):
+            link.store(path, result)
+        assert pacs.requests == 0
+
+    def test_while_sending(self, pacs: SmallPacs, sender: DicomSender, tmp_path: Path) -> None:
+        with sender.open(pacs.peer) as link:
+            with pytest.raises(Transient, match=r"gone\.dcm cannot be read"):
+                link.store_file(tmp_path / "gone.dcm", Comprehensive3DSRStorage, uid.ExplicitVRLittleEndian)
+            with pytest.raises(Transient, match="lost"):
+                link.store(*result_file(tmp_path))
+        assert pacs.requests == 0
 
 
 class TestAssociation:
