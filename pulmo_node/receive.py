@@ -41,6 +41,7 @@ from pulmo_node.dimse import (
     configure_pynetdicom,
     decodable_transfer_syntaxes,
     error_comment,
+    listen,
     prepare_connection,
 )
 from pulmo_node.domain.series import StoredInstance
@@ -131,10 +132,10 @@ class Receiver:
         """
         configure_pynetdicom()
         try:
-            self._server = self._application_entity().start_server(
+            self._server = listen(
+                self._application_entity(),
                 (self._settings.bind, self._settings.port),
-                block=False,
-                evt_handlers=[
+                [
                     (evt.EVT_CONN_OPEN, prepare_connection, [self._settings.network_timeout_seconds]),
                     (evt.EVT_ESTABLISHED, self._on_established),
                     (evt.EVT_C_ECHO, self._on_c_echo),

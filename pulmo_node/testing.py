@@ -28,6 +28,7 @@ from pulmo_node.dimse import (
     DimseStatus,
     StatusKind,
     configure_pynetdicom,
+    listen,
     prepare_connection,
     status_kind,
 )
@@ -136,16 +137,16 @@ class SmallPacs:
     def start(self) -> SmallPacs:
         """Listen and return."""
         self._stopping.clear()
-        self._server = self._entity.start_server(
+        self._server = listen(
+            self._entity,
             (_LOOPBACK, self._port),
-            block=False,
-            evt_handlers=[
+            [
                 (evt.EVT_CONN_OPEN, prepare_connection, [_SILENCE_SECONDS]),
                 (evt.EVT_C_ECHO, lambda event: DimseStatus.SUCCESS),
                 (evt.EVT_C_STORE, self._on_c_store),
             ],
         )
-        self._port = int(cast(ThreadedAssociationServer, self._server).server_address[1])
+        self._port = int(self._server.server_address[1])
         return self
 
     def stop(self) -> None:

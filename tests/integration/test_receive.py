@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
@@ -207,6 +208,29 @@ class TestNegotiation:
                 answer = second.acceptor.primitive
                 assert (answer.result, answer.result_source, answer.diagnostic) == (2, 3, 2)  # local limit exceeded
             assert first.send_c_store(part10(tmp_path / "a.dcm", ct_slice())).Status == 0
+
+    def test_a_burst_beyond_the_limit_is_answered_at_once(self, tmp_path: Path) -> None:
+        """Every one of 40 simultaneous requests is accepted or rejected; none is aborted or left without answer."""
+        file = part10(tmp_path / "a.dcm", ct_slice(series=SERIES_A))
+        together = threading.Barrier(40)
+
+        def attempt(_: int) -> str:
+            together.wait()
+            with association(node.port) as sender:
+                if sender.is_rejected:
+                    return "rejected" if sender.acceptor.primitive.diagnostic == 2 else "rejected for another reason"
+                if not sender.is_established:
+                    return "lost"
+                return "stored" if sender.send_c_store(file).Status == 0 else "not stored"
+
+        with receiving_node(tmp_path, max_associations=5) as node:
+            with ThreadPoolExecutor(40) as pool:
+                outcomes = set(pool.map(attempt, range(40)))
+            assert outcomes <= {"stored", "rejected"}
+            with association(node.port) as sender:
+                assert sender.send_c_store(file).Status == 0
+            (path,) = node.stored(SERIES_A)
+            assert data_set_part(path) == data_set_part(file)
 
 
 class TestRefusals:
