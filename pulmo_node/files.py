@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import struct
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ _GROUP_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"  # (0002,0000) UL, 4 bytes; it fol
 _GROUP_LENGTH_END = 128 + 4 + len(_GROUP_LENGTH) + 4
 _CONFLICT_DIGITS = 32
 _ABANDONED_AFTER_SECONDS = 3600.0
+_REMEMBERED_FOLDERS = 4096
 
 
 class FileInstanceStore:
@@ -44,6 +46,8 @@ class FileInstanceStore:
     def __init__(self, storage: Path) -> None:
         self._storage = storage
         self._incoming = _prepare(storage, "instances")
+        self._folders_lock = threading.Lock()
+        self._durable_folders: set[Path] = set()
 
     def write(
         self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes, data_set: bytes
@@ -62,13 +66,13 @@ class FileInstanceStore:
         folder = self._storage / "instances" / _uid_name(study_instance_uid) / _uid_name(series_instance_uid)
         name = _uid_name(sop_instance_uid)
         with _disk_refusal(f"writing instance {name}"):
-            folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder(folder)
             path = folder / f"{name}.dcm"
             if not self._place(path, meta, data_set, digest):
                 path = folder / f"{name}.conflict-{digest[:_CONFLICT_DIGITS]}.dcm"
                 if not self._place(path, meta, data_set, digest):
                     raise Transient(f"instance {name}: {path.name} on disk does not hold the bytes that it is named by")
-            _fsync_upwards(folder, self._storage)
+            _fsync_folder(folder)  # also for a file that was there: who named it may not have come to this
         return WrittenInstance(
             path=path.relative_to(self._storage).as_posix(), sha256=digest, size_bytes=len(meta) + len(data_set)
         )
@@ -76,6 +80,21 @@ class FileInstanceStore:
     def absolute(self, path: str) -> Path:
         """A path of `WrittenInstance` or `ResultObject` on this machine."""
         return self._storage / path
+
+    def _make_folder(self, folder: Path) -> None:
+        """Create the folder of a series, its name durable on return.
+
+        Once in the life of the process also where it is there already: whoever created it may have died before it
+        synchronised the parents. Not for every instance, since each call waits for the disk.
+        """
+        with self._folders_lock:
+            if folder in self._durable_folders and folder.is_dir():
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            _fsync_upwards(folder.parent, self._storage)
+            if len(self._durable_folders) >= _REMEMBERED_FOLDERS:
+                self._durable_folders.clear()
+            self._durable_folders.add(folder)
 
     def _place(self, path: Path, meta: bytes, data_set: bytes, digest: str) -> bool:
         """Whether `path` now holds the data set: put there, or found there with the same bytes."""
@@ -250,11 +269,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _fsync_upwards(folder: Path, last: Path) -> None:
-    """Make the names on the way from `last` down to `folder` durable.
-
-    Always all of them: whether another thread, or the process before a crash, created a folder and had not yet
-    synchronised its parent cannot be known, and the call is cheap for a folder that did not change.
-    """
+    """Make what `folder` holds, and the names on the way from `last` down to it, durable."""
     for each in (folder, *folder.parents):
         _fsync_folder(each)
         if each == last:

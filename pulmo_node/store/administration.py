@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -83,6 +84,9 @@ class SqlAdminStore(Database):
             query = query.where(schema.series.c.study_instance_uid == study_instance_uid)
         if series_instance_uid is not None:
             query = query.where(schema.series.c.series_instance_uid == series_instance_uid)
+        if only_failed:
+            failed = sa.select(schema.jobs.c.series_id).where(_in_states(_REQUEUED_WHEN_FAILED))
+            query = query.where(schema.series.c.id.in_(failed))
         touched = 0
         with self._write() as connection:
             for series in [to_series(row) for row in connection.execute(query)]:
@@ -102,7 +106,7 @@ class SqlAdminStore(Database):
         at = self._clock.now()
         query = JOBS.where(
             schema.series.c.study_instance_uid == study_instance_uid,
-            schema.jobs.c.state.in_([state.value for state in OPEN_STATES]),
+            _in_states(OPEN_STATES),
         ).order_by(schema.jobs.c.id)
         with self._write() as connection:
             jobs = [to_job(row) for row in connection.execute(query)]
@@ -110,6 +114,10 @@ class SqlAdminStore(Database):
                 move_job(connection, job, JobEvent.CANCELLED, at=at)
                 end_pending(connection, job, DeliveryEvent.CANCELLED, at=at)
         return len(jobs)
+
+
+def _in_states(states: Collection[JobState]) -> sa.ColumnElement[bool]:
+    return schema.jobs.c.state.in_([state.value for state in states])
 
 
 def _current_jobs(connection: Connection, series: Series) -> list[Job]:

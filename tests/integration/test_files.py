@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import struct
 import threading
 from collections.abc import Callable
@@ -91,11 +92,35 @@ class TestInstances:
 
     def test_file_and_every_folder_are_synchronised(self, store: FileInstanceStore, storage: Path, disk: Disk) -> None:
         written = write(store)
-        file, *folders = disk.synchronised
-        assert file.parent == storage / "incoming"
+        *parents, file, folder = disk.synchronised
         series = storage / "instances" / STUDY / SERIES
-        assert folders == [series, series.parent, storage / "instances", storage]
+        assert parents == [series.parent, storage / "instances", storage]
+        assert file.parent == storage / "incoming"
+        assert folder == series
         assert store.absolute(written.path).is_file()
+
+    def test_the_parents_of_a_known_folder_are_not_synchronised_again(
+        self, store: FileInstanceStore, storage: Path, disk: Disk
+    ) -> None:
+        write(store)
+        disk.synchronised.clear()
+        write(store, sop="1.2")
+        file, folder = disk.synchronised
+        assert file.parent == storage / "incoming"
+        assert folder == storage / "instances" / STUDY / SERIES
+
+    def test_the_parents_are_synchronised_again_by_the_next_process_and_after_a_purge(
+        self, store: FileInstanceStore, storage: Path, disk: Disk
+    ) -> None:
+        series = storage / "instances" / STUDY / SERIES
+        write(store)
+        disk.synchronised.clear()
+        write(FileInstanceStore(storage))
+        assert series.parent in disk.synchronised
+        shutil.rmtree(series)
+        disk.synchronised.clear()
+        write(store)
+        assert series.parent in disk.synchronised
 
     def test_the_file_has_its_name_only_after_it_was_synchronised(
         self, store: FileInstanceStore, storage: Path, disk: Disk
