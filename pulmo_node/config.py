@@ -250,7 +250,8 @@ def resolve(raw: Mapping[str, Any], *, base: Path, problems: list[str] | None = 
         except ValidationError as exc:
             problems += [f"{_key((section, *error['loc']))}: {error['msg']}" for error in exc.errors()]
     config = Config(**parts)
-    problems += _inconsistencies(config, peers=set(raw.get("peers", {})))
+    named = raw.get("peers")  # also those whose table is wrong: that is one error, not two
+    problems += _inconsistencies(config, peers=set(named) if isinstance(named, Mapping) else set())
     if problems:
         raise ConfigError(problems)
     storage = (base / config.node.storage).expanduser().resolve()
