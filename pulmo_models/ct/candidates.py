@@ -10,6 +10,7 @@ Errors: :class:`DeviceOutOfMemory`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -113,15 +114,25 @@ def pick_peaks(
         indices = indices[search[tuple(indices.T)]]
     scores = heat[tuple(indices.T)]
     indices = indices[np.argsort(-scores, kind="stable")]
-    kept: list[Candidate] = []
-    positions_mm = indices * np.asarray(spacing_mm)
-    kept_mm = np.empty((0, 3))
-    for index, position in zip(indices, positions_mm, strict=True):
-        if kept and float(np.min(np.linalg.norm(kept_mm - position, axis=1))) < settings.cluster_mm:
-            continue
-        kept_mm = np.vstack((kept_mm, position))
-        z, y, x = (int(v) for v in index)
-        kept.append(Candidate(index=(z, y, x), score=float(heat[z, y, x])))
+    kept = indices[_first_of_each_cluster(indices * np.asarray(spacing_mm), settings.cluster_mm)]
+    return [Candidate(index=(int(z), int(y), int(x)), score=float(heat[z, y, x])) for z, y, x in kept]
+
+
+def _first_of_each_cluster(points_mm: npt.NDArray[np.float64], cluster_mm: float) -> list[int]:
+    """Indices of the points that no earlier kept point lies closer to than ``cluster_mm``.
+
+    Kept points are filed by cubes of that edge, since a plateau of the heat map is a very large number of peaks.
+    """
+    if cluster_mm <= 0:
+        return list(range(len(points_mm)))
+    filed: dict[tuple[int, ...], list[tuple[float, ...]]] = {}
+    kept = []
+    cubes = np.floor(points_mm / cluster_mm).astype(np.int64).tolist()
+    for i, (point, (u, v, w)) in enumerate(zip(points_mm.tolist(), cubes, strict=True)):
+        around = product((u - 1, u, u + 1), (v - 1, v, v + 1), (w - 1, w, w + 1))
+        if all(math.dist(point, other) >= cluster_mm for cube in around for other in filed.get(cube, ())):
+            kept.append(i)
+            filed.setdefault((u, v, w), []).append(tuple(point))
     return kept
 
 
