@@ -55,8 +55,6 @@ def _copy_patient_and_study(built: hd.base.SOPClass, header: Dataset) -> None:
     for keyword in _OPTIONAL_REFERENCES:
         if any(not item.get(needed) for item in built.get(keyword, ()) for needed in _REFERENCE):
             delattr(built, keyword)  # type 3 as a whole: left out rather than copied broken
-    # Reading an element decodes it from the source's byte order and VR encoding; pydicom writes unread ones as found.
-    built.walk(lambda _data_set, _element: None)
 
 
 def _stamp(built: hd.base.SOPClass, header: Dataset, context: ResultContext) -> None:

@@ -123,7 +123,7 @@ def _draw_directions(panel: Image.Image, volume: Volume) -> None:
         (direction(-row_step), "mt", (size / 2, 6)),
         (direction(row_step), "mb", (size / 2, size - 6)),
     ):
-        draw.text(place, text, fill=_TEXT_RGB, font=font, anchor=anchor)
+        draw.text(place, text, fill=_TEXT_RGB, font=font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def direction(step_lps: npt.NDArray[np.float64]) -> str:

@@ -173,6 +173,7 @@ def test_sources_in_other_encodings(tmp_path: Path, syntax: str) -> None:
     issuer, code = Dataset(), Dataset()
     issuer.UniversalEntityID, issuer.UniversalEntityIDType = "1.2.3", "ISO"
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "A", "99X", "Nested"
+    code.PregnancyStatus = 2
     paths = []
     for number, dataset in enumerate(_with({"PregnancyStatus": 4})):  # US: two bytes
         dataset.IssuerOfPatientIDQualifiersSequence = [issuer]
@@ -188,11 +189,21 @@ def test_sources_in_other_encodings(tmp_path: Path, syntax: str) -> None:
         assert result.PregnancyStatus == 4
         assert result.IssuerOfPatientIDQualifiersSequence[0].UniversalEntityID == "1.2.3"
         assert result.ProcedureCodeSequence[0].CodeMeaning == "Nested"
+        assert result.ProcedureCodeSequence[0].PregnancyStatus == 2
 
 
-@pytest.mark.parametrize("folder", ["enhanced_ct", "ct_chest_one_slice_all_syntaxes", "secondary_capture", "localizer"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "ct_edge_cases/enhanced_ct",
+        "ct_edge_cases/ct_chest_one_slice_all_syntaxes",
+        "ct_edge_cases/secondary_capture",
+        "ct_edge_cases/localizer",
+        "cxr_dicom",
+    ],
+)
 def test_rejection_of_real_odd_files(folder: str) -> None:
-    paths = sorted(data_folder(f"ct_edge_cases/{folder}").rglob("*.dcm"))
+    paths = sorted(data_folder(folder).rglob("*.dcm"))
     assert paths
     for path in paths:
         source = dcmread(path, stop_before_pixels=True)
