@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -19,6 +20,13 @@ STUDY = "1.2.840.1"
 SERIES = "1.2.840.1.1"
 LEASE = timedelta(minutes=10)
 FINDINGS = '{"schema_version": 1}'
+
+
+def run_threads(targets: Sequence[Callable[[], None]]) -> None:
+    """Run all at once and wait; what one of them raises is raised here."""
+    with ThreadPoolExecutor(max_workers=len(targets)) as pool:
+        for future in [pool.submit(target) for target in targets]:
+            future.result(timeout=60)
 
 
 @cache

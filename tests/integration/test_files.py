@@ -9,6 +9,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from pulmo_node.errors import Permanent, Transient
 from pulmo_node.files import FileInstanceStore, FileOutbox
 from pulmo_node.ports import OutboxItem, WrittenInstance
+from tests.integration.store_scene import run_threads
 
 STUDY, SERIES, SOP = "1.2.840.1", "1.2.840.1.1", "1.2.840.1.1.1"
 DATA_SET = bytes(range(256)) * 40
@@ -188,11 +190,7 @@ class TestInstances:
             barrier.wait(timeout=30)
             written.append((content, write(store, content)))
 
-        threads = [threading.Thread(target=send, args=(content,)) for content in contents]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=30)
+        run_threads([partial(send, content) for content in contents])
         assert len(written) == len(contents)
         assert all(store.absolute(item.path).read_bytes() == META + content for content, item in written)
         assert len(files_below(storage)) == 8
@@ -404,11 +402,7 @@ class TestOutbox:
             barrier.wait(timeout=30)
             got.append(outbox.put("key", [item("sr", "2.25.1", b"%d" % number)], str(number)))
 
-        threads = [threading.Thread(target=put, args=(number,)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=30)
+        run_threads([partial(put, number) for number in range(6)])
         assert len(got) == 6
         assert len(set(got)) == 1
         results, findings = got[0]

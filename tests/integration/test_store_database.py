@@ -19,7 +19,7 @@ from pulmo_node.errors import ConfigError, Permanent, StaleJob, Transient
 from pulmo_node.store import SqlStore, database
 from pulmo_node.store.schema import HEAD_REVISION, metadata
 from tests.conftest import ROOT
-from tests.integration.store_scene import STUDY, Scene, SetClock, instance, new_database, result
+from tests.integration.store_scene import STUDY, Scene, SetClock, instance, new_database, result, run_threads
 
 
 @pytest.fixture
@@ -168,11 +168,7 @@ class TestMigrations:
             with SqlStore(url, SetClock()) as store:
                 revisions.append(store.check())
 
-        threads = [threading.Thread(target=run) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
+        run_threads([run] * 6)
         assert revisions == [HEAD_REVISION] * 6
 
     def test_a_database_of_a_newer_version_is_left_alone(self, path: Path, url: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from pulmo_node.domain.jobs import JobState, NewJob
 from pulmo_node.domain.series import InstanceOutcome, SeriesState
 from pulmo_node.errors import Permanent, StaleJob
 from pulmo_node.store import SqlStore
-from tests.integration.store_scene import SERIES, STUDY, Scene, SetClock, instance, new_database, result
+from tests.integration.store_scene import SERIES, STUDY, Scene, SetClock, instance, new_database, result, run_threads
 
 OTHER_SERIES = "1.2.840.1.2"
 
@@ -128,11 +128,7 @@ class TestInstances:
         def send(thread: int) -> None:
             outcomes.extend(scene.receive(number) for number in range(thread * 10, thread * 10 + 20))
 
-        threads = [threading.Thread(target=send, args=(thread,)) for thread in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
+        run_threads([partial(send, thread) for thread in range(6)])
         assert outcomes.count(InstanceOutcome.NEW) == 70
         assert outcomes.count(InstanceOutcome.DUPLICATE) == 50
         assert scene.series().number_of_instances == 70

@@ -14,7 +14,7 @@ from pulmo_node.domain.deliveries import DeliveryState
 from pulmo_node.domain.jobs import DELIVERY_FAILED, Job, JobState
 from pulmo_node.errors import InvalidTransition, StaleJob
 from pulmo_node.store import SqlStore
-from tests.integration.store_scene import FINDINGS, LEASE, STUDY, Scene, SetClock, new_database, result
+from tests.integration.store_scene import FINDINGS, LEASE, STUDY, Scene, SetClock, new_database, result, run_threads
 
 
 @pytest.fixture
@@ -134,14 +134,6 @@ class TestClaim:
         assert len(claimed) == 12
 
 
-def run_threads(targets: list[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=target) for target in targets]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-
-
 def supersede(scene: Scene, job: Job) -> None:
     scene.receive(99)
 
@@ -192,6 +184,17 @@ class TestStale:
         before = scene.study()
         with pytest.raises(StaleJob, match=f"job {job.id} "):
             OUTCOMES[outcome](scene.store, job)
+        assert scene.study() == before
+
+    @pytest.mark.parametrize("outcome", list(OUTCOMES))
+    def test_outcome_of_a_job_that_nobody_leased(self, scene: Scene, outcome: str) -> None:
+        scene.receive()
+        scene.complete()
+        unclaimed = scene.job()
+        cancel(scene, unclaimed)
+        before = scene.study()
+        with pytest.raises(StaleJob):
+            OUTCOMES[outcome](scene.store, unclaimed)
         assert scene.study() == before
 
     def test_an_event_that_the_table_does_not_know(self, scene: Scene) -> None:
@@ -379,9 +382,19 @@ class TestAnalysedAgain:
         scene.store.job_encoded(self.requeued(scene), [result("sr"), result("seg")], FINDINGS)
         assert scene.deliveries() == {("sr", "pacs"): "PENDING", ("seg", "pacs"): "PENDING"}
         assert len(scene.study().deliveries) == 2
-        assert all(each.attempts == 0 and each.reason is None for each in scene.study().deliveries)
         scene.deliver()
         assert scene.job().state is JobState.DONE
+
+    def test_deliveries_begin_afresh(self, scene: Scene) -> None:
+        scene.encoded()
+        (delivery,) = scene.claim_deliveries()
+        scene.store.delivery_deferred(delivery, "connection refused", scene.clock.now())
+        scene.fail_deliveries(reason="0xA900")
+        (failed,) = scene.study().deliveries
+        assert (failed.attempts, failed.reason) == (1, "0xA900")
+        scene.store.job_encoded(self.requeued(scene), [result("sr")], FINDINGS)
+        (again,) = scene.study().deliveries
+        assert (again.id, again.attempts, again.reason, again.not_before) == (failed.id, 0, None, None)
 
     def test_an_object_that_is_no_longer_part_stays_out(self, scene: Scene) -> None:
         scene.encoded("sr", "seg")
