@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import threading
+import warnings
 from datetime import UTC, datetime
 from types import TracebackType
 
@@ -53,6 +54,9 @@ def configure_logging(config: Config) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("pulmo_node").setLevel(config.log.level)
     logging.getLogger("pulmo_models").setLevel(config.log.level)
+    # pydicom quotes the values that it complains of, and they may be a patient's.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="pydicom")
 
 
 class Node:

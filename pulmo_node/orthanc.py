@@ -15,6 +15,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,17 @@ def _program() -> str | None:
 class OrthancProcess:
     """A running Orthanc; a context manager. Everything it writes lies in `folder`."""
 
-    def __init__(self, folder: Path, *, ae_title: str = "ORTHANC", dicomweb: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ae_title: str = "ORTHANC",
+        dicomweb: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`extra` is merged into Orthanc's configuration."""
         self.folder = folder
+        self._extra = dict(extra or {})
         self.ae_title = ae_title
         self.dicom_port = _free_port()
         self.http_port = _free_port()
@@ -193,7 +203,7 @@ class OrthancProcess:
             names = ("libOrthancDicomWeb.so", "libOrthancGdcm.so")
             configuration["Plugins"] = [str(_PLUGINS / name) for name in names if (_PLUGINS / name).exists()]
             configuration["DicomWeb"] = {"Enable": True, "Root": "/dicom-web/", "EnableWado": True}
-        return configuration
+        return configuration | self._extra
 
     def _shim(self) -> Path:
         library = self.folder / "loopback.so"

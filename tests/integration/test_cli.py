@@ -1,0 +1,209 @@
+"""The command line: what it prints, what it writes and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pydicom import dcmread
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from pulmo_node.app import SystemClock
+from pulmo_node.cli import app, main
+from pulmo_node.domain.jobs import NewJob
+from pulmo_node.domain.series import StoredInstance
+from pulmo_node.store import SqlStore
+from pulmo_node.testing import SmallPacs
+from tests.conftest import ROOT
+from tests.ct_factory import write_datasets
+from tests.encode_factory import chest_datasets
+from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
+
+__all__ = ["fake_pipeline"]
+
+runner = CliRunner()
+
+
+def commands() -> list[str]:
+    found = []
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found += [f"{name} {sub}" for sub in inner] if inner else [name]
+    return found
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "node.toml"
+    path.write_text('[node]\nstorage = "var"\n', encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def known_study(tmp_path: Path) -> str:
+    """A database with one complete series that has a queued job."""
+    (tmp_path / "var").mkdir()
+    with SqlStore(f"sqlite:///{tmp_path / 'var' / 'pulmo.sqlite'}", SystemClock()) as store:
+        store.record_instance(
+            StoredInstance(
+                study_instance_uid="1.2.3",
+                series_instance_uid="1.2.3.4",
+                sop_instance_uid="1.2.3.4.5",
+                sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+                transfer_syntax_uid="1.2.840.10008.1.2.1",
+                modality="CT",
+                calling_ae_title="SCANNER",
+                path="instances/1.dcm",
+                sha256="0" * 64,
+                size_bytes=1,
+                received_at=SystemClock().now(),
+            )
+        )
+        detail = store.study("1.2.3")
+        assert detail is not None
+        store.complete_series(detail.series[0], [NewJob(pipeline="ct-nodules", destinations=())], None)
+    return "1.2.3"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
+    result = runner.invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 4
+    assert f"`{command}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_names_no_command_that_does_not_exist() -> None:
+    table = re.findall(r"^\| `([a-z]+(?: [a-z]+)?)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(table) == set(commands())
+
+
+def test_studies_and_show_in_words_and_as_json(config: Path, known_study: str) -> None:
+    listed = runner.invoke(app, ["studies", "-c", str(config), "--json"])
+    assert listed.exit_code == 0
+    assert [(s["study_instance_uid"], s["state"]) for s in json.loads(listed.output)] == [(known_study, "QUEUED")]
+    assert runner.invoke(app, ["studies", "-c", str(config), "--state", "done", "--json"]).output.strip() == "[]"
+    shown = runner.invoke(app, ["show", known_study, "-c", str(config), "--json"])
+    detail = json.loads(shown.output)
+    assert detail["series"][0]["series_instance_uid"] == "1.2.3.4"
+    assert [job["state"] for job in detail["jobs"]] == ["QUEUED"]
+    assert "1.2.3.4" in runner.invoke(app, ["show", known_study, "-c", str(config)]).output
+
+
+def test_an_unknown_study_is_a_failure_and_an_unknown_state_wrong_usage(config: Path) -> None:
+    assert runner.invoke(app, ["show", "9.9", "-c", str(config)]).exit_code == 1
+    assert runner.invoke(app, ["studies", "--state", "HAPPY", "-c", str(config)]).exit_code == 2
+    assert runner.invoke(app, ["requeue", "-c", str(config)]).exit_code == 2
+
+
+def test_cancel_and_requeue_change_the_state(config: Path, known_study: str) -> None:
+    def state() -> str:
+        return str(json.loads(runner.invoke(app, ["studies", "-c", str(config), "--json"]).output)[0]["state"])
+
+    assert runner.invoke(app, ["cancel", known_study, "-c", str(config)]).exit_code == 0
+    assert state() == "CANCELLED"
+    assert runner.invoke(app, ["cancel", known_study, "-c", str(config)]).exit_code == 1
+    assert runner.invoke(app, ["requeue", known_study, "-c", str(config)]).exit_code == 0
+    assert state() == "QUEUED"
+    assert runner.invoke(app, ["requeue", "--failed", "-c", str(config)]).exit_code == 1
+
+
+@pytest.mark.usefixtures("fake_pipeline")
+def test_analyze_writes_its_files_and_passes_over_what_is_no_dicom(config: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "ct", tmp_path / "out"
+    datasets = chest_datasets()
+    write_datasets(datasets, folder)
+    (folder / "notes.txt").write_text("no DICOM")
+    (folder / "empty").write_bytes(b"")
+    (folder / "picture.dcm").write_bytes(b"\x89PNG not DICOM at all" * 20)
+    result = runner.invoke(app, ["analyze", str(folder), "--out", str(out), "-c", str(config)])
+    assert result.exit_code == 0, result.output
+    for name in ("notes.txt", "empty", "picture.dcm"):
+        assert name in result.output
+    uid = str(datasets[0].SeriesInstanceUID)
+    for place in (out, out / uid / "ct-nodules"):
+        findings = json.loads((place / "findings.json").read_text())
+        assert findings["series_instance_uid"] == uid
+        assert dcmread(place / "sr.dcm").Modality == "SR"
+        assert dcmread(place / "seg.dcm").Modality == "SEG"
+        assert Image.open(place / "nodule-1.png").size[0] > 100
+    nodule = findings["nodules"][0]
+    assert set(nodule) >= {
+        "tracking_uid", "centre_lps_mm", "long_axis_mm", "short_axis_mm", "volume_mm3", "mean_hu", "candidate_score",
+        "detection_probability", "malignancy_probability", "concepts", "segment_number",
+    }  # fmt: skip
+    assert nodule["tracking_uid"] == dcmread(out / "seg.dcm").SegmentSequence[0].TrackingUID
+
+
+@pytest.mark.usefixtures("fake_pipeline")
+def test_analyze_of_two_series_writes_into_their_folders_only(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("one", "two"):
+        write_datasets(chest_datasets(), tmp_path / "ct" / name)
+    result = runner.invoke(app, ["analyze", str(tmp_path / "ct"), "--out", str(out), "-c", str(config), "--json"])
+    assert result.exit_code == 0
+    assert len(list(out.glob("*/ct-nodules/sr.dcm"))) == 2
+    assert not (out / "sr.dcm").exists()
+
+
+@pytest.mark.usefixtures("fake_pipeline")
+def test_analyze_without_a_result_fails_and_says_why(config: Path, tmp_path: Path) -> None:
+    datasets = chest_datasets()
+    for dataset in datasets:
+        dataset.SeriesDescription = REJECTED_DESCRIPTION
+    write_datasets(datasets, tmp_path / "ct")
+    out = str(tmp_path / "out")
+    result = runner.invoke(app, ["analyze", str(tmp_path / "ct"), "--out", out, "-c", str(config)])
+    assert result.exit_code == 1
+    assert "NO_LUNGS" in result.output
+
+
+def test_send_and_echo_reach_a_peer(tmp_path: Path) -> None:
+    files = write_datasets(chest_datasets(), tmp_path / "ct")
+    with SmallPacs(tmp_path / "pacs") as pacs:
+        config = tmp_path / "node.toml"
+        config.write_text(f'[peers.pacs]\nae_title = "SMALLPACS"\nhost = "127.0.0.1"\nport = {pacs.port}\n')
+        assert runner.invoke(app, ["echo", "pacs", "-c", str(config)]).exit_code == 0
+        sent = runner.invoke(app, ["send", str(tmp_path / "ct"), "--to", "pacs", "-c", str(config)])
+        assert sent.exit_code == 0, sent.output
+        assert len(pacs.stored) == len(files)
+
+
+def test_a_wrong_configuration_exits_with_2_and_names_every_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text("[node]\nport = -1\ncolour = 'red'\n")
+    monkeypatch.setattr("sys.argv", ["pulmo-node", "config", "check", "-c", str(path)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "node.port" in said
+    assert "node.colour" in said
+
+
+def test_config_show_prints_what_is_in_force(config: Path) -> None:
+    shown = json.loads(runner.invoke(app, ["config", "show", "-c", str(config), "--json"]).output)
+    assert shown["node"]["ae_title"] == "PULMO"
+    assert shown["node"]["storage"] == str(config.parent / "var")
+
+
+def test_pipelines_are_listed(config: Path) -> None:
+    rows = json.loads(runner.invoke(app, ["pipelines", "-c", str(config), "--json"]).output)
+    assert {"ct-nodules"} <= {row["label"] for row in rows}
+
+
+@pytest.mark.usefixtures("fake_pipeline")
+def test_healthchecks_name_the_peer_that_does_not_answer(tmp_path: Path) -> None:
+    config = tmp_path / "node.toml"
+    config.write_text('[node]\nport = 0\n[peers.dead]\nae_title = "DEAD"\nhost = "127.0.0.1"\nport = 1\n')
+    result = runner.invoke(app, ["healthchecks", "-c", str(config), "--json"])
+    checks = {check["name"]: check["ok"] for check in json.loads(result.output)}
+    assert result.exit_code == 1
+    assert [name for name, ok in checks.items() if not ok] == ["peer dead"]
+    assert {"storage", "database", "decoders", "receiver", "pipeline ct-nodules"} <= set(checks)
