@@ -153,12 +153,26 @@ def write_set(
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     specs = {}
-    for stage, state, network in (("stage1", stage1, HeatmapUNet3D()), ("stage2", stage2, Student2p5D())):
+    parts: tuple[tuple[str, Mapping[str, Tensor], nn.Module], ...] = (
+        ("stage1", stage1, HeatmapUNet3D()),
+        ("stage2", stage2, Student2p5D()),
+    )
+    for stage, state, network in parts:
         path = out_dir / f"{name}-{stage}.safetensors"
         save_file({key: value.contiguous() for key, value in _checked(state, network, path).items()}, path)
         specs[stage] = describe_file(path)
     manifest = out_dir / f"{name}.toml"
-    write_manifest(manifest, WeightSet(name=name, concept_scale=concept_scale, **about, **specs))
+    weights = WeightSet(
+        name=name,
+        version=about["version"],
+        licence=about["licence"],
+        origin=about["origin"],
+        attribution=about["attribution"],
+        concept_scale=concept_scale,
+        stage1=specs["stage1"],
+        stage2=specs["stage2"],
+    )
+    write_manifest(manifest, weights)
     return manifest
 
 

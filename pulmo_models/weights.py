@@ -108,8 +108,16 @@ def read_manifest(path: Path) -> WeightSet:
     scale = table.get("concept_scale")
     if scale not in ("raw", "unit"):
         raise WeightsCorrupt(f'weights manifest {path}: concept_scale must be "raw" or "unit", not {scale!r}')
-    specs = {stage: _spec(path, stage, table.get(stage)) for stage in _STAGES}
-    return WeightSet(**{key: table[key] for key in _TEXT_KEYS}, concept_scale=cast(ConceptScale, scale), **specs)
+    return WeightSet(
+        name=table["name"],
+        version=table["version"],
+        licence=table["licence"],
+        origin=table["origin"],
+        attribution=table["attribution"],
+        concept_scale=cast(ConceptScale, scale),
+        stage1=_spec(path, "stage1", table.get("stage1")),
+        stage2=_spec(path, "stage2", table.get("stage2")),
+    )
 
 
 def write_manifest(path: Path, weights: WeightSet) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from pulmo_models import registry
 from pulmo_models.checkpoints import write_set
 from pulmo_models.ct import nodules
+from pulmo_models.ct.device import Precision, Runner
 from pulmo_models.errors import DeviceUnavailable, WeightsMissing
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
@@ -134,6 +135,24 @@ def test_too_many_nodules_are_cut_with_a_caution(
     assert findings.cautions[1] == (
         f"{count} nodules were found; only the 1 with the highest detection probability are reported"
     )
+
+
+def test_cautions_of_the_devices_and_the_precision_reach_the_report(
+    manifest: Path, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, str]] = []
+
+    class Watched(Runner):
+        def __init__(self, network: torch.nn.Module, device: torch.device, precision: Precision) -> None:
+            super().__init__(network, device, precision)
+            name = type(network).__name__
+            made.append((name, precision))
+            self.cautions.append(f"{name} ran on the CPU")
+
+    monkeypatch.setattr(nodules, "Runner", Watched)
+    findings = registry.build("ct-nodules", {"weights": str(manifest), "precision": "bf16"}, "cpu")(volume)
+    assert made == [("BlobDetector", "bf16"), ("Student2p5D", "fp32")]
+    assert findings.cautions[1:] == ("BlobDetector ran on the CPU", "Student2p5D ran on the CPU")
 
 
 def test_a_volume_without_lungs_is_rejected(manifest: Path) -> None:

@@ -232,7 +232,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, states: Any, 
 def test_a_plain_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     path = tmp_path / "evil.pkl"
-    path.write_bytes(pickle.dumps(Intruder(trace)))
+    path.write_bytes(pickle.dumps(Intruder(trace), protocol=2))
     with pytest.raises(WeightsCorrupt, match="cannot be read"):
         load_published_checkpoint(path, Student2p5D())
     assert not trace.exists()
