@@ -51,7 +51,7 @@ def load_hosts(data: Path, names: Sequence[str], work: Path) -> list[Host]:
         if not cached.exists():
             volume = read_ct(data / name / "dicom")
             lung = segment_lungs(volume.hu, volume.spacing_mm)
-            boxes = _tumour_boxes(data / name / "annotation", [source.sop_instance_uid for source in volume.sources])
+            boxes = _tumour(data / name / "annotation", [source.sop_instance_uid for source in volume.sources])
             _save(cached, volume.hu, lung, volume.spacing_mm, boxes)
         hosts.append(_load(cached, name))
     return hosts
@@ -105,17 +105,27 @@ def _load(path: Path, name: str) -> Host:
     )
 
 
-def _tumour_boxes(folder: Path, sop_instance_uids: Sequence[str]) -> npt.NDArray[np.float64]:
-    """The annotated tumour as one row (slice, row, column, diameter in pixels); no rows where there is none."""
+def read_boxes(folder: Path, sop_instance_uids: Sequence[str]) -> list[tuple[int, float, float, float, float]]:
+    """Annotated boxes (slice, left, top, right, bottom) in pixels from ``<SOP Instance UID>.xml`` (Pascal VOC)."""
     found = []
     for path in sorted(folder.glob("*.xml")) if folder.is_dir() else ():
         if path.stem not in sop_instance_uids:
             continue
         for box in ElementTree.parse(path).getroot().iter("bndbox"):  # noqa: S314
             left, top, right, bottom = (float(box.findtext(k, "nan")) for k in ("xmin", "ymin", "xmax", "ymax"))
-            place = ((top + bottom) / 2, (left + right) / 2)
-            found.append((sop_instance_uids.index(path.stem), *place, max(right - left, bottom - top)))
-    if not found:
+            found.append((sop_instance_uids.index(path.stem), left, top, right, bottom))
+    return found
+
+
+def _tumour(folder: Path, sop_instance_uids: Sequence[str]) -> npt.NDArray[np.float64]:
+    """The annotated tumour as one row (slice, row, column, diameter in pixels); no rows where there is none."""
+    boxes = read_boxes(folder, sop_instance_uids)
+    if not boxes:
         return np.zeros((0, 4))
-    rows = np.array(found)
-    return np.array([[*rows[:, :3].mean(axis=0), rows[:, 3].max()]])
+    places = np.array(
+        [
+            (k, (top + bottom) / 2, (left + right) / 2, max(right - left, bottom - top))
+            for k, left, top, right, bottom in boxes
+        ]
+    )
+    return np.array([[*places[:, :3].mean(axis=0), places[:, 3].max()]])

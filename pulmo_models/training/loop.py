@@ -122,6 +122,8 @@ def _batches(phases: Sequence[Phase], step: int, settings: LoopSettings, device:
             sampler=range(done * phase.batch, phase.steps * phase.batch),
             num_workers=settings.workers,
             worker_init_fn=_one_thread,
+            # Its own generator: otherwise each new loader draws from the one that the dropout uses.
+            generator=torch.Generator().manual_seed(settings.seed),
         )
         for batch in loader:
             yield _to(batch, device)

@@ -292,7 +292,8 @@ def _reconstruct(hu: Floats, random: np.random.Generator) -> Floats:
     noise = random.normal(0, 1, hu.shape).astype(np.float32)
     noise = 0.6 * noise + 1.2 * _box_mean(noise, 1)
     blurred = 0.5 * hu + 0.5 * _box_mean(hu, 1)
-    return np.clip(blurred + float(random.uniform(12, 28)) * noise, -1024, 3071).astype(np.float32)
+    scanned: Floats = np.clip(blurred + float(random.uniform(12, 28)) * noise, -1024, 3071).astype(np.float32)
+    return scanned
 
 
 def _box_mean(values: Floats, half_width: int) -> Floats:
@@ -303,5 +304,8 @@ def _box_mean(values: Floats, half_width: int) -> Floats:
         pad[axis] = (half_width, half_width)
         padded = np.pad(values, pad, mode="edge")
         count = values.shape[axis]
-        values = sum(np.take(padded, np.arange(start, start + count), axis=axis) for start in range(width)) / width
-    return values.astype(np.float32)
+        total = np.zeros_like(values)
+        for start in range(width):
+            total += np.take(padded, np.arange(start, start + count), axis=axis)
+        values = total / np.float32(width)
+    return values

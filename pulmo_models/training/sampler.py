@@ -125,6 +125,7 @@ class Patch:
     detection: int
     malignancy: int
     concepts: Tensor  # (8,) on the unit scale, (rating - 1) / 4
+    diameter_mm: float = -1.0
 
 
 _REACH = (4, 34, 34)  # half of what is cut around a place, so that the jittered crop stays inside
@@ -155,6 +156,7 @@ class Stage2Samples(Dataset[dict[str, Tensor]]):
             "detection": torch.tensor(patch.detection),
             "malignancy": torch.tensor(patch.malignancy),
             "concepts": patch.concepts,
+            "diameter_mm": torch.tensor(patch.diameter_mm),
         }
 
     def _host(self, random: np.random.Generator) -> tuple[Host, bool]:
@@ -174,7 +176,9 @@ class Stage2Samples(Dataset[dict[str, Tensor]]):
             if nodule is None
             else insertion.real_insert(random, nodule, piece.spacing_mm, (0.95, 1.05))
         )
-        placed = None if insert is None else insertion.place(piece, insert, middle)
+        if insert is None:
+            return None
+        placed = insertion.place(piece, insert, middle)
         if placed is None:
             return None
         image, mask = _crop(random, piece.hu, placed[1])
@@ -184,6 +188,7 @@ class Stage2Samples(Dataset[dict[str, Tensor]]):
             detection=1,
             malignancy=-1 if nodule is None else malignancy_label(nodule),
             concepts=torch.full((len(CONCEPT_NAMES),), _UNRATED) if nodule is None else unit_concepts(nodule),
+            diameter_mm=insert.diameter_mm,
         )
 
     def _no_nodule(self, random: np.random.Generator) -> Patch | None:

@@ -6,7 +6,7 @@ and TID 2000; `docs/results.md` says what the objects hold.
 """
 
 from pulmo_node.encode.identity import EncodedObject, ResultContext
-from pulmo_node.encode.keyimage import render_nodule
+from pulmo_node.encode.keyimage import render_mask, render_nodule
 from pulmo_node.encode.notice import encode_rejection
 from pulmo_node.encode.objects import encode_findings
 from pulmo_node.encode.report import findings_to_json
@@ -18,6 +18,7 @@ __all__ = [
     "encode_findings",
     "encode_rejection",
     "findings_to_json",
+    "render_mask",
     "render_nodule",
     "result_uid",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from pulmo_models.types import Nodule, Volume
+from pulmo_models.types import Mask, Nodule, Volume
 
 LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width
 OUTLINE_RGB = (255, 80, 60)
@@ -24,11 +24,17 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in source pi
 
 
 def render_nodule(volume: Volume, nodule: Nodule, size: int = 480, caption: str | None = None) -> Image.Image:
-    """RGB picture, ``2 * size`` wide and ``size`` plus a caption high: the whole slice on the left, the nodule right.
+    """The picture of a nodule, captioned with its place and numbers; see `render_mask`."""
+    slice_index, _ = key_slice(volume, nodule.mask)
+    return render_mask(volume, nodule.mask, caption or _caption(volume, nodule, slice_index), size)
+
+
+def render_mask(volume: Volume, mask: Mask, caption: str, size: int = 480) -> Image.Image:
+    """RGB picture, ``2 * size`` wide and ``size`` plus a caption high: the whole slice on the left, the mask right.
 
     The slice is the one where the mask has its largest area (the first of equals).
     """
-    slice_index, plane = key_slice(volume, nodule)
+    slice_index, plane = key_slice(volume, mask)
     grey = _window(volume.hu[slice_index])
     _, row_mm, column_mm = volume.spacing_mm
     rows, columns = grey.shape
@@ -43,18 +49,17 @@ def render_nodule(volume: Volume, nodule: Nodule, size: int = 480, caption: str 
     _draw_outline(detail, plane, near)
     picture.paste(overview, (0, 0))
     picture.paste(detail, (size, 0))
-    text = caption or _caption(volume, nodule, slice_index)
-    ImageDraw.Draw(picture).text((8, size + 5), text, fill=_TEXT_RGB, font=ImageFont.load_default(size=14))
+    ImageDraw.Draw(picture).text((8, size + 5), caption, fill=_TEXT_RGB, font=ImageFont.load_default(size=14))
     return picture
 
 
-def key_slice(volume: Volume, nodule: Nodule) -> tuple[int, npt.NDArray[np.bool_]]:
+def key_slice(volume: Volume, mask: Mask) -> tuple[int, npt.NDArray[np.bool_]]:
     """Index of the slice of largest mask area, and the mask on it, bool (rows, columns) of the volume."""
-    areas = nodule.mask.voxels.sum(axis=(1, 2))
+    areas = mask.voxels.sum(axis=(1, 2))
     z = int(areas.argmax())
     plane = np.zeros(volume.hu.shape[1:], dtype=bool)
-    plane[nodule.mask.slices[1:]] = nodule.mask.voxels[z]
-    return nodule.mask.origin[0] + z, plane
+    plane[mask.slices[1:]] = mask.voxels[z]
+    return mask.origin[0] + z, plane
 
 
 def _caption(volume: Volume, nodule: Nodule, slice_index: int) -> str:

@@ -71,7 +71,7 @@ def test_the_slice_of_largest_area_is_shown() -> None:
     voxels = np.ones((3, 2, 2), dtype=bool)
     voxels[[0, 2], 0] = False
     nodule = replace(nodule, mask=Mask(origin=(4, 20, 20), voxels=voxels))
-    slice_index, plane = key_slice(volume, nodule)
+    slice_index, plane = key_slice(volume, nodule.mask)
     assert slice_index == 5
     assert plane.sum() == 4
     assert plane[20:22, 20:22].all()

@@ -1,0 +1,270 @@
+"""Training: targets, losses, real nodules, splits, samples, resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pulmo_models.training import insertion
+from pulmo_models.training.evaluate import auc, match
+from pulmo_models.training.heatmap import draw_peak, focal_loss
+from pulmo_models.training.hosts import TEST_HOSTS, TRAINING_HOSTS, VALIDATION_HOSTS, Host, KnownNodule
+from pulmo_models.training.loop import LoopSettings, Phase, train
+from pulmo_models.training.nodules import RealNodule, calibrate, fit_slice, load_nodules, split_of
+from pulmo_models.training.sampler import Material, Stage1Samples, Stage2Samples, malignancy_label, unit_concepts
+from pulmo_models.training.stages import mask_loss, stage1_loss, stage2_loss
+from pulmo_models.types import CONCEPT_NAMES
+from tests.conftest import data_folder
+
+
+def test_a_peak_has_the_sigma_of_the_specification() -> None:
+    target = torch.zeros(21, 41, 41)
+    draw_peak(target, (10.2, 20.4, 19.6), 12.0, (2.5, 0.75, 0.75))
+    assert target[10, 20, 20] == 1.0
+    sigma_z, sigma_y = 12 / (4 * 2.5), 12 / (4 * 0.75)
+    assert target[12, 20, 20].item() == pytest.approx(math.exp(-4 / (2 * sigma_z**2)), rel=1e-5)
+    assert target[10, 25, 20].item() == pytest.approx(math.exp(-25 / (2 * sigma_y**2)), rel=1e-5)
+
+
+def test_a_small_nodule_still_has_a_peak_of_a_voxel_and_a_half() -> None:
+    target = torch.zeros(9, 9, 9)
+    draw_peak(target, (4, 4, 4), 1.0, (5.0, 1.0, 1.0))
+    assert target[5, 4, 4].item() == pytest.approx(math.exp(-1 / 2), rel=1e-5)
+    assert target[4, 5, 4].item() == pytest.approx(math.exp(-1 / (2 * 1.5**2)), rel=1e-5)
+
+
+def test_peaks_are_combined_by_maximum_and_one_outside_changes_nothing() -> None:
+    target = torch.zeros(8, 16, 16)
+    draw_peak(target, (4, 4, 4), 8.0, (1, 1, 1))
+    before = target.clone()
+    draw_peak(target, (40, 4, 4), 8.0, (1, 1, 1))
+    assert torch.equal(target, before)
+    draw_peak(target, (4, 4, 8), 8.0, (1, 1, 1))
+    assert target.max() == 1.0
+    assert (target >= before).all()
+
+
+def test_the_focal_loss_is_the_one_of_the_paper() -> None:
+    logits = torch.tensor([0.5, -1.0, 2.0])
+    target = torch.tensor([1.0, 0.6, 0.0])
+    p = [1 / (1 + math.exp(-value)) for value in (0.5, -1.0, 2.0)]
+    by_hand = (
+        -((1 - p[0]) ** 2) * math.log(p[0])
+        - (1 - 0.6) ** 4 * p[1] ** 2 * math.log(1 - p[1])
+        - p[2] ** 2 * math.log(1 - p[2])
+    )
+    assert focal_loss(logits, target).item() == pytest.approx(by_hand, rel=1e-5)
+    without_last = focal_loss(logits, target, torch.tensor([1.0, 1.0, 0.0])).item()
+    assert without_last == pytest.approx(by_hand + p[2] ** 2 * math.log(1 - p[2]), rel=1e-5)
+
+
+def test_the_mask_loss_is_dice_plus_cross_entropy() -> None:
+    logits, mask = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    dice = 1 - (2 * 0.5 + 1) / (4 * 0.5 + 1 + 1)
+    assert mask_loss(logits, mask).item() == pytest.approx(dice + math.log(2), rel=1e-5)
+
+
+def test_patients_are_split_by_their_number() -> None:
+    assert {number: split_of(number) for number in (5, 12, 6, 63, 3, 10, 1, 7)} == {
+        5: "test", 12: "test", 6: "validation", 63: "validation", 3: "unused", 10: "unused", 1: "train", 7: "train",
+    }  # fmt: skip
+
+
+def test_no_host_serves_two_splits() -> None:
+    names = [*TRAINING_HOSTS, *VALIDATION_HOSTS, *TEST_HOSTS]
+    assert len(names) == len(set(names))
+    assert not any("ricord" in name for name in names)
+
+
+def test_a_stretched_stack_is_mapped_back() -> None:
+    random = np.random.default_rng(0)
+    truth = random.normal(-600, 250, (5, 72, 72)).clip(-1000, 300)
+    stack = np.stack([(plane + 1024) / slope for plane, slope in zip(truth, (7, 8, 9, 8, 7), strict=True)])
+    stretched = np.rint(stack).astype(np.uint8)
+    correlation, line, error = fit_slice(stretched[2], np.rint(truth[2][1:, :71]).astype(np.int16))
+    assert correlation > 0.999
+    assert error < 5
+    assert np.abs(calibrate(stretched, 2, line) - truth).mean() < 15
+
+
+def test_real_nodules_are_calibrated_and_rated() -> None:
+    nodules = load_nodules(data_folder("lidc_patches"), lambda patient: patient < 40 and split_of(patient) == "train")
+    assert len(nodules) > 10
+    assert {split_of(nodule.patient) for nodule in nodules} == {"train"}
+    assert np.mean([nodule.calibration_error_hu for nodule in nodules]) < 30
+    for nodule in nodules:
+        assert nodule.mask.any()
+        assert nodule.mask.shape == nodule.hu.shape
+        assert all(1 <= rating <= 6 for rating in nodule.concepts.values())
+
+
+def test_labels() -> None:
+    def rated(malignancy: float, readers: int = 3) -> RealNodule:
+        return real_nodule(malignancy=malignancy, readers=readers)
+
+    assert [malignancy_label(rated(m)) for m in (1.0, 2.5, 3.0, 3.5, 5.0)] == [0, 0, -1, 1, 1]
+    assert malignancy_label(rated(5.0, readers=1)) == -1
+    concepts = unit_concepts(rated(1.0))
+    assert concepts[CONCEPT_NAMES.index("calcification")].item() == pytest.approx((6 - 1) / 4)
+    assert concepts[CONCEPT_NAMES.index("spiculation")].item() == pytest.approx((2 - 1) / 4)
+
+
+def real_nodule(**changes: Any) -> RealNodule:
+    ball = np.linalg.norm(np.indices((5, 72, 72)) - np.array([2, 36, 36])[:, None, None, None], axis=0) < 6
+    values: dict[str, Any] = {
+        "patient": 1,
+        "hu": np.where(ball, 40, -850).astype(np.int16),
+        "mask": ball,
+        "spacing_mm": (2.0, 0.7, 0.7),
+        "diameter_mm": 8.0,
+        "concepts": dict.fromkeys(CONCEPT_NAMES, 2.0) | {"calcification": 6.0},
+        "malignancy": 4.0,
+        "readers": 4,
+        "calibration_error_hu": 0.0,
+    }
+    return RealNodule(**(values | changes))
+
+
+def host(nodules: tuple[KnownNodule, ...] = ()) -> Host:
+    hu = np.full((60, 200, 200), -850, np.int16)
+    hu[:, :, ::25] = 0  # walls that negatives are found at
+    lung = np.zeros(hu.shape, bool)
+    lung[10:50, 40:160, 40:160] = True
+    places = np.argwhere(lung).astype(np.int16)
+    return Host(name="host", hu=hu, lung=lung, spacing_mm=np.array([2.0, 0.7, 0.7]), places=places, nodules=nodules)
+
+
+def material(seed: int = 1, **changes: Any) -> Material:
+    values: dict[str, Any] = {"hosts": [host()], "phantoms": [], "nodules": [real_nodule()], "seed": seed}
+    return Material(**(values | changes))
+
+
+def test_an_insert_keeps_its_place_and_its_level() -> None:
+    piece = insertion.cut(host(), (24, 64, 64), np.array([2.0, 0.7, 0.7]), np.array([30.0, 112.0, 112.0]))
+    insert = insertion.real_insert(np.random.default_rng(0), real_nodule(), piece.spacing_mm, (1.0, 1.0))
+    assert insert is not None
+    placed = insertion.place(piece, insert, torch.tensor([12.0, 30.0, 20.0]))
+    assert placed is not None
+    centre, outline = placed
+    assert np.abs(centre - [12, 30, 20]).max() <= 0.5
+    inside = outline > 0.9
+    assert piece.hu[inside].mean().item() == pytest.approx(40, abs=15)
+    assert np.allclose(np.argwhere(inside.numpy()).mean(axis=0), centre, atol=0.6)
+
+
+def test_a_piece_knows_the_nodules_of_its_host() -> None:
+    known = KnownNodule(centre_index=(30.0, 100.0, 120.0), diameter_mm=9.0)
+    around = np.array([30.0, 100.0, 120.0])
+    piece = insertion.cut(host((known,)), (32, 64, 64), np.array([1.0, 0.7, 0.7]), around)
+    (found,) = piece.known
+    assert np.abs(np.array(found.centre_index) - [15.5, 31.5, 31.5]).max() <= 1.0
+
+
+def test_sample_n_is_always_the_same() -> None:
+    one, again, other = (Stage1Samples(material(seed), (16, 32, 32), 100) for seed in (1, 1, 2))
+    for first, second in zip(one[7], again[7], strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(one[7][0], other[7][0])
+    assert not torch.equal(one[7][0], one[8][0])
+
+
+def test_stage_1_samples_have_a_peak_at_a_nodule() -> None:
+    samples = Stage1Samples(material(), (16, 48, 48), 1000)
+    peaks, bright = 0, 0
+    for number in range(40):
+        image, target, weight = samples[number]
+        assert image.shape == target.shape == weight.shape == (1, 16, 48, 48)
+        assert 0 <= image.min() <= image.max() <= 1
+        for place in torch.nonzero(target >= 0.9999):
+            peaks += 1
+            bright += bool(image[tuple(place)] > 0.3)
+    assert peaks > 15
+    assert bright / peaks > 0.6
+
+
+def test_stage_2_samples_alternate_and_carry_their_labels() -> None:
+    samples = Stage2Samples(material(), 1000)
+    for number in range(12):
+        sample = samples[number]
+        assert sample["image"].shape == (7, 64, 64)
+        assert sample["detection"] == (number + 1) % 2
+        if number % 2:
+            assert sample["mask"].sum() == 0
+            assert sample["malignancy"] == -1
+        else:
+            assert sample["mask"][0, 26:38, 26:38].sum() > 0
+            assert sample["malignancy"] in (1, -1)
+
+
+class TinyDetector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(1, 1, 3, padding=1)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.drop(x))
+
+
+def run(work: Path, samples: Dataset[Any], stop_after: int | None) -> nn.Module:
+    torch.manual_seed(3)
+    settings = LoopSettings(learning_rate=1e-2, checkpoint_steps=100, report_steps=2, workers=0, warm_up_steps=3)
+    phases = [Phase(samples=samples, batch=2, steps=4), Phase(samples=samples, batch=1, steps=4)]
+    return train(TinyDetector(), phases, stage1_loss, settings, work, stop_after=stop_after)
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
+    samples = Stage1Samples(material(), (16, 32, 32), 100)
+    whole = run(tmp_path / "whole", samples, None)
+    for stop_after in (3, 3, None):
+        resumed = run(tmp_path / "parts", samples, stop_after)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+
+
+def test_the_loss_of_stage_2_ignores_what_is_not_known() -> None:
+    class Constant(nn.Module):
+        def forward(self, image: Tensor) -> dict[str, Tensor]:
+            count = len(image)
+            return {
+                "detection": torch.zeros(count, 2),
+                "malignancy": torch.tensor([[0.0, 0.0], [9.0, -9.0]]),
+                "concepts": torch.full((count, 8), 0.5),
+                "segmentation": torch.zeros(count, 1, 2, 2),
+            }
+
+    batch = {
+        "image": torch.zeros(2, 7, 2, 2),
+        "detection": torch.tensor([1, 0]),
+        "malignancy": torch.tensor([1, -1]),
+        "concepts": torch.stack([torch.full((8,), 0.75), torch.full((8,), -1.0)]),
+        "mask": torch.zeros(2, 1, 2, 2),
+    }
+    _, figures = stage2_loss(Constant(), batch)
+    assert figures["malignancy"] == pytest.approx(math.log(2), rel=1e-5)
+    assert figures["concepts"] == pytest.approx(0.0625)
+    assert figures["detection"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_auc_counts_pairs() -> None:
+    scores = np.array([0.1, 0.4, 0.4, 0.9])
+    assert auc(scores, np.array([False, False, True, True])) == pytest.approx((2 + 0.5 + 1) / 4)
+
+
+def test_matching_counts_each_nodule_once() -> None:
+    truth = [(np.array([0.0, 0, 0]), 6.0), (np.array([100.0, 0, 0]), 30.0), (np.array([200.0, 0, 0]), 6.0)]
+    findings = [np.array(place) for place in ([1.0, 0, 0], [4.0, 0, 0], [112.0, 0, 0], [50.0, 0, 0], [206.0, 0, 0])]
+    hits, unmatched = match(findings, truth)
+    assert hits == [1.0, 12.0, None]
+    assert unmatched == 2
