@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pulmo_node import console as tables
-from pulmo_node.config import Config, default_path, load
+from pulmo_node.config import Config, LogSection, default_path, load
 from pulmo_node.domain.studies import STUDY_STATES
 from pulmo_node.errors import ConfigError, PulmoError
 from pulmo_node.ports import AdminStore
@@ -297,8 +297,10 @@ def demo(
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the pictures and the page.")] = Path("demo-out"),
 ) -> None:
     """Start a PACS and a node on this machine, send a chest CT, wait for the results and show them."""
+    from pulmo_node.app import configure_logging  # noqa: PLC0415
     from pulmo_node.demo import run_demo  # noqa: PLC0415
 
+    configure_logging(Config(log=LogSection(level="WARNING")))
     if not run_demo(ct, out_folder, out):
         raise typer.Exit(1)
 

@@ -19,7 +19,8 @@ def encode_findings(
     Encoding the same findings, volume and context again gives equal bytes.
 
     Raises:
-        Permanent: the image is a radiograph, a source file cannot be read, a number is not finite, or an object cannot be encoded.
+        Permanent: the image is a radiograph, a source file cannot be read, a number is not finite, or an object
+            cannot be encoded.
     """
     if not isinstance(volume, Volume):
         raise Permanent("findings in a radiograph cannot be encoded: no pipeline yields them yet")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -228,6 +230,43 @@ def test_a_series_that_no_rule_wants_is_kept_and_says_why(tmp_path: Path, pacs: 
     with running(tmp_path, pacs) as node:
         assert node.store.requeue(study_instance_uid=study) == 1
         wait_for(node, study, in_state("DONE"))
+
+
+def test_a_full_disk_at_the_outbox_is_tried_again(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, files = series_files(tmp_path / "ct")
+    full = [True]
+    fsync = os.fsync
+
+    def no_space(descriptor: int) -> None:
+        if full and "outbox" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with running(tmp_path, pacs, analysis={"first_delay_seconds": 0.1, "max_attempts": 100}) as node:
+        monkeypatch.setattr(os, "fsync", no_space)
+        send(node, files)
+        detail = wait_for(node, study, lambda d: any(job.attempts >= 1 for job in d.jobs))
+        assert [job.state.value for job in detail.jobs] == ["QUEUED"]
+        assert any("No space left" in (event.detail or "") for event in detail.events)
+        full.clear()
+        wait_for(node, study, in_state("DONE"))
+    assert len(pacs.stored) == 2
+
+
+def test_missing_weights_fail_the_job_and_name_the_file(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real pipeline
+    study, files = series_files(tmp_path / "ct")
+    missing = tmp_path / "nowhere.toml"
+    with running(tmp_path, pacs, pipelines={"ct-nodules": {"weights": str(missing)}}) as node:
+        send(node, files)
+        detail = wait_for(node, study, in_state("FAILED"))
+        assert str(missing) in (detail.jobs[0].reason or "")
+        send(node, series_files(tmp_path / "next")[1])  # the node goes on
+    assert pacs.stored == ()
 
 
 def test_redeliver_sends_the_same_bytes_again(tmp_path: Path, pacs: SmallPacs) -> None:
