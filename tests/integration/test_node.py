@@ -240,7 +240,7 @@ def test_a_full_disk_at_the_outbox_is_tried_again(
     fsync = os.fsync
 
     def no_space(descriptor: int) -> None:
-        if full and "outbox" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if full and os.readlink(f"/proc/self/fd/{descriptor}").endswith("findings.json"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
