@@ -4,6 +4,7 @@ about the node and not about what is found."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +52,4 @@ def fake_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _replaced() -> registry.PipelineEntry:
-    from dataclasses import replace  # noqa: PLC0415
-
     return replace(registry.entry("ct-nodules"), factory="tests.fake_pipeline:build")

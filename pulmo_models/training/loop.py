@@ -58,13 +58,8 @@ def train(
 ) -> nn.Module:
     """Train to the end of the last phase; AdamW, linear warm-up, then cosine to 2 % of the rate.
 
-    Args:
-        network: freshly made; its weights are replaced where the work folder holds a checkpoint.
-        phases: run one after the other.
-        loss: of one batch.
-        settings: see there.
-        work: folder of `checkpoint.pt` and `log.jsonl`.
-        stop_after: leave off after that many steps of this call (tests of resuming).
+    `network` is freshly made; where the folder `work` holds a `checkpoint.pt`, the training goes on from there.
+    `log.jsonl` beside it has the figures. `stop_after` leaves off after that many steps of this call.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).train()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
-from pulmo_node.app import Node
+from pulmo_node.app import Node, SystemClock
 from pulmo_node.config import Config, resolve
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import DimseStatus
@@ -23,7 +23,7 @@ from pulmo_node.ports import StudyDetail
 from pulmo_node.testing import Answer, SmallPacs
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
-from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
+from tests.fake_pipeline import REJECTED_DESCRIPTION, FakePipeline, fake_pipeline
 
 pytestmark = pytest.mark.usefixtures("fake_pipeline")
 __all__ = ["fake_pipeline"]
@@ -167,6 +167,73 @@ def test_a_late_slice_gives_a_new_revision_with_new_uids(tmp_path: Path, pacs: S
     assert detail.series[0].number_of_instances == len(files)
     assert [(job.revision, job.state.value) for job in detail.jobs] == [(1, "DONE"), (2, "DONE")]
     assert len({stored.sop_instance_uid for stored in pacs.stored}) == 4
+
+
+def test_a_slice_that_comes_during_the_analysis_supersedes_it(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, files = series_files(tmp_path / "ct")
+    files = sorted(files, key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    begun, go_on = threading.Event(), threading.Event()
+    analyse = FakePipeline.__call__
+
+    def slow(self: FakePipeline, image: Any, progress: Any = None) -> Any:
+        begun.set()
+        assert go_on.wait(WAIT_SECONDS)
+        return analyse(self, image)
+
+    monkeypatch.setattr(FakePipeline, "__call__", slow)
+    with running(tmp_path, pacs) as node:
+        send(node, files[:-1])
+        assert begun.wait(WAIT_SECONDS)
+        send(node, files[-1:])
+        go_on.set()
+        detail = wait_for(node, study, in_state("DONE"))
+    assert [(job.revision, job.state.value) for job in detail.jobs] == [(1, "SUPERSEDED"), (2, "DONE")]
+    assert len(pacs.stored) == 2
+
+
+def test_a_series_that_takes_the_worker_down_is_quarantined(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    node = Node(configuration(tmp_path, pacs, receive={"quiet_seconds": 0.01}, analysis={"max_attempts": 2}))
+    node.receiver.start()
+    send(node, files)
+    node.receiver.stop()
+    wait_for(node, study, lambda _: node.worker.complete_quiet_series() == 1)
+    for _ in range(2):  # two workers that never come back
+        now = SystemClock().now()
+        assert node.store.claim_job("dead", now=now, lease_until=now) is not None
+    assert node.worker.analyse_next()
+    detail = node.store.study(study)
+    node.store.close()
+    assert detail is not None
+    assert detail.summary.state == "QUARANTINED"
+    assert "2 attempts" in (detail.jobs[0].reason or "")
+
+
+def test_an_unexpected_error_fails_the_job_and_the_node_goes_on(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    analyse = FakePipeline.__call__
+    first, files = series_files(tmp_path / "one")
+    second, more = series_files(tmp_path / "two")
+    broken = [True]
+
+    def fails_once(self: FakePipeline, image: Any, progress: Any = None) -> Any:
+        if broken:
+            broken.clear()
+            raise ZeroDivisionError("of a library")
+        return analyse(self, image)
+
+    monkeypatch.setattr(FakePipeline, "__call__", fails_once)
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        detail = wait_for(node, first, in_state("FAILED"))
+        assert "ZeroDivisionError" in (detail.jobs[0].reason or "")
+        send(node, more)
+        wait_for(node, second, in_state("DONE"))
+    assert "Phantom^Peter" not in caplog.text
+    assert "PHANTOM-1" not in caplog.text
 
 
 def test_two_studies_interleaved_on_two_associations(tmp_path: Path, pacs: SmallPacs) -> None:
