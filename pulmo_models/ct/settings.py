@@ -20,4 +20,4 @@ class NoduleSettings:
     peak_threshold: Probability = 0.3  # smallest heat-map value of a candidate
     cluster_mm: Annotated[float, Field(ge=0.0)] = 6.0  # a peak closer to a higher one is dropped
     detection_threshold: Probability = 0.5  # smallest stage-2 probability of a reported nodule
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic of the networks
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic of stage 1; stage 2 is always fp32

@@ -66,9 +66,19 @@ def test_other_errors_of_a_network_are_not_taken_for_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)]
+    ("precision", "native", "dtype"),
+    [
+        ("auto", False, torch.float32),
+        ("auto", True, torch.bfloat16),
+        ("fp32", True, torch.float32),
+        ("bf16", False, torch.bfloat16),
+    ],
 )
-def test_precision_on_the_cpu(precision: str, dtype: torch.dtype) -> None:
+def test_precision_on_the_cpu(
+    precision: str, native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+
     class Linear(torch.nn.Linear):
         seen: torch.dtype | None = None
 
