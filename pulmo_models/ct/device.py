@@ -40,8 +40,8 @@ def resolve_device(device: str) -> torch.device:
 
 def has_native_bf16(device: torch.device) -> bool:
     """Whether the device is made for bfloat16; every CUDA device of the last years is."""
-    if device.type == "cuda":
-        return True
+    if device.type != "cpu":
+        return device.type == "cuda"
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
