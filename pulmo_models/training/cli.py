@@ -44,13 +44,28 @@ def stage1(
 
 
 @app.command()
+def mine(
+    data: DataOption,
+    work: WorkOption = WORK,
+    threshold: Annotated[float, typer.Option(help="Smallest heat of a candidate.")] = 0.1,
+) -> None:
+    """Collect the false candidates of the trained detector in the training hosts, as hard negatives of stage 2."""
+    from pulmo_models.ct.candidates import CandidateSettings  # noqa: PLC0415
+    from pulmo_models.training.mining import mine as run  # noqa: PLC0415
+
+    # A coarser stride than the node's: a candidate that only some windows see is welcome here.
+    settings = CandidateSettings(window=(48, 96, 96), stride=(36, 72, 72), peak_threshold=threshold, batch=2)
+    typer.echo(run(data, work, settings))
+
+
+@app.command()
 def stage2(
     data: DataOption,
     work: WorkOption = WORK,
     seed: Annotated[int, typer.Option(help="Of weights, samples and their order.")] = 2,
     shorten: Annotated[float, typer.Option(help="Multiply the number of steps; below 1 for a try.")] = 1.0,
 ) -> None:
-    """Train the characteriser: detection, concepts, malignancy through the concepts, mask."""
+    """Train the characteriser: detection, concepts, malignancy through the concepts, mask. Uses what `mine` found."""
     from pulmo_models.training.stages import Stage2Settings, train_stage2  # noqa: PLC0415
 
     settings = Stage2Settings(seed=seed)

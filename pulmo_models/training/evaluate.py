@@ -17,10 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter
 
 from pulmo_models import registry
-from pulmo_models.checkpoints import load_stage2
+from pulmo_models.checkpoints import load_stage1, load_stage2
+from pulmo_models.ct.candidates import CandidateSettings
+from pulmo_models.ct.device import Precision, Runner, resolve_device
+from pulmo_models.geometry import lps_to_index
 from pulmo_models.pipeline import Pipeline, Rejection
+from pulmo_models.training import froc
 from pulmo_models.training.hosts import TEST_HOSTS, VALIDATION_HOSTS, load_hosts, read_boxes
 from pulmo_models.training.nodules import load_nodules, split_of
 from pulmo_models.training.phantoms import make_demo_phantom, make_phantom
@@ -31,6 +36,7 @@ from pulmo_models.weights import load_set
 
 log = logging.getLogger(__name__)
 
+_PRECISIONS: TypeAdapter[Precision] = TypeAdapter(Precision)
 _PHANTOM_SEEDS = (900, 901)  # none of them was trained on
 
 
@@ -67,6 +73,7 @@ def evaluate_set(weights: str, data: Path, work: Path, precision: str) -> dict[s
     return {
         "weights_sha256": pipeline.info.weights_sha256,
         "stage2_on_test_patients": stage2_figures(weights, data, work),
+        "stage1_on_inserted_nodules": froc_figures(weights, data, precision),
         "phantoms": phantom_figures(pipeline),
         "series": {name: series_figures(pipeline, data / name, places) for name, places in REAL_SERIES.items()},
     }
@@ -168,6 +175,23 @@ def _box_figures(volume: Volume, findings: Findings, annotation: Path) -> dict[s
         for k, left, top, right, bottom in boxes
     )
     return {"boxes": len(boxes), "hit": hit}
+
+
+def froc_figures(weights: str, data: Path, precision: str, count: int = 10) -> dict[str, Any]:
+    """FROC of stage 1: nodules of the test patients placed into the series that no training saw; see `froc`."""
+    runner = Runner(
+        load_stage1(load_set(weights)).eval(), resolve_device("auto"), _PRECISIONS.validate_python(precision)
+    )
+    nodules = load_nodules(data / "lidc_patches", lambda patient: split_of(patient) == "test")
+    scans = []
+    for name in (*TEST_HOSTS, *VALIDATION_HOSTS):
+        volume = read_ct(data / name / "dicom")
+        own = [(np.array(lps_to_index(volume.affine, _lps(volume, p))), p.diameter_mm) for p in REAL_SERIES[name]]
+        hu, placed = froc.insert_nodules(volume, nodules, own, seed=99, count=count)
+        candidates = froc.detect(volume, hu, runner, CandidateSettings(peak_threshold=froc.LOWEST_SCORE))
+        scans.append(froc.score_scan(candidates, volume.spacing_mm, placed, own))
+        log.info("%s: %d nodules placed, %d candidates", name, len(placed), len(candidates))
+    return froc.summary(scans, CandidateSettings().peak_threshold)
 
 
 def stage2_figures(weights: str, data: Path, work: Path, count: int = 800) -> dict[str, Any]:

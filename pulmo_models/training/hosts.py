@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,6 +19,15 @@ TRAINING_HOSTS = ("ct_qin_lsc_0055", "ct_lungdx_a0001", "ct_lungfcp_0001_slab", 
 
 VALIDATION_HOSTS = ("ct_lidc_idri_0063",)
 TEST_HOSTS = ("ct_cptac_c3n-00247",)
+
+LOOKS_LIKE_A_NODULE: Mapping[str, Sequence[tuple[int, int, int]]] = {
+    "ct_qin_lsc_0055": ((69, 161, 89), (61, 139, 391), (91, 161, 376), (90, 134, 160)),
+    "ct_lungdx_a0001": ((27, 240, 105),),
+}
+"""Indices (slice, row, column), in the cropped host, of what nobody annotated and looks like a nodule or mass.
+
+Seen by eye, without a reader, among the candidates of an early detector: never taken for an example of no nodule.
+"""
 
 _MARGIN = (8, 40, 40)  # voxels around the lungs that are kept, for windows at their border
 
@@ -41,6 +50,12 @@ class Host:
     spacing_mm: npt.NDArray[np.float64]
     places: npt.NDArray[np.int16]  # indices of the lung voxels
     nodules: tuple[KnownNodule, ...] = ()
+
+    def may_be_nodule(self, index: npt.ArrayLike, clearance_mm: float = 20.0) -> bool:
+        """Whether an index is near what is known, or was seen, to look like a nodule: no example of the contrary."""
+        near = [(np.array(known.centre_index), clearance_mm + known.diameter_mm) for known in self.nodules]
+        near += [(np.array(place), clearance_mm) for place in LOOKS_LIKE_A_NODULE.get(self.name, ())]
+        return any(float(np.linalg.norm((index - centre) * self.spacing_mm)) < reach for centre, reach in near)
 
 
 def load_hosts(data: Path, names: Sequence[str], work: Path) -> list[Host]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from pulmo_models.types import CONCEPT_NAMES
 
 _PHANTOM_SHARE = 0.2
 _MADE_SHARE = 0.2
+_HARD_SHARE = 0.4  # of the samples without a nodule, where a detector's false candidates are known
 _UNRATED = -1.0
 
 
@@ -31,6 +32,7 @@ class Material:
     phantoms: Sequence[Host]
     nodules: Sequence[RealNodule]
     seed: int
+    hard_negatives: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # host -> indices (n, 3)
 
     def weights(self) -> npt.NDArray[np.float64]:
         """Larger nodules are rarer, and drawn more often than their number."""
@@ -132,12 +134,17 @@ _REACH = (4, 34, 34)  # half of what is cut around a place, so that the jittered
 
 
 class Stage2Samples(Dataset[dict[str, Tensor]]):
-    """Half nodules, half what is none, as dictionaries of tensors."""
+    """Half nodules, half what is none, as dictionaries of tensors.
 
-    def __init__(self, material: Material, length: int) -> None:
+    A share `beyond` of the nodules is seen on a slice away from their centre, up to past their ends: the pipeline walks
+    there to build its masks. Such a sample teaches the mask alone; its detection label is -1.
+    """
+
+    def __init__(self, material: Material, length: int, beyond: float = 0.0) -> None:
         self._material = material
         self._weights = material.weights()
         self._length = length
+        self._beyond = beyond
 
     def __len__(self) -> int:
         return self._length
@@ -165,7 +172,9 @@ class Stage2Samples(Dataset[dict[str, Tensor]]):
         return hosts[int(random.integers(len(hosts)))], synthetic
 
     def _nodule(self, random: np.random.Generator) -> Patch | None:
-        host, _ = self._host(random)
+        host, synthetic = self._host(random)
+        if synthetic and host.nodules and random.random() < 0.5:
+            return _own_nodule(random, host)
         around = host.places[int(random.integers(len(host.places)))].astype(float)
         piece = _piece(random, host, around)
         middle = torch.tensor([float(reach) for reach in _REACH])
@@ -178,40 +187,69 @@ class Stage2Samples(Dataset[dict[str, Tensor]]):
         )
         if insert is None:
             return None
+        beyond = self._beyond > 0 and random.random() < self._beyond
+        if beyond:
+            reach = insert.diameter_mm / 2 / float(piece.spacing_mm[0]) + 2
+            middle[0] += float(np.round(random.uniform(-reach, reach)))
         placed = insertion.place(piece, insert, middle)
         if placed is None:
             return None
         image, mask = _crop(random, piece.hu, placed[1])
+        rated = None if beyond else nodule
         return Patch(
             image=image,
             mask=mask,
-            detection=1,
-            malignancy=-1 if nodule is None else malignancy_label(nodule),
-            concepts=torch.full((len(CONCEPT_NAMES),), _UNRATED) if nodule is None else unit_concepts(nodule),
+            detection=-1 if beyond else 1,
+            malignancy=-1 if rated is None else malignancy_label(rated),
+            concepts=_no_concepts() if rated is None else unit_concepts(rated),
             diameter_mm=insert.diameter_mm,
         )
 
     def _no_nodule(self, random: np.random.Generator) -> Patch | None:
         host, _ = self._host(random)
-        places = host.places[random.integers(len(host.places), size=64)]
-        values = host.hu[tuple(places.T)]
-        if random.random() < 0.85:  # what a detector would stumble over: vessels, pleura, hila, airway walls
-            places = places[values > -500]
+        hard = self._material.hard_negatives.get(host.name)
+        if hard is not None and len(hard) and random.random() < _HARD_SHARE:
+            places = hard[random.integers(len(hard), size=1)]
+        else:
+            places = host.places[random.integers(len(host.places), size=64)]
+            if random.random() < 0.85:  # what a detector would stumble over: vessels, pleura, hila, airway walls
+                places = places[host.hu[tuple(places.T)] > -500]
         if not len(places):
             return None
         around = places[0].astype(float)
-        for nodule in host.nodules:
-            if np.linalg.norm((around - nodule.centre_index) * host.spacing_mm) < 20 + nodule.diameter_mm:
-                return None
+        if host.may_be_nodule(around):
+            return None
         piece = _piece(random, host, around)
         image, mask = _crop(random, piece.hu, torch.zeros_like(piece.hu))
-        return Patch(
-            image=image,
-            mask=mask,
-            detection=0,
-            malignancy=-1,
-            concepts=torch.full((len(CONCEPT_NAMES),), _UNRATED),
-        )
+        return Patch(image=image, mask=mask, detection=0, malignancy=-1, concepts=_no_concepts())
+
+
+def _own_nodule(random: np.random.Generator, host: Host) -> Patch | None:
+    """A nodule that a phantom was made with; its outline is a ball of its diameter. None near the phantom's border."""
+    nodule = host.nodules[int(random.integers(len(host.nodules)))]
+    piece = _piece(random, host, np.array(nodule.centre_index))
+    offset = [np.abs(np.subtract(known.centre_index, _REACH)).max() for known in piece.known]
+    if not offset or min(offset) > 2:
+        return None
+    centre = piece.known[int(np.argmin(offset))].centre_index
+    axes = [
+        ((torch.arange(size) - place) * float(step)) ** 2
+        for size, place, step in zip(piece.hu.shape, centre, piece.spacing_mm, strict=True)
+    ]
+    distance = (axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :]).sqrt()
+    image, mask = _crop(random, piece.hu, (distance <= nodule.diameter_mm / 2).float())
+    return Patch(
+        image=image,
+        mask=mask,
+        detection=1,
+        malignancy=-1,
+        concepts=_no_concepts(),
+        diameter_mm=nodule.diameter_mm,
+    )
+
+
+def _no_concepts() -> Tensor:
+    return torch.full((len(CONCEPT_NAMES),), _UNRATED)
 
 
 def _piece(random: np.random.Generator, host: Host, around: npt.NDArray[np.float64]) -> Piece:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.training.heatmap import focal_loss
 from pulmo_models.training.hosts import TRAINING_HOSTS, load_hosts, load_phantoms
 from pulmo_models.training.loop import LoopSettings, Phase, train
+from pulmo_models.training.mining import load_hard_negatives
 from pulmo_models.training.nodules import load_nodules, split_of
 from pulmo_models.training.sampler import Material, Stage1Samples, Stage2Samples
 
@@ -45,6 +46,7 @@ class Stage2Settings:
     batch: int = 32
     steps: int = 1500
     learning_rate: float = 1e-3
+    beyond: float = 0.25  # of the nodules: seen away from their centre, for the mask alone
     seed: int = 2
 
 
@@ -84,17 +86,21 @@ def stage1_loss(network: nn.Module, batch: Sequence[Tensor]) -> PeakFigures:
 def train_stage2(data: Path, work: Path, settings: Stage2Settings) -> nn.Module:
     """Train the characteriser; see `loop.train` for what is resumed."""
     torch.manual_seed(settings.seed)
-    material = load_material(data, work, settings.seed)
-    phase = Phase(samples=Stage2Samples(material, 10_000_000), batch=settings.batch, steps=settings.steps)
+    material = replace(load_material(data, work, settings.seed), hard_negatives=load_hard_negatives(work))
+    samples = Stage2Samples(material, 10_000_000, settings.beyond)
+    phase = Phase(samples=samples, batch=settings.batch, steps=settings.steps)
     loop = LoopSettings(learning_rate=settings.learning_rate, seed=settings.seed, clip_norm=1.0)
     return train(Student2p5D(), [phase], stage2_loss, loop, work / "stage2")
 
 
 def stage2_loss(network: nn.Module, batch: Mapping[str, Tensor]) -> PeakFigures:
-    """Detection, malignancy through the concepts, concepts where rated, mask of the nodules (weights 1, 1, 2, 1)."""
+    """Detection, malignancy through the concepts, concepts where rated, mask of the nodules (weights 1, 1, 2, 1).
+
+    A detection label of -1 is not known: only the mask of that sample counts.
+    """
     out = {name: values.float() for name, values in network(batch["image"]).items()}
-    nodule = batch["detection"] == 1
-    detection = functional.cross_entropy(out["detection"], batch["detection"])
+    labelled, outlined = batch["detection"] >= 0, batch["detection"] != 0
+    detection = functional.cross_entropy(out["detection"][labelled], batch["detection"][labelled])
     graded = batch["malignancy"] >= 0
     zero = out["detection"].sum() * 0.0
     malignancy = (
@@ -102,14 +108,14 @@ def stage2_loss(network: nn.Module, batch: Mapping[str, Tensor]) -> PeakFigures:
     )
     rated = batch["concepts"][:, 0] >= 0
     concepts = functional.mse_loss(out["concepts"][rated], batch["concepts"][rated]) if rated.any() else zero
-    mask = mask_loss(out["segmentation"][nodule], batch["mask"][nodule]) if nodule.any() else zero
-    right = (out["detection"].argmax(1) == batch["detection"]).float().mean()
+    mask = mask_loss(out["segmentation"][outlined], batch["mask"][outlined]) if outlined.any() else zero
+    right = (out["detection"].argmax(1) == batch["detection"])[labelled].float().mean()
     figures = {
-        "detection": float(detection),
+        "detection": float(detection.detach()),
         "accuracy": float(right),
-        "malignancy": float(malignancy),
-        "concepts": float(concepts),
-        "mask": float(mask),
+        "malignancy": float(malignancy.detach()),
+        "concepts": float(concepts.detach()),
+        "mask": float(mask.detach()),
     }
     return detection + malignancy + 2.0 * concepts + mask, figures
 

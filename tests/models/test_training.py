@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pulmo_models.ct.candidates import Candidate
 from pulmo_models.training import insertion
 from pulmo_models.training.evaluate import auc, match
+from pulmo_models.training.froc import ScanScores, froc, score_scan, summary
 from pulmo_models.training.heatmap import draw_peak, focal_loss
-from pulmo_models.training.hosts import TEST_HOSTS, TRAINING_HOSTS, VALIDATION_HOSTS, Host, KnownNodule
+from pulmo_models.training.hosts import (
+    LOOKS_LIKE_A_NODULE,
+    TEST_HOSTS,
+    TRAINING_HOSTS,
+    VALIDATION_HOSTS,
+    Host,
+    KnownNodule,
+)
 from pulmo_models.training.loop import LoopSettings, Phase, train
+from pulmo_models.training.mining import load_hard_negatives
 from pulmo_models.training.nodules import RealNodule, calibrate, fit_slice, load_nodules, split_of
 from pulmo_models.training.sampler import Material, Stage1Samples, Stage2Samples, malignancy_label, unit_concepts
 from pulmo_models.training.stages import mask_loss, stage1_loss, stage2_loss
@@ -204,6 +215,79 @@ def test_stage_2_samples_alternate_and_carry_their_labels() -> None:
             assert sample["malignancy"] in (1, -1)
 
 
+def test_a_nodule_seen_beyond_its_centre_teaches_the_mask_alone() -> None:
+    samples = Stage2Samples(material(), 1000, beyond=1.0)
+    nodules = [samples[number] for number in range(0, 24, 2)]
+    for sample in nodules:
+        assert sample["detection"] == sample["malignancy"] == -1
+        assert (sample["concepts"] == -1).all()
+    areas = [float(sample["mask"].sum()) for sample in nodules]
+    assert min(areas) == 0  # past its end there is nothing to outline
+    assert max(areas) > 50
+
+
+def test_a_phantom_gives_its_own_nodules_with_a_ball_for_an_outline() -> None:
+    known = KnownNodule(centre_index=(30.0, 100.0, 112.0), diameter_mm=10.0)
+    phantom = host((known,))
+    axes = [
+        (np.arange(n) - c) * s for n, c, s in zip(phantom.hu.shape, known.centre_index, phantom.spacing_mm, strict=True)
+    ]
+    distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2)
+    phantom.hu[distance <= 5] = 2000  # brighter than whatever is placed
+    samples = Stage2Samples(material(phantoms=[phantom]), 1000)
+    own = [s for s in (samples[n] for n in range(0, 200, 2)) if s["diameter_mm"] == 10.0]
+    assert own
+    for sample in own:
+        outline = sample["mask"][0] > 0.5
+        assert sample["detection"] == 1
+        assert (sample["concepts"] == -1).all()
+        assert sample["image"][3][outline].mean() > 0.9
+        assert sample["image"][3][~outline].mean() < 0.4
+
+
+def test_hard_negatives_are_drawn_and_never_near_what_looks_like_a_nodule(tmp_path: Path) -> None:
+    assert load_hard_negatives(tmp_path) == {}
+    (tmp_path / "hard-negatives.json").write_text(json.dumps({"host": [[30, 100, 112]]}))
+    hard = load_hard_negatives(tmp_path)
+    assert hard["host"].tolist() == [[30, 100, 112]]
+    marked = host()
+    marked.hu[28:33, 96:105, 108:117] = 2500
+    samples = Stage2Samples(material(hosts=[marked], hard_negatives=hard), 1000)
+    at_it = [bool((samples[n]["image"][3, 28:37, 28:37] > 0.95).float().mean() > 0.3) for n in range(1, 80, 2)]
+    assert 8 <= sum(at_it) <= 28  # 40 % of 40
+    known = host((KnownNodule(centre_index=(30.0, 100.0, 112.0), diameter_mm=9.0),))
+    assert known.may_be_nodule((30, 100, 130))
+    assert not known.may_be_nodule((30, 100, 160))
+    tumour = LOOKS_LIKE_A_NODULE["ct_qin_lsc_0055"][0]
+    assert replace(host(), name="ct_qin_lsc_0055").may_be_nodule(np.add(tumour, (2, 5, 5)))
+
+
+def test_froc_by_hand() -> None:
+    scans = [
+        ScanScores(nodules=(0.9, 0.4, 0.0), diameters_mm=(12.0, 7.0, 4.0), false=(0.8, 0.3, 0.1)),
+        ScanScores(nodules=(0.2,), diameters_mm=(5.0,), false=(0.35,)),
+    ]
+    # False candidates in order: 0.8, 0.35, 0.3, 0.1. With n of them allowed the threshold is just above number n + 1.
+    assert froc(scans, (0.25, 0.5, 1.0, 1.5, 8.0)) == {"0.25": 0.25, "0.5": 0.5, "1": 0.5, "1.5": 0.75, "8": 0.75}
+    at_default = summary(scans, 0.3)["at_the_default_threshold"]
+    assert at_default["found"] == 2
+    assert at_default["false_positives_per_scan"] == 1.5
+    assert at_default["found_by_diameter"] == {"3-6 mm": "0 of 2", "6-10 mm": "1 of 1", "10 mm and more": "1 of 1"}
+
+
+def test_a_scan_is_scored_by_distance_in_millimetres() -> None:
+    candidates = [
+        Candidate(index=(10, 20, 20), score=0.9),
+        Candidate(index=(10, 22, 20), score=0.5),  # the same nodule again
+        Candidate(index=(12, 20, 20), score=0.4),  # 6 mm off along the slices
+        Candidate(index=(30, 50, 50), score=0.7),  # on what is ignored
+    ]
+    truth = [(np.array([10.0, 21.0, 20.0]), 6.0), (np.array([40.0, 80.0, 80.0]), 20.0)]
+    scores = score_scan(candidates, (3.0, 0.8, 0.8), truth, [(np.array([31.0, 50.0, 50.0]), 12.0)])
+    assert scores.nodules == (0.9, 0.0)
+    assert scores.false == (0.4,)
+
+
 class TinyDetector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -251,6 +335,8 @@ def test_the_loss_of_stage_2_ignores_what_is_not_known() -> None:
         "concepts": torch.stack([torch.full((8,), 0.75), torch.full((8,), -1.0)]),
         "mask": torch.zeros(2, 1, 2, 2),
     }
+    unlabelled = {**batch, "detection": torch.tensor([1, -1])}
+    assert stage2_loss(Constant(), unlabelled)[1]["detection"] == pytest.approx(math.log(2), rel=1e-5)
     _, figures = stage2_loss(Constant(), batch)
     assert figures["malignancy"] == pytest.approx(math.log(2), rel=1e-5)
     assert figures["concepts"] == pytest.approx(0.0625)
