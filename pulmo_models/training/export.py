@@ -12,8 +12,8 @@ from pulmo_models.errors import WeightsMissing
 ATTRIBUTION = (
     "Trained on LIDC-IDRI (Armato et al., TCIA, doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0), Lung-PET-CT-Dx (Li et "
     "al., TCIA, doi:10.7937/TCIA.2020.NNC2-0461, CC BY 4.0), QIN LUNG CT (Kalpathy-Cramer et al., TCIA, "
-    "doi:10.7937/K9/TCIA.2015.NPGZYZBZ, CC BY 3.0) and Lung-Fused-CT-Pathology (Madabhushi and Rusu, TCIA, "
-    "doi:10.7937/K9/TCIA.2018.SMT36LPN, CC BY 3.0)"
+    "doi:10.7937/K9/TCIA.2015.NPGZYZBZ, CC BY) and Lung-Fused-CT-Pathology (Madabhushi and Rusu, TCIA, "
+    "doi:10.7937/K9/TCIA.2018.SMT36LPN, CC BY)"
 )
 
 
