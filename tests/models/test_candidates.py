@@ -87,7 +87,7 @@ def random_volume(shape: tuple[int, int, int], seed: int = 1) -> np.ndarray:
 def test_heatmap_is_that_of_the_published_protocol(shape: tuple[int, int, int]) -> None:
     hu = random_volume(shape)
     network = StandIn()
-    found = heatmap(hu, Runner(network, CPU), CandidateSettings())
+    found = heatmap(hu, Runner(network, CPU, "fp32"), CandidateSettings())
     assert found.shape == shape
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, reference_heatmap(hu, network), atol=1e-6)
@@ -97,7 +97,7 @@ def test_windows_of_air_are_skipped_and_stay_zero() -> None:
     hu = random_volume((64, 128, 320))
     hu[:, :, 100:] = -3024.0
     network = StandIn()
-    found = heatmap(hu, Runner(network, CPU), CandidateSettings())
+    found = heatmap(hu, Runner(network, CPU, "fp32"), CandidateSettings())
     np.testing.assert_allclose(found, reference_heatmap(hu, network), atol=1e-6)
     assert found[:, :, 260:].max() == 0.0
     assert found[:, :, :64].min() > 0.0
@@ -109,7 +109,7 @@ def test_the_real_network_in_one_window() -> None:
     with torch.no_grad():
         network.out.weight.mul_(20)
     hu = random_volume((64, 128, 128), seed=3)
-    found = heatmap(hu, Runner(network, CPU), CandidateSettings())
+    found = heatmap(hu, Runner(network, CPU, "fp32"), CandidateSettings())
     reference = reference_heatmap(hu, network)
     assert np.ptp(reference) > 0.1
     np.testing.assert_allclose(found, reference, atol=1e-5)
@@ -118,7 +118,9 @@ def test_the_real_network_in_one_window() -> None:
 def test_batches_are_of_the_size_asked_for() -> None:
     network = StandIn()
     shares: list[float] = []
-    heatmap(random_volume((64, 192, 256)), Runner(network, CPU), CandidateSettings(batch=4), progress=shares.append)
+    heatmap(
+        random_volume((64, 192, 256)), Runner(network, CPU, "fp32"), CandidateSettings(batch=4), progress=shares.append
+    )
     assert network.batches == [4, 2]
     assert shares == pytest.approx([4 / 6, 1.0])
 
@@ -156,11 +158,11 @@ def test_the_search_mask_skips_windows_and_peaks_but_changes_nothing_inside() ->
     search[20:40, 30:90, 40:60] = True
     settings = CandidateSettings(peak_threshold=0.5)
     network, restricted = StandIn(), StandIn()
-    whole = heatmap(hu, Runner(network, CPU), settings)
-    part = heatmap(hu, Runner(restricted, CPU), settings, search)
+    whole = heatmap(hu, Runner(network, CPU, "fp32"), settings)
+    part = heatmap(hu, Runner(restricted, CPU, "fp32"), settings, search)
     assert sum(restricted.batches) == 1 < sum(network.batches)
     np.testing.assert_array_equal(part[search], whole[search])
-    found = find_candidates(hu, (1.0, 1.0, 1.0), Runner(StandIn(), CPU), settings, search)
+    found = find_candidates(hu, (1.0, 1.0, 1.0), Runner(StandIn(), CPU, "fp32"), settings, search)
     assert found
     assert all(search[c.index] for c in found)
 

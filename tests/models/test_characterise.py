@@ -74,7 +74,7 @@ def ball(shape: tuple[int, ...], centre: tuple[int, ...], radius_mm: float) -> n
 def run(hu: np.ndarray, *indices: tuple[int, int, int], network: StandIn | None = None) -> list[CharacterisedCandidate]:
     network = network or StandIn()
     candidates = [Candidate(index=index, score=0.9 - 0.01 * i) for i, index in enumerate(indices)]
-    return characterise(hu, SPACING, candidates, Runner(network, CPU), head(network), CharacteriseSettings())
+    return characterise(hu, SPACING, candidates, Runner(network, CPU, "fp32"), head(network), CharacteriseSettings())
 
 
 def test_input_is_seven_native_slices_with_the_candidate_in_the_middle() -> None:
@@ -114,7 +114,7 @@ def test_logit_with_the_real_network_on_either_scale(scale: str) -> None:
     read_out = MalignancyHead.of(network, scale)  # type: ignore[arg-type]
     hu = volume_with(((20, 50, 50), 6.0), shape=(24, 80, 80))
     candidate = Candidate(index=(20, 50, 50), score=0.5)
-    runner = Runner(network, CPU)
+    runner = Runner(network, CPU, "fp32")
     (found,) = characterise(hu, SPACING, [candidate], runner, read_out, CharacteriseSettings())
     logit = sum(c.contribution for c in found.concepts) + read_out.bias
     assert 1 / (1 + math.exp(-logit)) == pytest.approx(found.malignancy_probability, abs=1e-5)
