@@ -69,8 +69,25 @@ class ReceiveSection:
     network_timeout_seconds: Positive = 60.0
 
 
+class _Retrying:
+    """What the sections of analysis and delivery say alike, with defaults of their own."""
+
+    max_attempts: AtLeastOne
+    first_delay_seconds: Positive
+    max_delay_seconds: Positive
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """The policy of their attempts."""
+        return RetryPolicy(
+            max_attempts=self.max_attempts,
+            first_delay_seconds=self.first_delay_seconds,
+            max_delay_seconds=self.max_delay_seconds,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class AnalysisSection:
+class AnalysisSection(_Retrying):
     """Where the networks run and how often a failing analysis is tried."""
 
     __pydantic_config__ = _STRICT
@@ -80,18 +97,9 @@ class AnalysisSection:
     first_delay_seconds: Positive = 30.0
     max_delay_seconds: Positive = 3600.0
 
-    @property
-    def retry(self) -> RetryPolicy:
-        """The policy of analysis attempts."""
-        return RetryPolicy(
-            max_attempts=self.max_attempts,
-            first_delay_seconds=self.first_delay_seconds,
-            max_delay_seconds=self.max_delay_seconds,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class DeliverySection:
+class DeliverySection(_Retrying):
     """How often and how long a delivery is tried."""
 
     __pydantic_config__ = _STRICT
@@ -100,15 +108,6 @@ class DeliverySection:
     max_delay_seconds: Positive = 3600.0
     lease_seconds: Positive = 300.0
     timeout_seconds: Positive = 30.0
-
-    @property
-    def retry(self) -> RetryPolicy:
-        """The policy of delivery attempts."""
-        return RetryPolicy(
-            max_attempts=self.max_attempts,
-            first_delay_seconds=self.first_delay_seconds,
-            max_delay_seconds=self.max_delay_seconds,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

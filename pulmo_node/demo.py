@@ -88,7 +88,7 @@ def run_demo(ct: Path | None, out: Path, console: Console) -> bool:
             complete = bool(details)
             for detail in details:
                 tables.print_events(console, detail)
-                complete &= _show(detail, pacs, files, out, console)
+                complete &= _show(detail, pacs, ct, out, console)
             findings = [json.loads(job.findings) for detail in details for job in detail.jobs if job.findings]
     if not findings:
         console.print("[bold red]no series was analysed[/]")
@@ -160,7 +160,7 @@ def _wait(node: Node, study_instance_uid: str, console: Console) -> StudyDetail:
             time.sleep(0.2)
 
 
-def _show(detail: StudyDetail, pacs: _Pacs, files: Sequence[Path], out: Path, console: Console) -> bool:
+def _show(detail: StudyDetail, pacs: _Pacs, ct: Path, out: Path, console: Console) -> bool:
     """Print and draw what came back; True where that is everything that was written."""
     came_back = pacs.results(detail.summary.study_instance_uid)
     expected = {delivery.result.sop_instance_uid: delivery.result for delivery in detail.deliveries}
@@ -184,18 +184,18 @@ def _show(detail: StudyDetail, pacs: _Pacs, files: Sequence[Path], out: Path, co
         tables.print_nodules(console, findings)
         kinds = [(result.kind, came_back.get(uid)) for uid, result in expected.items()]
         segmentations = [content for kind, content in kinds if kind == "seg" and content is not None]
-        sections.append((findings, _draw(findings, segmentations, files, out)))
+        sections.append((findings, _draw(findings, segmentations, ct, out)))
     page = out / "index.html"
     page.write_text(_page(sections), encoding="utf-8")
     console.print(f"pictures and page: {page}")
     return not missing and any(result.kind == "sr" for result in expected.values())
 
 
-def _draw(findings: Mapping[str, Any], segmentations: Sequence[bytes], files: Sequence[Path], out: Path) -> list[str]:
+def _draw(findings: Mapping[str, Any], segmentations: Sequence[bytes], ct: Path, out: Path) -> list[str]:
     """One picture a nodule, from the masks that came back; their file names by segment number."""
     series = next(
         found
-        for found in assemble.find_series(Path(_common_folder(files))).series
+        for found in assemble.find_series(ct).series
         if found.description.series_instance_uid == findings["series_instance_uid"]
     )
     image = assemble.assemble(series.paths, series.description)
@@ -214,12 +214,6 @@ def _draw(findings: Mapping[str, Any], segmentations: Sequence[bytes], files: Se
             encode.render_mask(image, _mask(segmentation, number, image), caption).save(out / name)
             names.append(name)
     return names
-
-
-def _common_folder(files: Sequence[Path]) -> str:
-    parents = {path.parent for path in files}
-    shortest = min(parents, key=lambda parent: len(parent.parts))
-    return str(shortest if all(parent.is_relative_to(shortest) for parent in parents) else shortest.parent)
 
 
 def _belongs(segmentation: Any, volume: Volume) -> bool:

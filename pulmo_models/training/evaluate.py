@@ -23,7 +23,7 @@ from pulmo_models import registry
 from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.ct.candidates import CandidateSettings
 from pulmo_models.ct.device import Precision, Runner, resolve_device
-from pulmo_models.geometry import lps_to_index
+from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.pipeline import Pipeline, Rejection
 from pulmo_models.training import froc
 from pulmo_models.training.hosts import TEST_HOSTS, VALIDATION_HOSTS, load_hosts, read_boxes
@@ -158,8 +158,8 @@ def _centres(findings: Findings) -> list[npt.NDArray[np.float64]]:
 
 def _lps(volume: Volume, place: KnownPlace) -> npt.NDArray[np.float64]:
     heights = volume.affine[2, 3] + np.arange(volume.hu.shape[0]) * volume.affine[2, 0]
-    index = (float(np.argmin(np.abs(heights - place.z_mm))), place.row, place.column, 1.0)
-    return np.asarray((volume.affine @ np.array(index))[:3])
+    nearest = float(np.argmin(np.abs(heights - place.z_mm)))
+    return np.array(index_to_lps(volume.affine, (nearest, place.row, place.column)))
 
 
 def _box_figures(volume: Volume, findings: Findings, annotation: Path) -> dict[str, int] | None:
