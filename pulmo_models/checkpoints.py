@@ -1,4 +1,4 @@
-"""From files of weights to networks, and from the published checkpoints to a set of weights.
+"""From files of weights to networks, from state dicts to a set of weights, and the reading of published checkpoints.
 
 Nothing here unpickles arbitrary objects: shipped and imported weights are safetensors, and a published ``.pth`` is read
 by ``torch.load(weights_only=True)`` with exactly the numpy globals that the scalars of its ``val`` entry need.
@@ -9,20 +9,30 @@ Errors: :class:`WeightsMissing`, :class:`WeightsCorrupt`, each naming the file a
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
-from pulmo_models.weights import ConceptScale, WeightSet, WeightSpec, describe_file, verify_file, write_manifest
+from pulmo_models.weights import (
+    ConceptScale,
+    WeightSet,
+    WeightSpec,
+    describe_file,
+    sha256_of,
+    verify_file,
+    write_manifest,
+)
 
 PUBLISHED_METADATA: Mapping[str, object] = {
     "base": 16,
@@ -96,7 +106,8 @@ def load_published_checkpoint(path: Path, network: nn.Module) -> dict[str, Tenso
     if not path.is_file():
         raise WeightsMissing(f"checkpoint {path} does not exist")
     try:
-        with torch.serialization.safe_globals(_NUMPY_GLOBALS):
+        with torch.serialization.safe_globals(_NUMPY_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign file's format; what matters is raised
             container = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
@@ -114,27 +125,6 @@ def load_published_checkpoint(path: Path, network: nn.Module) -> dict[str, Tenso
     return _checked(state, network, path)
 
 
-def import_published(stage1: Path, stage2: Path, out_dir: Path, name: str) -> Path:
-    """Convert the two published checkpoints into a set of weights; returns the path of its manifest.
-
-    Raises:
-        WeightsMissing, WeightsCorrupt: as :func:`load_published_checkpoint`.
-    """
-    return write_set(
-        out_dir,
-        name=name,
-        stage1=load_published_checkpoint(stage1, HeatmapUNet3D()),
-        stage2=load_published_checkpoint(stage2, Student2p5D()),
-        concept_scale="raw",
-        about={
-            "version": "published",
-            "licence": "CC-BY-4.0",
-            "origin": f"converted from the published Pulmo checkpoints {stage1.name} and {stage2.name}",
-            "attribution": "Pulmo (Furkan Çoban), trained on LUNA16 / LIDC-IDRI; research use only",
-        },
-    )
-
-
 def write_set(
     out_dir: Path,
     *,
@@ -143,10 +133,12 @@ def write_set(
     stage2: Mapping[str, Tensor],
     concept_scale: ConceptScale,
     about: Mapping[str, str],
+    sources: Mapping[str, Path] | None = None,
 ) -> Path:
     """Write two state dicts as a set and return the path of its manifest, ``<out_dir>/<name>.toml``.
 
-    ``about`` gives ``version``, ``licence``, ``origin`` and ``attribution``.
+    ``about`` gives ``version``, ``licence``, ``origin`` and ``attribution``, and where there are such ``repository``
+    and ``commit``. ``sources`` gives the files that ``stage1`` and ``stage2`` were converted from.
 
     Raises:
         WeightsCorrupt: keys or shapes are not those of the two networks.
@@ -159,8 +151,13 @@ def write_set(
     )
     for stage, state, network in parts:
         path = out_dir / f"{name}-{stage}.safetensors"
-        save_file({key: value.contiguous() for key, value in _checked(state, network, path).items()}, path)
+        # Not by save_file, which lets nobody but the writer read: a node may run as another user.
+        path.write_bytes(save({key: value.contiguous() for key, value in _checked(state, network, path).items()}))
         specs[stage] = describe_file(path)
+        if sources:
+            source = sources[stage]
+            digest = f"sha256:{sha256_of(source)}"
+            specs[stage] = replace(specs[stage], source_file=source.name, source_digest=digest)
     manifest = out_dir / f"{name}.toml"
     weights = WeightSet(
         name=name,
@@ -171,6 +168,8 @@ def write_set(
         concept_scale=concept_scale,
         stage1=specs["stage1"],
         stage2=specs["stage2"],
+        repository=about.get("repository", ""),
+        commit=about.get("commit", ""),
     )
     write_manifest(manifest, weights)
     return manifest

@@ -15,6 +15,14 @@ class WeightsCorrupt(ModelError):
     """A weights file is truncated, has the wrong digest, foreign keys or shapes, or holds more than tensors."""
 
 
+class WeightsUnavailable(ModelError):
+    """Weights cannot be fetched, or there is no place to put them."""
+
+
+class WeightsUnknown(ModelError):
+    """A checkpoint of the right structure that is not the published one that it was taken for."""
+
+
 class DeviceUnavailable(ModelError):
     """The configured device does not exist here (`device = "cuda"` without a GPU)."""
 

@@ -1,8 +1,9 @@
 """Sets of weights: what they are, where they lie, and whether a file is the one that its manifest names.
 
-A set is one TOML manifest with its safetensors files beside it. Shipped sets lie in ``pulmo_models/data`` and are known
-by name; any other set is known by the path of its manifest. Nothing is read at import, and nothing is downloaded. This
-module is free of torch; :mod:`pulmo_models.checkpoints` turns a verified file into a network.
+A set is one TOML manifest with its safetensors files beside it. Shipped sets lie in ``pulmo_models/data``, fetched and
+imported ones in a folder of their own inside the weights folder of the caller; both are known by name, which is that of
+the manifest. Any other set is known by the path of its manifest. Nothing is read at import, and nothing is downloaded.
+This module is free of torch; :mod:`pulmo_models.checkpoints` turns a verified file into a network.
 
 Errors: :class:`WeightsMissing`, :class:`WeightsCorrupt`, each naming the file and the reason.
 """
@@ -24,6 +25,8 @@ ConceptScale = Literal["raw", "unit"]
 """``raw``: the network's concept outputs are LIDC ratings; ``unit``: they are (rating - 1) / 4."""
 
 _TEXT_KEYS = ("name", "version", "licence", "origin", "attribution")
+_OPTIONAL_KEYS = ("repository", "commit")
+_SOURCE_KEYS = ("source_file", "source_digest")
 _STAGES = ("stage1", "stage2")
 
 
@@ -34,6 +37,8 @@ class WeightSpec:
     path: Path
     digest: str  # "sha256:" and 64 hexadecimal digits
     size_bytes: int
+    source_file: str = ""  # name of the checkpoint that it was converted from
+    source_digest: str = ""  # and the digest of that file
 
     @property
     def sha256(self) -> str:
@@ -53,6 +58,8 @@ class WeightSet:
     concept_scale: ConceptScale
     stage1: WeightSpec
     stage2: WeightSpec
+    repository: str = ""  # of the hub that the checkpoints came from
+    commit: str = ""  # and their commit there
 
     @property
     def sha256(self) -> str:
@@ -65,28 +72,48 @@ def shipped_folder() -> Path:
     return Path(str(files("pulmo_models") / "data"))
 
 
-def list_sets() -> tuple[WeightSet, ...]:
-    """Every shipped set, by name; the files of a set are not looked at."""
-    return tuple(read_manifest(path) for path in sorted(shipped_folder().glob("*.toml")))
+def manifests(folder: Path | None = None) -> tuple[Path, ...]:
+    """The manifests of every shipped set and of those in a weights folder; none is read."""
+    found = sorted(shipped_folder().glob("*.toml"))
+    if folder is not None:
+        mine = (*folder.glob("*.toml"), *folder.glob("*/*.toml"))
+        found += sorted(path for path in mine if not path.parent.name.startswith("."))
+    return tuple(found)
 
 
-def load_set(name_or_path: str | Path) -> WeightSet:
+def list_sets(folder: Path | None = None) -> tuple[WeightSet, ...]:
+    """Every shipped set and those of a weights folder; the files of a set are not looked at. Errors: WeightsCorrupt."""
+    return tuple(read_manifest(path) for path in manifests(folder))
+
+
+def locate(name_or_path: str | Path, folder: Path | None = None) -> Path:
+    """The manifest of the set of that name, or the path itself where it ends in ``.toml``.
+
+    A shipped set goes before one of the same name in the folder.
+
+    Raises:
+        WeightsMissing: no set has that name.
+    """
+    if str(name_or_path).endswith(".toml"):
+        return Path(name_or_path)
+    found = manifests(folder)
+    for path in found:
+        if path.stem == str(name_or_path):
+            return path
+    raise WeightsMissing(
+        f"no set of weights is called {str(name_or_path)!r}; there are: {', '.join(path.stem for path in found)}. "
+        "Any other set is named by the path of its .toml manifest"
+    )
+
+
+def load_set(name_or_path: str | Path, folder: Path | None = None) -> WeightSet:
     """The set of that name, or of the manifest at that path (anything that ends in ``.toml``).
 
     Raises:
         WeightsMissing: there is no such manifest.
         WeightsCorrupt: the manifest cannot be understood.
     """
-    if str(name_or_path).endswith(".toml"):
-        return read_manifest(Path(name_or_path))
-    path = shipped_folder() / f"{name_or_path}.toml"
-    if not path.is_file():
-        names = ", ".join(found.stem for found in sorted(shipped_folder().glob("*.toml"))) or "none"
-        raise WeightsMissing(
-            f"no set of weights is called {str(name_or_path)!r}; shipped are: {names}. "
-            "Any other set is named by the path of its .toml manifest"
-        )
-    return read_manifest(path)
+    return read_manifest(locate(name_or_path, folder))
 
 
 def read_manifest(path: Path) -> WeightSet:
@@ -105,6 +132,9 @@ def read_manifest(path: Path) -> WeightSet:
     for key in _TEXT_KEYS:
         if not isinstance(table.get(key), str) or not table[key]:
             raise WeightsCorrupt(f"weights manifest {path}: {key} must be a text")
+    for key in _OPTIONAL_KEYS:
+        if not isinstance(table.get(key, ""), str):
+            raise WeightsCorrupt(f"weights manifest {path}: {key} must be a text")
     scale = table.get("concept_scale")
     if scale not in ("raw", "unit"):
         raise WeightsCorrupt(f'weights manifest {path}: concept_scale must be "raw" or "unit", not {scale!r}')
@@ -117,12 +147,15 @@ def read_manifest(path: Path) -> WeightSet:
         concept_scale=cast(ConceptScale, scale),
         stage1=_spec(path, "stage1", table.get("stage1")),
         stage2=_spec(path, "stage2", table.get("stage2")),
+        repository=table.get("repository", ""),
+        commit=table.get("commit", ""),
     )
 
 
 def write_manifest(path: Path, weights: WeightSet) -> None:
     """Write the manifest of a set whose files lie beside ``path``."""
     lines = [f"{key} = {_text(getattr(weights, key))}" for key in (*_TEXT_KEYS, "concept_scale")]
+    lines += [f"{key} = {_text(value)}" for key in _OPTIONAL_KEYS if (value := getattr(weights, key))]
     for stage in _STAGES:
         spec: WeightSpec = getattr(weights, stage)
         lines += [
@@ -131,13 +164,14 @@ def write_manifest(path: Path, weights: WeightSet) -> None:
             f"file = {_text(spec.path.name)}",
             f"digest = {_text(spec.digest)}",
             f"size_bytes = {spec.size_bytes}",
+            *(f"{key} = {_text(value)}" for key in _SOURCE_KEYS if (value := getattr(spec, key))),
         ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def describe_file(path: Path) -> WeightSpec:
     """The specification of a file as it lies there, for a new manifest."""
-    return WeightSpec(path=path, digest=f"sha256:{_sha256(path)}", size_bytes=path.stat().st_size)
+    return WeightSpec(path=path, digest=f"sha256:{sha256_of(path)}", size_bytes=path.stat().st_size)
 
 
 def verify_file(spec: WeightSpec) -> Path:
@@ -152,7 +186,7 @@ def verify_file(spec: WeightSpec) -> Path:
     size_bytes = spec.path.stat().st_size
     if size_bytes < spec.size_bytes:
         raise WeightsCorrupt(f"weights file {spec.path} is truncated: {size_bytes} of {spec.size_bytes} bytes")
-    found = _sha256(spec.path)
+    found = sha256_of(spec.path)
     if found != spec.sha256:
         raise WeightsCorrupt(f"weights file {spec.path} has the wrong digest: sha256:{found}, not {spec.digest}")
     return spec.path
@@ -168,6 +202,12 @@ def verify_set(weights: WeightSet) -> None:
         verify_file(spec)
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _spec(manifest: Path, stage: str, table: Any) -> WeightSpec:
     if not isinstance(table, Mapping):
         raise WeightsCorrupt(f"weights manifest {manifest}: table [{stage}] is missing")
@@ -179,12 +219,10 @@ def _spec(manifest: Path, stage: str, table: Any) -> WeightSpec:
         raise WeightsCorrupt(f'weights manifest {manifest}: {stage}.digest must be "sha256:" and 64 hexadecimal digits')
     if not isinstance(size_bytes, int) or size_bytes <= 0:
         raise WeightsCorrupt(f"weights manifest {manifest}: {stage}.size_bytes must be a positive integer")
-    return WeightSpec(path=manifest.parent / file, digest=str(digest), size_bytes=size_bytes)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    source = {key: table.get(key, "") for key in _SOURCE_KEYS}
+    if not all(isinstance(value, str) for value in source.values()):
+        raise WeightsCorrupt(f"weights manifest {manifest}: {stage}.source_file and source_digest must be texts")
+    return WeightSpec(path=manifest.parent / file, digest=str(digest), size_bytes=size_bytes, **source)
 
 
 def _text(value: str) -> str:

@@ -15,37 +15,28 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pulmo_models.checkpoints import (
-    import_published,
-    load_network,
-    load_published_checkpoint,
-    load_stage1,
-    load_stage2,
-    write_set,
-)
+from pulmo_models.checkpoints import load_network, load_published_checkpoint, load_stage1, load_stage2, write_set
 from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
-from pulmo_models.weights import describe_file, list_sets, load_set, read_manifest, verify_file, verify_set
+from pulmo_models.weights import (
+    describe_file,
+    list_sets,
+    load_set,
+    locate,
+    manifests,
+    read_manifest,
+    shipped_folder,
+    verify_file,
+    verify_set,
+)
+from tests.published_factory import METADATA_1, METADATA_2
 
 ABOUT = {
     "version": "0",
     "licence": "CC-BY-4.0",
     "origin": 'random, for "tests"',
     "attribution": "nobody, 2 % of nothing",
-}
-METADATA_1 = {
-    "epoch": 34,
-    "val_loss": 0.5332,
-    "PATCH": (64, 128, 128),
-    "HU_CLIP": (-1000, 1000),
-    "base": 16,
-    "loss": "focal",
-}
-METADATA_2 = {
-    "epoch": 20,
-    "val": {"det_auc": np.float64(0.99), "mal_auc": np.float64(0.98), "dice": np.float32(0.86), "r2": -0.7},
-    "n_slices": 7,
 }
 
 
@@ -92,6 +83,27 @@ def test_every_shipped_set_is_whole_small_and_described() -> None:
 def test_unknown_name_says_how_to_name_a_set() -> None:
     with pytest.raises(WeightsMissing, match=r"'nonsense'.*path of its \.toml"):
         load_set("nonsense")
+
+
+def test_a_folder_of_sets_is_searched_after_the_shipped_ones(tmp_path: Path, manifest: Path) -> None:
+    """Flat, as `pulmo-train` writes a set, and in a folder of its own, as an import does; not what is in the making."""
+    folder = manifest.parent
+    shipped = manifests()
+    assert {path.parent for path in shipped} == {shipped_folder()}
+    (folder / "mine").mkdir()
+    text = manifest.read_text()
+    (folder / "mine" / "mine.toml").write_text(text)
+    (folder / ".import-1").mkdir()
+    (folder / ".import-1" / "half.toml").write_text(text)
+    (folder / f"{shipped[0].stem}.toml").write_text(text)
+    assert locate("tiny", folder) == manifest
+    assert locate("mine", folder) == folder / "mine" / "mine.toml"
+    assert locate(shipped[0].stem, folder) == shipped[0]
+    assert locate(str(manifest)) == manifest
+    assert len(manifests(folder)) == len(shipped) + 3
+    assert manifests(tmp_path / "nowhere") == shipped
+    with pytest.raises(WeightsMissing, match=r"'half'; there are: .*mine"):
+        locate("half", folder)
 
 
 def test_missing_manifest_and_missing_file_are_named(manifest: Path, tmp_path: Path) -> None:
@@ -160,6 +172,8 @@ def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
         ('file = "', 'file = "../', "stage1.file must name a file beside"),
         ("size_bytes = ", "size_bytes = -", "stage1.size_bytes must be"),
         ("[stage1]", "[stage1", "cannot be read"),
+        ("[stage1]", "commit = 5\n[stage1]", "commit must be a text"),
+        ("[stage1]", "[stage1]\nsource_file = 5", "stage1.source_file and source_digest must be texts"),
     ],
 )
 def test_bad_manifests_name_file_and_key(manifest: Path, old: str, new: str, message: str) -> None:
@@ -192,18 +206,6 @@ def test_numpy_1_scalars_are_read(tmp_path: Path, states: Any) -> None:
     assert b"numpy._core.multiarray" in data
     path.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     assert load_published_checkpoint(path, Student2p5D()).keys() == states[1].keys()
-
-
-def test_imported_checkpoints_make_a_usable_set(tmp_path: Path, states: Any) -> None:
-    torch.save({"model_state_dict": states[0], **METADATA_1}, tmp_path / "stage1.pth")
-    torch.save({"model_state_dict": states[1], **METADATA_2}, tmp_path / "stage2.pth")
-    manifest = import_published(tmp_path / "stage1.pth", tmp_path / "stage2.pth", tmp_path / "out", "published")
-    weights = load_set(str(manifest))
-    assert weights.concept_scale == "raw"
-    assert weights.licence == "CC-BY-4.0"
-    verify_set(weights)
-    assert torch.equal(load_stage1(weights).state_dict()["out.weight"], states[0]["out.weight"])
-    assert torch.equal(load_stage2(weights).malignancy_head.weight, states[1]["malignancy_head.weight"])
 
 
 class Intruder:
