@@ -114,7 +114,9 @@ class FrocCurve:
 
     def at(self, rates: npt.ArrayLike) -> Floats:
         """Sensitivity at numbers of false positives per scan; beyond the end of the curve its last value."""
-        return np.asarray(np.interp(rates, self.false_per_scan, self.sensitivity), dtype=np.float64)
+        return np.asarray(
+            np.interp(np.asarray(rates, dtype=np.float64), self.false_per_scan, self.sensitivity), dtype=np.float64
+        )
 
 
 def froc_curve(scans: Sequence[ScanScores], chosen: Callable[[Floats], _Bools] | None = None) -> FrocCurve:

@@ -1,0 +1,182 @@
+"""Stage 1 on whole scans: FROC of the detector, and of both stages at the operating point of the first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pulmo_models.geometry import index_to_lps, lps_to_index
+from pulmo_models.training.evaluation import plots
+from pulmo_models.training.evaluation.analysis import LOWEST_HEAT, Analyst, search_mask
+from pulmo_models.training.evaluation.froc import (
+    HitRule,
+    ScanScores,
+    at_threshold,
+    band,
+    froc_curve,
+    froc_figures,
+    on_places,
+    score_scan,
+    threshold_at,
+)
+from pulmo_models.training.evaluation.plots import Crop
+from pulmo_models.training.evaluation.resampling import Floats
+from pulmo_models.training.evaluation.scans import Scan
+from pulmo_models.types import Volume
+
+log = logging.getLogger(__name__)
+
+SHOWN = 18
+CROP_MM = 40.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """A scan by stage 1 alone, and by stage 2's probability of its candidates at the operating point."""
+
+    stage1: ScanScores
+    both: ScanScores | None
+    missed: tuple[Crop, ...]
+    false: tuple[tuple[float, Crop], ...]
+
+
+def score(scan: Scan, analyst: Analyst, rule: HitRule) -> Scored:
+    """Run the detector over one scan and match what it found.
+
+    Raises:
+        Rejection: no lungs.
+    """
+    search = search_mask(scan.volume)
+    heat = analyst.heat(scan.volume, search)
+    candidates = analyst.peaks(heat, scan.volume, search, LOWEST_HEAT)
+    indices = [candidate.index for candidate in candidates]
+    points = _points(scan.volume, indices)
+    heats = np.array([candidate.score for candidate in candidates])
+    excused = np.logical_or.reduce(on_places(points, scan.excluded, rule), axis=1)
+    first = score_scan(scan.name, points, heats, scan.nodules, excused, rule)
+    both = None
+    if analyst.characteriser is not None:
+        kept = heats >= analyst.peak_threshold
+        chosen = [index for index, keep in zip(indices, kept, strict=True) if keep]
+        probabilities = analyst.detection_probabilities(scan.volume, chosen)
+        both = score_scan(scan.name, points[kept], probabilities, scan.nodules, excused[kept], rule)
+    log.info("%s: %d nodules, %d candidates", scan.name, len(scan.nodules.diameters_mm), len(candidates))
+    free = ~on_places(points, scan.nodules, rule).any(axis=1) & ~excused
+    return Scored(
+        stage1=first,
+        both=both,
+        missed=tuple(_missed(scan, first, analyst.peak_threshold)),
+        false=tuple(
+            (float(heats[i]), crop_of(scan.volume, indices[i], f"heat {heats[i]:.2f}"))
+            for i in np.flatnonzero(free)[:6]
+        ),
+    )
+
+
+def _points(volume: Volume, indices: Sequence[Sequence[float]]) -> Floats:
+    return np.array([index_to_lps(volume.affine, index) for index in indices]).reshape(-1, 3)
+
+
+def _missed(scan: Scan, scores: ScanScores, threshold: float) -> Iterator[Crop]:
+    for centre, diameter, best in zip(scan.nodules.centres_mm, scan.nodules.diameters_mm, scores.nodules, strict=True):
+        if best < threshold:
+            z, y, x = (round(value) for value in lps_to_index(scan.volume.affine, centre))
+            heat = "no peak" if np.isinf(best) else f"heat {best:.2f}"
+            yield crop_of(scan.volume, (z, y, x), f"{diameter:.0f} mm, {heat}")
+
+
+def crop_of(volume: Volume, index: tuple[int, int, int], text: str, mask: npt.NDArray[np.bool_] | None = None) -> Crop:
+    """The slice around a place, 40 mm wide, with a mask of the whole volume as outline."""
+    z = min(max(index[0], 0), volume.hu.shape[0] - 1)
+    box = []
+    for axis in (1, 2):
+        half = max(1, round(CROP_MM / 2 / volume.spacing_mm[axis]))
+        low = min(max(index[axis] - half, 0), max(0, volume.hu.shape[axis] - 2 * half))
+        box.append(slice(low, low + 2 * half))
+    where = (z, *box)
+    return Crop(
+        hu=volume.hu[where].copy(),
+        text=text,
+        drawn=None if mask is None else mask[where].copy(),
+        aspect=volume.spacing_mm[1] / volume.spacing_mm[2],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """False positives per scan of the operating point."""
+
+    stage1: float = 8.0
+    both: float = 2.0
+
+
+def scan_figures(
+    scored: Sequence[Scored], analyst: Analyst, rule: HitRule, rates: Rates, seed: int, resamples: int
+) -> dict[str, Any]:
+    """FROC of stage 1 and of both stages, and the thresholds at the wanted rates.
+
+    Raises:
+        ValueError: there are no scans.
+    """
+    first = [scan.stage1 for scan in scored]
+    threshold = threshold_at(first, rates.stage1)
+    figures: dict[str, Any] = {
+        "stage1": froc_figures(first, rule=rule, seed=seed, resamples=resamples)
+        | {"at_the_default_threshold": at_threshold(first, analyst.peak_threshold)},
+        "by_scan": [
+            {
+                "scan": scan.scan,
+                "nodules": len(scan.nodules),
+                "found": int((scan.nodules >= analyst.peak_threshold).sum()),
+                "false": int((scan.false >= analyst.peak_threshold).sum()),
+            }
+            for scan in first
+        ],
+        "operating_point": {"peak_threshold": _finite(threshold), "false_per_scan": rates.stage1},
+    }
+    both = [scan.both for scan in scored if scan.both is not None]
+    if both:
+        figures["both_stages"] = froc_figures(both, rule=rule, seed=seed, resamples=resamples) | {
+            "at_the_default_threshold": at_threshold(both, analyst.detection_threshold),
+            "peak_threshold": analyst.peak_threshold,
+        }
+        figures["operating_point"] |= {
+            "detection_threshold": _finite(threshold_at(both, rates.both)),
+            "findings_false_per_scan": rates.both,
+            "detection_threshold_holds_for_peak_threshold": analyst.peak_threshold,
+        }
+    return figures
+
+
+def _finite(threshold: float) -> float | None:
+    return None if np.isinf(threshold) else round(threshold, 4)
+
+
+def scan_images(
+    scored: Sequence[Scored], figures: dict[str, Any], name: str, seed: int, resamples: int
+) -> dict[str, bytes]:
+    """FROC with its band, sensitivity by size, missed nodules and the hottest false candidates."""
+    rates = np.geomspace(0.1, 10, 60)
+    curves = {}
+    for label, scans in (
+        ("stage 1", [scan.stage1 for scan in scored]),
+        ("both stages", [scan.both for scan in scored if scan.both is not None]),
+    ):
+        if scans and sum(len(scan.nodules) for scan in scans):
+            curves[label] = (froc_curve(scans), rates, *band(scans, rates, seed=seed, resamples=resamples))
+    images = {}
+    if curves:
+        images[f"{name}-froc"] = plots.froc_plot(curves)
+        images[f"{name}-sizes"] = plots.size_plot(figures["stage1"]["by_size"])
+    missed = [crop for scan in scored for crop in scan.missed][:SHOWN]
+    false = sorted((pair for scan in scored for pair in scan.false), key=lambda pair: -pair[0])[:SHOWN]
+    if missed:
+        images[f"{name}-missed"] = plots.contact_sheet(missed)
+    if false:
+        images[f"{name}-false"] = plots.contact_sheet([crop for _, crop in false])
+    return images

@@ -1,0 +1,273 @@
+"""Stage 2 on the patches of a split: detection, malignancy beside the diameter alone, masks, concepts, signs.
+
+The network sees what the node would show it: seven slices of 64 x 64 around the middle of the patch. Malignancy is the
+mean rating of at least three readers, up to 2.5 benign and from 3.5 malignant; between, a nodule is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pulmo_models.ct.candidates import Candidate
+from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise, stage2_input
+from pulmo_models.ct.device import Runner
+from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.training.evaluation import plots
+from pulmo_models.training.evaluation.classification import (
+    auc_figures,
+    calibration,
+    dice,
+    operating_points,
+    roc_points,
+)
+from pulmo_models.training.evaluation.concepts import concept_figures, sign_table
+from pulmo_models.training.evaluation.plots import Crop
+from pulmo_models.training.evaluation.resampling import RESAMPLES, Floats, mean_figures, rounded
+from pulmo_models.training.store import Patch, PatchStore, Split
+from pulmo_models.types import CONCEPT_NAMES
+from pulmo_models.weights import ConceptScale
+
+BENIGN_UP_TO, MALIGNANT_FROM, READERS = 2.5, 3.5, 3
+IN_QUESTION_MM = (8.0, 15.0)
+BATCH = 64
+SHOWN = 18  # failures of each kind
+
+PROTOCOL = (
+    "Patches of the split, the candidate in the middle, no augmentation. Detection: patches of nodules against patches "
+    f"of none. Malignancy: mean rating up to {BENIGN_UP_TO} against {MALIGNANT_FROM} or more, at least {READERS} "
+    f"readers. Concepts and signs: mean ratings of at least {READERS} readers on the LIDC scale. Masks: half of the "
+    "readers; 2D is the central slice at probability 0.5, 3D the mask that the node builds slice by slice. Intervals "
+    "by bootstrap of the patients."
+)
+
+_Bools = npt.NDArray[np.bool_]
+_HALF = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """Everything about the patches of a split, one row each; what is not known is NaN."""
+
+    patient: npt.NDArray[Any]
+    source: npt.NDArray[Any]
+    detection: npt.NDArray[np.int64]  # label: 1, 0 or -1
+    malignancy_rating: Floats
+    ratings: Floats  # (n, 8), LIDC scale
+    readers: npt.NDArray[np.int64]
+    diameter_mm: Floats
+    inserted: _Bools
+    detection_probability: Floats
+    malignancy_probability: Floats
+    concepts: Floats  # (n, 8), LIDC scale
+    dice_2d: Floats
+    dice_3d: Floats
+    central: npt.NDArray[np.int16]  # HU (n, 64, 64) of the central slice
+    truth: _Bools  # (n, 64, 64)
+    drawn: _Bools  # (n, 64, 64)
+
+    def graded(self) -> _Bools:
+        """Nodules with a malignancy label."""
+        rating = self.malignancy_rating
+        return self.rated() & ((rating <= BENIGN_UP_TO) | (rating >= MALIGNANT_FROM))
+
+    def rated(self) -> _Bools:
+        """Nodules whose ratings count."""
+        return np.asarray((self.detection == 1) & (self.readers >= READERS))
+
+
+def predict(
+    stores: Sequence[PatchStore], split: Split, network: Student2p5D, runner: Runner, scale: ConceptScale
+) -> Predictions:
+    """Run the network on every patch of a split.
+
+    Raises:
+        ValueError: the stores have none.
+    """
+    head = MalignancyHead.of(network, scale)
+    columns: dict[str, list[Any]] = {}
+    for batch in _batches(stores, split):
+        inputs = np.stack([stage2_input(patch.hu.astype(np.float32), _middle(patch)) for patch in batch])
+        out = runner(torch.from_numpy(inputs))
+        probabilities = {name: torch.softmax(out[name], dim=1)[:, 1].tolist() for name in ("detection", "malignancy")}
+        outlines = (out["segmentation"][:, 0] >= 0).numpy()
+        for row, patch in enumerate(batch):
+            values = _row(patch, outlines[row]) | {
+                "detection_probability": probabilities["detection"][row],
+                "malignancy_probability": probabilities["malignancy"][row],
+                "concepts": [concept.value for concept in head.concepts(out["concepts"][row].tolist())],
+                "dice_3d": _dice_3d(patch, runner, head),
+            }
+            for name, value in values.items():
+                columns.setdefault(name, []).append(value)
+    if not columns:
+        raise ValueError(f"no patch of the split {split!r} in {', '.join(store.path.name for store in stores)}")
+    return Predictions(**{name: np.array(values) for name, values in columns.items()})
+
+
+def _batches(stores: Sequence[PatchStore], split: Split) -> Iterator[list[Patch]]:
+    for store in stores:
+        rows = store.rows("stage2", split)
+        for start in range(0, len(rows), BATCH):
+            yield [store.patch(int(row)) for row in rows[start : start + BATCH]]
+
+
+def _middle(patch: Patch) -> tuple[int, int, int]:
+    depth, height, width = patch.hu.shape
+    return depth // 2, height // 2, width // 2
+
+
+def _row(patch: Patch, outline: _Bools) -> dict[str, Any]:
+    z, y, x = _middle(patch)
+    box = (z, slice(y - _HALF, y + _HALF), slice(x - _HALF, x + _HALF))
+    truth = np.zeros((2 * _HALF, 2 * _HALF), bool) if patch.mask is None else patch.mask[box]
+    return {
+        "patient": patch.patient,
+        "source": patch.source,
+        "detection": patch.detection,
+        "malignancy_rating": patch.malignancy,
+        "ratings": patch.ratings.astype(np.float64),
+        "readers": patch.readers,
+        "diameter_mm": patch.diameter_mm,
+        "inserted": patch.inserted,
+        "dice_2d": dice(outline, truth) if patch.detection == 1 and truth.any() else np.nan,
+        "central": patch.hu[box],
+        "truth": truth,
+        "drawn": outline,
+    }
+
+
+def _dice_3d(patch: Patch, runner: Runner, head: MalignancyHead) -> float:
+    """Of the mask that the node builds around the candidate, within the patch; NaN where there is no truth."""
+    if patch.detection != 1 or patch.mask is None or not patch.mask.any():
+        return float("nan")
+    spacing = (float(patch.spacing_mm[0]), float(patch.spacing_mm[1]), float(patch.spacing_mm[2]))
+    candidate = Candidate(index=_middle(patch), score=1.0)
+    whatever_its_probability = CharacteriseSettings(detection_threshold=0.0)
+    hu = patch.hu.astype(np.float32)
+    (found,) = characterise(hu, spacing, [candidate], runner, head, whatever_its_probability)
+    return dice(found.mask.to_volume(patch.hu.shape), patch.mask)
+
+
+def stage2_figures(
+    seen: Predictions, network: Student2p5D, scale: ConceptScale, *, seed: int, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Every figure of the patches, ready for JSON."""
+    labelled, nodules = seen.detection >= 0, seen.detection == 1
+    graded, rated = seen.graded(), seen.rated()
+    malignant = seen.malignancy_rating >= MALIGNANT_FROM
+    in_question = graded & (seen.diameter_mm >= IN_QUESTION_MM[0]) & (seen.diameter_mm <= IN_QUESTION_MM[1])
+
+    def area(scores: Floats, positive: _Bools, chosen: _Bools) -> dict[str, Any]:
+        return auc_figures(scores[chosen], positive[chosen], seen.patient[chosen], seed, resamples)
+
+    return {
+        "protocol": PROTOCOL,
+        "patches": len(seen.detection),
+        "nodules": int(nodules.sum()),
+        "nodules_inserted": int((nodules & seen.inserted).sum()),
+        "no_nodules": int((seen.detection == 0).sum()),
+        "detection": {
+            "auc": area(seen.detection_probability, nodules, labelled),
+            "auc_of_nodules_in_their_own_lung": area(
+                seen.detection_probability, nodules, labelled & ~(nodules & seen.inserted)
+            ),
+            "operating_points": operating_points(seen.detection_probability[labelled], nodules[labelled]),
+            "at_half": _at_half(seen.detection_probability[labelled], nodules[labelled]),
+            "calibration": calibration(seen.detection_probability[labelled], nodules[labelled]),
+        },
+        "malignancy": {
+            "auc": area(seen.malignancy_probability, malignant, graded),
+            "auc_of_the_diameter_alone": area(seen.diameter_mm, malignant, graded),
+            "from_8_to_15_mm": {
+                "auc": area(seen.malignancy_probability, malignant, in_question),
+                "auc_of_the_diameter_alone": area(seen.diameter_mm, malignant, in_question),
+            },
+            "operating_points": operating_points(seen.malignancy_probability[graded], malignant[graded]),
+            "at_half": _at_half(seen.malignancy_probability[graded], malignant[graded]),
+            "calibration": calibration(seen.malignancy_probability[graded], malignant[graded]),
+        },
+        "dice": {
+            "central_slice": _mean(seen.dice_2d, seen, seed, resamples),
+            "volume": _mean(seen.dice_3d, seen, seed, resamples),
+        },
+        "concepts": concept_figures(seen.concepts[rated], seen.ratings[rated], seen.patient[rated], seed, resamples),
+        "signs": sign_table(
+            MalignancyHead.of(network, scale).weights,
+            seen.ratings[rated],
+            seen.malignancy_rating[rated],
+            seen.patient[rated],
+            seed,
+            resamples,
+        ),
+        "bootstrap": {"by": "patient", "resamples": resamples, "seed": seed},
+    }
+
+
+def _mean(values: Floats, seen: Predictions, seed: int, resamples: int) -> Any:
+    known = np.isfinite(values)
+    return mean_figures(values[known], seen.patient[known], seed, resamples)
+
+
+def _at_half(probabilities: Floats, positive: _Bools) -> dict[str, float | None]:
+    """Sensitivity and specificity at a probability of one half, the node's default."""
+    called = probabilities >= 0.5
+    return {
+        "sensitivity": rounded(called[positive].mean()) if positive.any() else None,
+        "specificity": rounded((~called[~positive]).mean()) if (~positive).any() else None,
+    }
+
+
+def stage2_images(seen: Predictions, figures: Mapping[str, Any]) -> dict[str, bytes]:
+    """Plots and failures, as PNG by name; what the patches cannot show is left out."""
+    labelled, nodules, graded = seen.detection >= 0, seen.detection == 1, seen.graded()
+    malignant = seen.malignancy_rating >= MALIGNANT_FROM
+    images = {}
+    curves = {}
+    for name, scores, positive, chosen in (
+        ("detection", seen.detection_probability, nodules, labelled),
+        ("malignancy", seen.malignancy_probability, malignant, graded),
+        ("diameter alone", seen.diameter_mm, malignant, graded),
+    ):
+        if positive[chosen].any() and not positive[chosen].all():
+            curves[name] = roc_points(scores[chosen], positive[chosen])[:2]
+    if curves:
+        images["stage2-roc"] = plots.roc_plot(curves)
+    tables = {name: figures[name]["calibration"] for name in ("detection", "malignancy")}
+    if any(tables.values()):
+        images["stage2-reliability"] = plots.reliability_plot({name: table for name, table in tables.items() if table})
+    rated = seen.rated()
+    if rated.any():
+        images["stage2-concepts"] = plots.concept_plot(CONCEPT_NAMES, seen.concepts[rated], seen.ratings[rated])
+        images["stage2-signs"] = plots.sign_plot(figures["signs"]["rows"])
+    for name, crops in _failures(seen).items():
+        if crops:
+            images[f"stage2-{name}"] = plots.contact_sheet(crops)
+    return images
+
+
+def _failures(seen: Predictions) -> dict[str, list[Crop]]:
+    """The worst of each kind, worst first."""
+    p, m = seen.detection_probability, seen.malignancy_probability
+    nodule, none, graded = seen.detection == 1, seen.detection == 0, seen.graded()
+    benign = graded & (seen.malignancy_rating <= BENIGN_UP_TO)
+
+    def worst(order: Floats, which: _Bools, text: Any) -> list[Crop]:
+        rows = np.flatnonzero(which)
+        rows = rows[np.argsort(order[rows], kind="stable")][:SHOWN]
+        return [Crop(hu=seen.central[r], text=text(r), drawn=seen.drawn[r], truth=seen.truth[r]) for r in rows]
+
+    return {
+        "nodules-missed": worst(p, nodule & (p < 0.5), lambda r: f"p {p[r]:.2f}, {seen.diameter_mm[r]:.0f} mm"),
+        "no-nodules-called": worst(-p, none & (p >= 0.5), lambda r: f"p {p[r]:.2f}"),
+        "benign-called": worst(-m, benign & (m >= 0.5), lambda r: f"m {m[r]:.2f}, {seen.diameter_mm[r]:.0f} mm"),
+        "malignant-missed": worst(
+            m, graded & ~benign & (m < 0.5), lambda r: f"m {m[r]:.2f}, {seen.diameter_mm[r]:.0f} mm"
+        ),
+        "masks": worst(seen.dice_2d, np.isfinite(seen.dice_2d), lambda r: f"Dice {seen.dice_2d[r]:.2f}"),
+    }
