@@ -150,6 +150,9 @@ def test_signs_are_held_against_the_ratings() -> None:
     assert rows["margin"]["agrees"] is False
     assert rows["internalStructure"]["agrees"] is None
     assert table["judged"] == 7
+    assert rows["spiculation"]["clear"]
+    assert rows["margin"]["clear"]
+    assert table["clear_agreeing"] == 1
     assert table["apart"] == "internalStructure"
     varied = rated.copy()
     varied[:, 1] = malignancy  # now it varies and disagrees, and is still not judged

@@ -92,15 +92,24 @@ def sign_table(
                 "correlation_ci95": interval(drawn),
                 "number": int(known.sum()),
                 "agrees": None if own is None else bool(np.sign(weight) == np.sign(own)),
+                "clear": _clear(interval(drawn)),
             }
         )
     judged = [row for row in rows if row["concept"] != APART and row["agrees"] is not None]
+    clear = [row for row in judged if row["clear"]]
     return {
         "rows": rows,
         "judged": len(judged),
         "agreeing": sum(bool(row["agrees"]) for row in judged),
+        "clear": len(clear),
+        "clear_agreeing": sum(bool(row["agrees"]) for row in clear),
         "apart": APART,
     }
+
+
+def _clear(ends: list[float] | None) -> bool:
+    """Whether the interval of a correlation leaves no doubt of its sign."""
+    return ends is not None and ends[0] * ends[1] > 0
 
 
 def _correlations(first: Floats, second: Floats, times: npt.NDArray[np.int64]) -> Floats:

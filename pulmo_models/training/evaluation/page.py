@@ -258,6 +258,7 @@ def _stage2(figures: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         f"{table(('concept', 'nodules', 'R²', 'MAE', 'r', 'mean rating', 'mean predicted'), concepts)}"
         f"{_pictures(images, 'stage2-concepts')}"
         f"<h3>Signs: {signs['agreeing']} of {signs['judged']} agree</h3>"
+        f"<p>Of the {signs['clear']} whose own correlation is clear of 0, {signs['clear_agreeing']} agree.</p>"
         f"{table(('concept', 'weight', 'correlation of the rating with malignancy', 'agrees'), weights)}"
         f"{_pictures(images, 'stage2-signs')}<h3>Failures</h3>"
         + "".join(

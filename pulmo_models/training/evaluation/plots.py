@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pulmo_models.training.evaluation.concepts import APART
 from pulmo_models.training.evaluation.froc import RATES, FrocCurve
 from pulmo_models.training.evaluation.resampling import Floats
 
@@ -156,7 +157,7 @@ def sign_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
         (axes[1], "correlation", "correlation of the rating"),
     ):
         values = [row[key] if row[key] is not None else 0.0 for row in rows]
-        colours = [GREY if row["agrees"] is None else ACCENT if row["agrees"] else WARM for row in rows]
+        colours = [GREY if row["concept"] == APART else ACCENT if row["agrees"] else WARM for row in rows]
         axis.barh(places, values, 0.65, color=colours)
         axis.axvline(0, color=INK, linewidth=0.8)
         axis.set_title(title, fontsize=9, color=INK, loc="left")
