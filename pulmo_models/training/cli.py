@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pulmo_models.training.cli_data import data_app
+
+if TYPE_CHECKING:
+    from pulmo_models.training.recipe import Recipe
+    from pulmo_models.training.trainings import Job
 
 app = typer.Typer(
     help="Train the networks of Pulmo Node. Running an interrupted command again goes on where it stopped.",
@@ -16,9 +22,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_app, name="data")
 
-DataOption = Annotated[Path, typer.Option(help="Folder with lidc_patches/ and the CT series.")]
-WorkOption = Annotated[Path, typer.Option(help="Folder for caches, checkpoints and logs.")]
+StoreOption = Annotated[list[Path], typer.Option(help="Patch store, written by pulmo-train data; may be repeated.")]
+RecipeOption = Annotated[str, typer.Option(help="tuned, published, or the path of a .toml file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key of the recipe: distill.epochs=3; may be repeated.")
+]
+WorkOption = Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")]
+SeedOption = Annotated[int, typer.Option(help="Of weights, samples and their order.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
+ShortenOption = Annotated[float, typer.Option(help="Multiply the number of steps; below 1 for a try.")]
+StepsOption = Annotated[int | None, typer.Option(help="Number of steps of the whole training; overrides --shorten.")]
+InitOption = Annotated[
+    str | None, typer.Option(help="Begin with these weights: a set's name or manifest, a .ckpt, or a published .pth.")
+]
+MemoryOption = Annotated[float, typer.Option(help="GiB for the patches; what does not fit is read again and again.")]
 WORK = Path("runs")
 
 
@@ -28,48 +47,148 @@ def main() -> None:
     app()
 
 
-@app.command()
-def stage1(
-    data: DataOption,
-    work: WorkOption = WORK,
-    seed: Annotated[int, typer.Option(help="Of weights, samples and their order.")] = 1,
-    shorten: Annotated[float, typer.Option(help="Multiply the number of steps; below 1 for a try.")] = 1.0,
-) -> None:
-    """Train the detector: nodules placed into real lungs and phantoms."""
-    from pulmo_models.training.stages import Stage1Settings, train_stage1  # noqa: PLC0415
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What the user can put right is said in one sentence."""
+    from pulmo_models.errors import DeviceUnavailable, WeightsCorrupt, WeightsMissing  # noqa: PLC0415
+    from pulmo_models.training.recipe import RecipeInvalid  # noqa: PLC0415
+    from pulmo_models.training.runs import RunMismatch  # noqa: PLC0415
+    from pulmo_models.training.stage2_data import StoreUnfit  # noqa: PLC0415
+    from pulmo_models.training.store import StoreInvalid  # noqa: PLC0415
 
-    settings = Stage1Settings(seed=seed)
-    phases = tuple((window, batch, max(1, round(steps * shorten))) for window, batch, steps in settings.phases)
-    train_stage1(data, work, replace(settings, phases=phases))
-
-
-@app.command()
-def mine(
-    data: DataOption,
-    work: WorkOption = WORK,
-    threshold: Annotated[float, typer.Option(help="Smallest heat of a candidate.")] = 0.1,
-) -> None:
-    """Collect the false candidates of the trained detector in the training hosts, as hard negatives of stage 2."""
-    from pulmo_models.ct.candidates import CandidateSettings  # noqa: PLC0415
-    from pulmo_models.training.mining import mine as run  # noqa: PLC0415
-
-    # A coarser stride than the node's: a candidate that only some windows see is welcome here.
-    settings = CandidateSettings(window=(48, 96, 96), stride=(36, 72, 72), peak_threshold=threshold, batch=2)
-    typer.echo(run(data, work, settings))
+    try:
+        yield
+    except (
+        DeviceUnavailable,
+        RecipeInvalid,
+        RunMismatch,
+        StoreInvalid,
+        StoreUnfit,
+        WeightsCorrupt,
+        WeightsMissing,
+    ) as exc:
+        typer.echo(f"error: {exc}", err=True)
+        raise typer.Exit(1) from exc
 
 
 @app.command()
-def stage2(
-    data: DataOption,
+def stage1(  # noqa: PLR0913
+    *,
+    store: StoreOption,
+    recipe: RecipeOption = "tuned",
+    change: SetOption = None,
     work: WorkOption = WORK,
-    seed: Annotated[int, typer.Option(help="Of weights, samples and their order.")] = 2,
-    shorten: Annotated[float, typer.Option(help="Multiply the number of steps; below 1 for a try.")] = 1.0,
+    seed: SeedOption = 1,
+    device: DeviceOption = "auto",
+    shorten: ShortenOption = 1.0,
+    max_steps: StepsOption = None,
+    init: InitOption = None,
 ) -> None:
-    """Train the characteriser: detection, concepts, malignancy through the concepts, mask. Uses what `mine` found."""
-    from pulmo_models.training.stages import Stage2Settings, train_stage2  # noqa: PLC0415
+    """Train the detector on the windows of patch stores."""
+    from pulmo_models.training.trainings import train_stage1  # noqa: PLC0415
 
-    settings = Stage2Settings(seed=seed)
-    train_stage2(data, work, replace(settings, steps=max(1, round(settings.steps * shorten))))
+    with _plain_errors():
+        job = _job(stores=store, work=work, seed=seed, device=device, shorten=shorten, max_steps=max_steps, init=init)
+        typer.echo(train_stage1(_recipe(recipe, change).stage1, job))
+
+
+@app.command()
+def teacher(  # noqa: PLR0913
+    *,
+    store: StoreOption,
+    recipe: RecipeOption = "tuned",
+    change: SetOption = None,
+    work: WorkOption = WORK,
+    seed: SeedOption = 1,
+    device: DeviceOption = "auto",
+    shorten: ShortenOption = 1.0,
+    max_steps: StepsOption = None,
+    init: InitOption = None,
+    memory: MemoryOption = 8.0,
+) -> None:
+    """Train the 3D teacher on the patches of patch stores."""
+    from pulmo_models.training.trainings import train_teacher  # noqa: PLC0415
+
+    with _plain_errors():
+        job = _job(
+            stores=store,
+            work=work,
+            seed=seed,
+            device=device,
+            shorten=shorten,
+            max_steps=max_steps,
+            init=init,
+            memory_gib=memory,
+        )
+        typer.echo(train_teacher(_recipe(recipe, change).teacher, job))
+
+
+@app.command()
+def distill(  # noqa: PLR0913
+    *,
+    store: StoreOption,
+    recipe: RecipeOption = "tuned",
+    change: SetOption = None,
+    work: WorkOption = WORK,
+    seed: SeedOption = 1,
+    device: DeviceOption = "auto",
+    shorten: ShortenOption = 1.0,
+    max_steps: StepsOption = None,
+    init: InitOption = None,
+    memory: MemoryOption = 8.0,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the teacher; by default the one in the work folder.")
+    ] = None,
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Train the student from labels alone.")] = False,
+) -> None:
+    """Train the student, the characteriser that the node uses, from labels and the teacher."""
+    from pulmo_models.training.trainings import train_student  # noqa: PLC0415
+
+    with _plain_errors():
+        job = _job(
+            stores=store,
+            work=work,
+            seed=seed,
+            device=device,
+            shorten=shorten,
+            max_steps=max_steps,
+            init=init,
+            memory_gib=memory,
+        )
+        changes = [*(change or []), *(["distill.teacher_share = 0"] if no_teacher else [])]
+        typer.echo(train_student(_recipe(recipe, changes).distill, job, teacher))
+
+
+def _recipe(name: str, changes: list[str] | None) -> Recipe:
+    from pulmo_models.training.recipe import load_recipe  # noqa: PLC0415
+
+    return load_recipe(name, changes or ())
+
+
+def _job(  # noqa: PLR0913
+    *,
+    stores: list[Path],
+    work: Path,
+    seed: int,
+    device: str,
+    shorten: float,
+    max_steps: int | None,
+    init: str | None,
+    memory_gib: float = 8.0,
+) -> Job:
+    from pulmo_models.ct.device import resolve_device  # noqa: PLC0415
+    from pulmo_models.training.trainings import Job  # noqa: PLC0415
+
+    return Job(
+        stores=stores,
+        work=work,
+        seed=seed,
+        device=resolve_device(device),
+        shorten=shorten,
+        max_steps=max_steps,
+        start=init,
+        memory_gib=memory_gib,
+    )
 
 
 @app.command()
@@ -82,20 +201,5 @@ def export(
     """Write the trained networks as a set of weights: safetensors and a manifest."""
     from pulmo_models.training.export import export_set  # noqa: PLC0415
 
-    typer.echo(export_set(work, out, name=name, version=version))
-
-
-@app.command()
-def evaluate(
-    weights: Annotated[str, typer.Argument(help="Name of an installed set, or path of a manifest.")],
-    data: DataOption,
-    work: WorkOption = WORK,
-    out: Annotated[Path, typer.Option(help="File for the figures, JSON.")] = Path("evaluation.json"),
-    precision: Annotated[str, typer.Option(help="Arithmetic: auto, fp32 or bf16.")] = "auto",
-) -> None:
-    """Measure a set: phantoms of unseen seeds, real series with known nodules, test patients."""
-    from pulmo_models.training.evaluate import evaluate_set  # noqa: PLC0415
-
-    figures = evaluate_set(weights, data, work, precision)
-    out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    typer.echo(json.dumps(figures, indent=1))
+    with _plain_errors():
+        typer.echo(export_set(work, out, name=name, version=version))

@@ -1,13 +1,12 @@
-"""Trained checkpoints -> a set of weights."""
+"""Trained checkpoints -> a set of weights, with a record of how they were trained beside it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-import torch
-
 from pulmo_models.checkpoints import write_set
-from pulmo_models.errors import WeightsMissing
+from pulmo_models.training.runs import BEST, read_run, trained_state
 
 ATTRIBUTION = (
     "Trained on LIDC-IDRI (Armato et al., TCIA, doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0), Lung-PET-CT-Dx (Li et "
@@ -16,25 +15,40 @@ ATTRIBUTION = (
     "doi:10.7937/K9/TCIA.2018.SMT36LPN, CC BY)"
 )
 
+RECORD_SUFFIX = "-training.json"
+
 
 def export_set(work: Path, out: Path, *, name: str, version: str) -> Path:
-    """Write the networks of a work folder as safetensors with a manifest; the path of the manifest.
+    """Write the best networks of a work folder as safetensors with a manifest; the path of the manifest.
+
+    Beside it ``<name>-training.json`` has recipe, seed, versions, and the provenance of the stores of each training,
+    and whether it came to its end.
 
     Raises:
-        WeightsMissing: a stage was not trained in that folder.
+        WeightsMissing: the detector or the student was not trained in that folder.
+        WeightsCorrupt: a checkpoint is of another network.
     """
-    states = {}
-    for stage in ("stage1", "stage2"):
-        path = work / stage / "checkpoint.pt"
-        if not path.exists():
-            raise WeightsMissing(f"{path}: not there; run pulmo-train {stage} first")
-        states[stage] = torch.load(path, map_location="cpu", weights_only=True)["network"]
+    record = {training: read_run(work / training) for training in ("stage1", "distill")}
+    if (work / "teacher" / "run.json").exists() and record["distill"]["recipe"]["teacher_share"] > 0:
+        record["teacher"] = read_run(work / "teacher")
     about = {
         "version": version,
         "licence": "CC-BY-4.0",
-        "origin": "trained by pulmo-train stage1 and stage2; the model card says how",
+        "origin": f"trained by pulmo-train (seeds {_seeds(record)}); {name}{RECORD_SUFFIX} has recipe, stores and "
+        "versions, the model card says how",
         "attribution": ATTRIBUTION,
     }
-    return write_set(
-        out, name=name, stage1=states["stage1"], stage2=states["stage2"], concept_scale="unit", about=about
+    manifest = write_set(
+        out,
+        name=name,
+        stage1=trained_state(work / "stage1" / BEST),
+        stage2=trained_state(work / "distill" / BEST),
+        concept_scale=record["distill"]["recipe"]["labels"]["concepts"],
+        about=about,
     )
+    (out / f"{name}{RECORD_SUFFIX}").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _seeds(record: dict[str, dict[str, object]]) -> str:
+    return ", ".join(f"{training} {run['seed']}" for training, run in record.items())

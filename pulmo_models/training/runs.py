@@ -1,0 +1,100 @@
+"""The folder of a training: what was begun there, its checkpoints, and the network that came out.
+
+A work folder has a folder for each training (``stage1``, ``teacher``, ``distill``) with ``run.json`` (recipe, seed,
+stores, versions), ``last.ckpt`` (everything to go on from), ``best.ckpt`` (weights alone) and ``logs/version_N`` with
+``metrics.csv`` and TensorBoard's events, one version each time the command was run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from pulmo_models.errors import WeightsCorrupt, WeightsMissing
+
+Training = Literal["stage1", "teacher", "distill"]
+
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+_PREFIXES = ("average.module.", "network.")
+
+
+class RunMismatch(Exception):
+    """The folder holds another training than the one that is asked for. The message says what differs."""
+
+
+def begin_run(folder: Path, about: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:
+    """Note what is trained in a folder; whether that training was finished before. `notes` may differ when it goes on.
+
+    Raises:
+        RunMismatch: something else was begun there.
+    """
+    path = folder / "run.json"
+    wanted = json.loads(json.dumps(about))
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(path, {**wanted, **notes, "finished": False})
+        return False
+    found = read_run(folder)
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise RunMismatch(
+                f"{folder} holds a training with another {_differing(key, found.get(key), value)}; "
+                "give another --work, or delete that folder"
+            )
+    return bool(found["finished"])
+
+
+def finish_run(folder: Path) -> None:
+    """Note that the training reached its end."""
+    _write(folder / "run.json", {**read_run(folder), "finished": True})
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What was noted of a training.
+
+    Raises:
+        WeightsMissing: nothing was trained there.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        raise WeightsMissing(f"{path}: not there; run pulmo-train {folder.name} first")
+    return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+
+
+def trained_state(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint of a training, as its network names them: the running mean where one was kept.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsCorrupt: it is no checkpoint of a training.
+    """
+    if not path.exists():
+        raise WeightsMissing(f"checkpoint {path} does not exist")
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    state = stored.get("state_dict") if isinstance(stored, Mapping) else None
+    for prefix in _PREFIXES if isinstance(state, Mapping) else ():
+        found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if found:
+            return found
+    raise WeightsCorrupt(f"checkpoint {path} is none of pulmo-train")
+
+
+def _write(path: Path, table: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _differing(key: str, found: Any, wanted: Any) -> str:
+    """The first key below `key` at which two values differ, and both."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted({*found, *wanted}):
+            if found.get(name) != wanted.get(name):
+                return _differing(f"{key}.{name}", found.get(name), wanted.get(name))
+    return f"{key} ({json.dumps(found)} there, {json.dumps(wanted)} asked for)"
