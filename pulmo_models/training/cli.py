@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pulmo_models.training import cli_evaluate
 from pulmo_models.training.cli_data import data_app
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+cli_evaluate.register(app)
 
 StoreOption = Annotated[list[Path], typer.Option(help="Patch store, written by pulmo-train data; may be repeated.")]
 RecipeOption = Annotated[str, typer.Option(help="tuned, published, or the path of a .toml file.")]
