@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,7 +57,8 @@ def register(app: typer.Typer) -> None:
     app.command()(compare)
 
 
-def evaluate(  # noqa: PLR0913, PLR0917 (each is an option of the command line)
+def evaluate(  # noqa: PLR0913
+    *,
     weights: Annotated[
         str, typer.Argument(help="Name of a set, path of a manifest (.toml) or of a checkpoint (.ckpt).")
     ],
@@ -108,10 +111,12 @@ def evaluate(  # noqa: PLR0913, PLR0917 (each is an option of the command line)
         seed=seed,
         resamples=resamples,
     )
-    typer.echo(write(measure(load_networks(weights), plan), out))
+    with _plain_errors():
+        typer.echo(write(measure(load_networks(weights), plan), out))
 
 
-def compare(  # noqa: PLR0913, PLR0917 (each is an option of the command line)
+def compare(  # noqa: PLR0913
+    *,
     weights: Annotated[list[str], typer.Argument(help="Two or more sets, as for `evaluate`.")],
     store: StoreOption = None,
     data: DataOption = None,
@@ -145,7 +150,22 @@ def compare(  # noqa: PLR0913, PLR0917 (each is an option of the command line)
         seed=seed,
         resamples=resamples,
     )
-    typer.echo(compare_sets(weights, plan, out))
+    with _plain_errors():
+        typer.echo(compare_sets(weights, plan, out))
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What the user can put right is said in one sentence."""
+    from pulmo_models.errors import ModelError  # noqa: PLC0415
+    from pulmo_models.training.lidc_database import LidcDatabaseInvalid  # noqa: PLC0415
+    from pulmo_models.training.store import StoreInvalid  # noqa: PLC0415
+
+    try:
+        yield
+    except (ModelError, StoreInvalid, LidcDatabaseInvalid, FileNotFoundError) as exc:
+        typer.echo(f"error: {exc}", err=True)
+        raise typer.Exit(1) from exc
 
 
 def _parts(text: str) -> tuple[Part, ...]:

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pulmo_models.ct.candidates import Candidate
 from pulmo_models.training import insertion
-from pulmo_models.training.evaluate import auc, match
-from pulmo_models.training.froc import ScanScores, froc, score_scan, summary
 from pulmo_models.training.heatmap import draw_peak, focal_loss
 from pulmo_models.training.hosts import (
     LOOKS_LIKE_A_NODULE,
@@ -262,32 +259,6 @@ def test_hard_negatives_are_drawn_and_never_near_what_looks_like_a_nodule(tmp_pa
     assert replace(host(), name="ct_qin_lsc_0055").may_be_nodule(np.add(tumour, (2, 5, 5)))
 
 
-def test_froc_by_hand() -> None:
-    scans = [
-        ScanScores(nodules=(0.9, 0.4, 0.0), diameters_mm=(12.0, 7.0, 4.0), false=(0.8, 0.3, 0.1)),
-        ScanScores(nodules=(0.2,), diameters_mm=(5.0,), false=(0.35,)),
-    ]
-    # False candidates in order: 0.8, 0.35, 0.3, 0.1. With n of them allowed the threshold is just above number n + 1.
-    assert froc(scans, (0.25, 0.5, 1.0, 1.5, 8.0)) == {"0.25": 0.25, "0.5": 0.5, "1": 0.5, "1.5": 0.75, "8": 0.75}
-    at_default = summary(scans, 0.3)["at_the_default_threshold"]
-    assert at_default["found"] == 2
-    assert at_default["false_positives_per_scan"] == 1.5
-    assert at_default["found_by_diameter"] == {"3-6 mm": "0 of 2", "6-10 mm": "1 of 1", "10 mm and more": "1 of 1"}
-
-
-def test_a_scan_is_scored_by_distance_in_millimetres() -> None:
-    candidates = [
-        Candidate(index=(10, 20, 20), score=0.9),
-        Candidate(index=(10, 22, 20), score=0.5),  # the same nodule again
-        Candidate(index=(12, 20, 20), score=0.4),  # 6 mm off along the slices
-        Candidate(index=(30, 50, 50), score=0.7),  # on what is ignored
-    ]
-    truth = [(np.array([10.0, 21.0, 20.0]), 6.0), (np.array([40.0, 80.0, 80.0]), 20.0)]
-    scores = score_scan(candidates, (3.0, 0.8, 0.8), truth, [(np.array([31.0, 50.0, 50.0]), 12.0)])
-    assert scores.nodules == (0.9, 0.0)
-    assert scores.false == (0.4,)
-
-
 class TinyDetector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -341,16 +312,3 @@ def test_the_loss_of_stage_2_ignores_what_is_not_known() -> None:
     assert figures["malignancy"] == pytest.approx(math.log(2), rel=1e-5)
     assert figures["concepts"] == pytest.approx(0.0625)
     assert figures["detection"] == pytest.approx(math.log(2), rel=1e-5)
-
-
-def test_auc_counts_pairs() -> None:
-    scores = np.array([0.1, 0.4, 0.4, 0.9])
-    assert auc(scores, np.array([False, False, True, True])) == pytest.approx((2 + 0.5 + 1) / 4)
-
-
-def test_matching_counts_each_nodule_once() -> None:
-    truth = [(np.array([0.0, 0, 0]), 6.0), (np.array([100.0, 0, 0]), 30.0), (np.array([200.0, 0, 0]), 6.0)]
-    findings = [np.array(place) for place in ([1.0, 0, 0], [4.0, 0, 0], [112.0, 0, 0], [50.0, 0, 0], [206.0, 0, 0])]
-    hits, unmatched = match(findings, truth)
-    assert hits == [1.0, 12.0, None]
-    assert unmatched == 2

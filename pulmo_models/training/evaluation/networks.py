@@ -6,25 +6,25 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pulmo_models.checkpoints import load_stage1, load_stage2
-from pulmo_models.errors import WeightsCorrupt, WeightsMissing
+from pulmo_models.errors import WeightsCorrupt
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.nets.teacher3d import HybridMultiTaskCBM
+from pulmo_models.training.runs import trained_state
 from pulmo_models.weights import ConceptScale, load_set
 
-CHECKPOINTS = (".ckpt", ".pt")
-
-_Network = TypeVar("_Network", bound=nn.Module)
+CHECKPOINT = ".ckpt"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Networks:
-    """The networks of a set, on the CPU and in evaluation mode; a checkpoint has one of the two."""
+    """The networks of a set, on the CPU and in evaluation mode; a checkpoint has one of the three."""
 
     name: str
     version: str
@@ -33,6 +33,7 @@ class Networks:
     digests: Mapping[str, str]  # of each file
     stage1: HeatmapUNet3D | None
     stage2: Student2p5D | None
+    teacher: HybridMultiTaskCBM | None = None
 
     def described(self) -> dict[str, Any]:
         """For the report."""
@@ -51,7 +52,7 @@ def load_networks(weights: str) -> Networks:
     Raises:
         WeightsMissing, WeightsCorrupt: there is no such thing, or it holds neither network.
     """
-    if weights.endswith(CHECKPOINTS):
+    if weights.endswith(CHECKPOINT):
         return _of_checkpoint(Path(weights))
     found = load_set(weights)
     return Networks(
@@ -66,37 +67,33 @@ def load_networks(weights: str) -> Networks:
 
 
 def _of_checkpoint(path: Path) -> Networks:
-    """A checkpoint holds a state dict below ``state_dict`` (Lightning) or ``network``, whatever its keys begin with."""
-    if not path.is_file():
-        raise WeightsMissing(f"checkpoint {path} does not exist")
-    container = torch.load(path, map_location="cpu", weights_only=True)
-    state = container.get("state_dict", container.get("network")) if isinstance(container, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise WeightsCorrupt(f"checkpoint {path} holds no state dict")
-    stage1, stage2 = _fitted(HeatmapUNet3D(), state), _fitted(Student2p5D(), state)
-    if stage1 is None and stage2 is None:
-        raise WeightsCorrupt(f"checkpoint {path} holds neither a detector nor a characteriser")
+    state = trained_state(path)
+    networks = {"stage1": HeatmapUNet3D(), "stage2": Student2p5D(), "teacher": HybridMultiTaskCBM()}
+    fitting = [name for name, network in networks.items() if _shapes(network.state_dict()) == _shapes(state)]
+    if not fitting:
+        raise WeightsCorrupt(f"checkpoint {path} holds neither a detector nor a characteriser nor a teacher")
+    network = networks[fitting[0]]
+    network.load_state_dict(state)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    found: dict[str, Any] = {"stage1": None, "stage2": None, fitting[0]: network.eval()}
     return Networks(
-        name=path.stem,
+        name=f"{path.parent.name} {path.stem}",
         version="checkpoint",
-        concept_scale="unit",
+        concept_scale=_concept_scale(path),
         sha256=digest,
-        digests={"stage1" if stage1 is not None else "stage2": digest},
-        stage1=stage1,
-        stage2=stage2,
+        digests={fitting[0]: digest},
+        **found,
     )
 
 
-def _fitted(network: _Network, state: Mapping[str, Tensor]) -> _Network | None:
-    """The network with those tensors of a state dict whose keys end as its own; None where one is missing."""
-    expected = network.state_dict()
-    first = next(iter(expected))
-    prefixes = {key.removesuffix(first) for key in state if key.endswith(first)}
-    for prefix in sorted(prefixes):
-        found = {key: state[prefix + key] for key in expected if prefix + key in state}
-        if len(found) == len(expected) and all(found[key].shape == expected[key].shape for key in expected):
-            network.load_state_dict(found)
-            return network.eval()
-    return None
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items()}
+
+
+def _concept_scale(path: Path) -> ConceptScale:
+    """A checkpoint of a characteriser or teacher says it; a detector has no concepts."""
+    found = torch.load(path, map_location="cpu", weights_only=True).get("concept_scale", "unit")
+    if found not in ("raw", "unit"):
+        raise WeightsCorrupt(f"checkpoint {path}: concept_scale is {found!r}, not raw or unit")
+    return cast(ConceptScale, found)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pulmo_models import __version__
+from pulmo_models.ct.characterise import MalignancyHead
 from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.training.evaluation.analysis import Analyst
+from pulmo_models.training.evaluation.characterisers import student, teacher
 from pulmo_models.training.evaluation.froc import HitRule
 from pulmo_models.training.evaluation.networks import Networks
 from pulmo_models.training.evaluation.page import page
@@ -165,14 +167,16 @@ def _froc(scans: Iterable[Scan], analyst: Analyst, plan: Plan, name: str) -> tup
 
 
 def _stage2(networks: Networks, plan: Plan, stores: list[PatchStore]) -> _Outcome:
-    network = networks.stage2
+    network = networks.stage2 or networks.teacher
     if network is None:
         return {}, {}, {"stage2": "there is no characteriser"}
     if not any(len(store.rows("stage2", plan.split)) for store in stores):
         return {}, {}, {"stage2": f"no store has patches of the split {plan.split}"}
     runner = Runner(network, resolve_device(plan.device), "fp32")
-    seen = predict(stores, plan.split, network, runner, networks.concept_scale)
-    figures = stage2_figures(seen, network, networks.concept_scale, seed=plan.seed, resamples=plan.resamples)
+    head = MalignancyHead.of(network, networks.concept_scale)  # type: ignore[arg-type] (a teacher has the same head)
+    characteriser = student(runner, head) if networks.stage2 is not None else teacher(runner, head)
+    seen = predict(stores, plan.split, characteriser)
+    figures = stage2_figures(seen, head, seed=plan.seed, resamples=plan.resamples)
     return figures, stage2_images(seen, figures), {}
 
 

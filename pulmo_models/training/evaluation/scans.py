@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-import torch
 
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.geometry import index_to_lps
@@ -24,8 +23,7 @@ from pulmo_models.training import insertion
 from pulmo_models.training.evaluation.froc import Places
 from pulmo_models.training.evaluation.truth import own_places
 from pulmo_models.training.hosts import TEST_HOSTS, VALIDATION_HOSTS
-from pulmo_models.training.insertion import Piece
-from pulmo_models.training.nodules import RealNodule, load_nodules, split_of
+from pulmo_models.training.nodules import RealNodule, load_nodules, noise_of, split_of
 from pulmo_models.training.series import read_ct
 from pulmo_models.training.store import Split
 from pulmo_models.types import SeriesDescription, SliceSource, Volume
@@ -38,6 +36,7 @@ HOSTS: Mapping[Split, Sequence[str]] = {
 
 INSERTED_PER_SCAN = 10
 APART_MM = 30.0
+NOISE_REACH = 36  # pixels
 OWN_MARGIN_MM = 5.0  # the places of a series' own nodules are known roughly
 
 
@@ -67,10 +66,8 @@ def _with_nodules(
     volume: Volume, nodules: Sequence[RealNodule], own: Places, random: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], Places]:
     """HU with nodules at random places of the lungs, apart from one another and from its own; and where they are."""
-    lung = localise_lungs(volume).mask
+    hu, lung = volume.hu.copy(), localise_lungs(volume).mask
     voxels = np.argwhere(lung)
-    spacing = np.array(volume.spacing_mm)
-    piece = Piece(hu=torch.from_numpy(volume.hu.copy()), lung=torch.from_numpy(lung), spacing_mm=spacing, known=())
     centres: list[tuple[float, float, float]] = []
     diameters: list[float] = []
     for _ in range(50 * INSERTED_PER_SCAN):
@@ -81,12 +78,20 @@ def _with_nodules(
         taken = np.array([*own.centres_mm, *centres]).reshape(-1, 3)
         if (np.linalg.norm(taken - index_to_lps(volume.affine, index.tolist()), axis=1) < APART_MM).any():
             continue
-        insert = insertion.real_insert(random, nodule, spacing, (1.0, 1.0))
-        placed = None if insert is None else insertion.place(piece, insert, torch.from_numpy(index).float())
+        pose = insertion.draw_pose(random, nodule, (1.0, 1.0))
+        insert = insertion.real_insert(random, nodule, volume.spacing_mm, pose, _noise_hu(volume.hu, lung, index))
+        placed = None if insert is None else insertion.place(hu, lung, insert, index)
         if insert is not None and placed is not None:
-            centres.append(index_to_lps(volume.affine, placed[0].tolist()))
+            centres.append(index_to_lps(volume.affine, placed.centre.tolist()))
             diameters.append(insert.diameter_mm)
-    return piece.hu.numpy(), Places(centres_mm=np.array(centres).reshape(-1, 3), diameters_mm=np.array(diameters))
+    return hu, Places(centres_mm=np.array(centres).reshape(-1, 3), diameters_mm=np.array(diameters))
+
+
+def _noise_hu(hu: npt.NDArray[np.float32], lung: npt.NDArray[np.bool_], index: npt.NDArray[np.int64]) -> float:
+    """Noise of the plain lung around a voxel, within its slice."""
+    z, y, x = (int(value) for value in index)
+    rows, columns = (slice(max(0, at - NOISE_REACH), at + NOISE_REACH) for at in (y, x))
+    return noise_of(hu[z, rows, columns], ~lung[z, rows, columns])[1]
 
 
 def luna16_scans(folder: Path) -> Iterator[Scan]:

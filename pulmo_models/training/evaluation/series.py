@@ -27,7 +27,7 @@ from pulmo_models.training.evaluation.froc import Places, on_places
 from pulmo_models.training.evaluation.plots import Crop
 from pulmo_models.training.evaluation.resampling import Floats, rounded
 from pulmo_models.training.evaluation.stage1 import crop_of
-from pulmo_models.training.evaluation.truth import REAL_SERIES, KnownNodule, SeriesTruth, known_nodules
+from pulmo_models.training.evaluation.truth import REAL_SERIES, SeriesTruth, TrueNodule, true_nodules
 from pulmo_models.training.phantoms import PhantomScan, make_demo_phantom, make_phantom
 from pulmo_models.training.series import read_ct
 from pulmo_models.types import SeriesDescription, SliceSource, Volume
@@ -54,7 +54,7 @@ def series_part(
             continue
         volume = read_ct(data / name / "dicom")
         truth = REAL_SERIES.get(name, SeriesTruth())
-        row, crops = volume_figures(volume, known_nodules(volume, data / name), analyst)
+        row, crops = volume_figures(volume, true_nodules(volume, data / name), analyst)
         rows.append({"series": name, "role": truth.role, "readers_marked_everything": truth.complete, **row})
         for kind, sheet in crops.items():
             if sheet:
@@ -68,7 +68,7 @@ def phantom_part(analyst: Analyst) -> dict[str, Any]:
     rows = []
     for name, phantom in [("demo", make_demo_phantom()), *((f"seed {s}", make_phantom(s)) for s in PHANTOM_SEEDS)]:
         known = [
-            KnownNodule(name=n.kind, centre_lps_mm=n.centre_lps_mm, diameter_mm=n.diameter_mm) for n in phantom.nodules
+            TrueNodule(name=n.kind, centre_lps_mm=n.centre_lps_mm, diameter_mm=n.diameter_mm) for n in phantom.nodules
         ]
         row, _ = volume_figures(_volume(phantom), known, analyst)
         rows.append({"phantom": name, **row})
@@ -87,7 +87,7 @@ def _volume(phantom: PhantomScan) -> Volume:
 
 
 def volume_figures(
-    volume: Volume, known: Sequence[KnownNodule], analyst: Analyst
+    volume: Volume, known: Sequence[TrueNodule], analyst: Analyst
 ) -> tuple[dict[str, Any], dict[str, list[Crop]]]:
     """What was found in one volume, and crops: ``found``, ``missed``, ``unmatched``."""
     begun = time.monotonic()
@@ -127,7 +127,7 @@ def volume_figures(
 
 
 def _hits(
-    volume: Volume, findings: Sequence[CharacterisedCandidate], known: Sequence[KnownNodule]
+    volume: Volume, findings: Sequence[CharacterisedCandidate], known: Sequence[TrueNodule]
 ) -> npt.NDArray[np.bool_]:
     """Which findings hit which nodules, ``(findings, nodules)``."""
     places = Places(
@@ -147,7 +147,7 @@ def _points(volume: Volume, candidates: Sequence[Candidate]) -> Floats:
 
 def _known_row(
     volume: Volume,
-    nodule: KnownNodule,
+    nodule: TrueNodule,
     heat: npt.NDArray[np.float32],
     hits: Sequence[CharacterisedCandidate],
     analyst: Analyst,
@@ -168,7 +168,7 @@ def _known_row(
     }
 
 
-def _hottest(volume: Volume, nodule: KnownNodule, heat: npt.NDArray[np.float32]) -> tuple[float, tuple[int, int, int]]:
+def _hottest(volume: Volume, nodule: TrueNodule, heat: npt.NDArray[np.float32]) -> tuple[float, tuple[int, int, int]]:
     """The highest heat within reach of a nodule, and its voxel."""
     centre = np.array(lps_to_index(volume.affine, nodule.centre_lps_mm))
     reach = max(5.0, nodule.diameter_mm / 2)

@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from pulmo_models.ct.candidates import Candidate
-from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise, stage2_input
-from pulmo_models.ct.device import Runner
-from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.ct.characterise import MalignancyHead
 from pulmo_models.training.evaluation import plots
+from pulmo_models.training.evaluation.characterisers import Characteriser, Output, central_box
 from pulmo_models.training.evaluation.classification import (
     auc_figures,
     calibration,
@@ -31,7 +28,6 @@ from pulmo_models.training.evaluation.plots import Crop
 from pulmo_models.training.evaluation.resampling import RESAMPLES, Floats, mean_figures, rounded
 from pulmo_models.training.store import Patch, PatchStore, Split
 from pulmo_models.types import CONCEPT_NAMES
-from pulmo_models.weights import ConceptScale
 
 BENIGN_UP_TO, MALIGNANT_FROM, READERS = 2.5, 3.5, 3
 IN_QUESTION_MM = (8.0, 15.0)
@@ -42,12 +38,11 @@ PROTOCOL = (
     "Patches of the split, the candidate in the middle, no augmentation. Detection: patches of nodules against patches "
     f"of none. Malignancy: mean rating up to {BENIGN_UP_TO} against {MALIGNANT_FROM} or more, at least {READERS} "
     f"readers. Concepts and signs: mean ratings of at least {READERS} readers on the LIDC scale. Masks: half of the "
-    "readers; 2D is the central slice at probability 0.5, 3D the mask that the node builds slice by slice. Intervals "
-    "by bootstrap of the patients."
+    "readers; 2D is the central slice at probability 0.5, 3D the mask that the node builds slice by slice (a teacher "
+    "predicts it). Intervals by bootstrap of the patients."
 )
 
 _Bools = npt.NDArray[np.bool_]
-_HALF = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,29 +76,16 @@ class Predictions:
         return np.asarray((self.detection == 1) & (self.readers >= READERS))
 
 
-def predict(
-    stores: Sequence[PatchStore], split: Split, network: Student2p5D, runner: Runner, scale: ConceptScale
-) -> Predictions:
-    """Run the network on every patch of a split.
+def predict(stores: Sequence[PatchStore], split: Split, characteriser: Characteriser) -> Predictions:
+    """Run a network on every patch of a split.
 
     Raises:
         ValueError: the stores have none.
     """
-    head = MalignancyHead.of(network, scale)
     columns: dict[str, list[Any]] = {}
     for batch in _batches(stores, split):
-        inputs = np.stack([stage2_input(patch.hu.astype(np.float32), _middle(patch)) for patch in batch])
-        out = runner(torch.from_numpy(inputs))
-        probabilities = {name: torch.softmax(out[name], dim=1)[:, 1].tolist() for name in ("detection", "malignancy")}
-        outlines = (out["segmentation"][:, 0] >= 0).numpy()
-        for row, patch in enumerate(batch):
-            values = _row(patch, outlines[row]) | {
-                "detection_probability": probabilities["detection"][row],
-                "malignancy_probability": probabilities["malignancy"][row],
-                "concepts": [concept.value for concept in head.concepts(out["concepts"][row].tolist())],
-                "dice_3d": _dice_3d(patch, runner, head),
-            }
-            for name, value in values.items():
+        for patch, output in zip(batch, characteriser(batch), strict=True):
+            for name, value in _row(patch, output).items():
                 columns.setdefault(name, []).append(value)
     if not columns:
         raise ValueError(f"no patch of the split {split!r} in {', '.join(store.path.name for store in stores)}")
@@ -117,15 +99,10 @@ def _batches(stores: Sequence[PatchStore], split: Split) -> Iterator[list[Patch]
             yield [store.patch(int(row)) for row in rows[start : start + BATCH]]
 
 
-def _middle(patch: Patch) -> tuple[int, int, int]:
-    depth, height, width = patch.hu.shape
-    return depth // 2, height // 2, width // 2
-
-
-def _row(patch: Patch, outline: _Bools) -> dict[str, Any]:
-    z, y, x = _middle(patch)
-    box = (z, slice(y - _HALF, y + _HALF), slice(x - _HALF, x + _HALF))
-    truth = np.zeros((2 * _HALF, 2 * _HALF), bool) if patch.mask is None else patch.mask[box]
+def _row(patch: Patch, output: Output) -> dict[str, Any]:
+    box = central_box(patch)
+    truth = np.zeros(output.outline.shape, bool) if patch.mask is None else patch.mask[box]
+    known = patch.mask if patch.detection == 1 else None
     return {
         "patient": patch.patient,
         "source": patch.source,
@@ -135,28 +112,18 @@ def _row(patch: Patch, outline: _Bools) -> dict[str, Any]:
         "readers": patch.readers,
         "diameter_mm": patch.diameter_mm,
         "inserted": patch.inserted,
-        "dice_2d": dice(outline, truth) if patch.detection == 1 and truth.any() else np.nan,
+        "detection_probability": output.detection_probability,
+        "malignancy_probability": output.malignancy_probability,
+        "concepts": output.concepts,
+        "dice_2d": dice(output.outline, truth) if known is not None and truth.any() else np.nan,
+        "dice_3d": dice(output.volume, known) if known is not None and output.volume is not None else np.nan,
         "central": patch.hu[box],
         "truth": truth,
-        "drawn": outline,
+        "drawn": output.outline,
     }
 
 
-def _dice_3d(patch: Patch, runner: Runner, head: MalignancyHead) -> float:
-    """Of the mask that the node builds around the candidate, within the patch; NaN where there is no truth."""
-    if patch.detection != 1 or patch.mask is None or not patch.mask.any():
-        return float("nan")
-    spacing = (float(patch.spacing_mm[0]), float(patch.spacing_mm[1]), float(patch.spacing_mm[2]))
-    candidate = Candidate(index=_middle(patch), score=1.0)
-    whatever_its_probability = CharacteriseSettings(detection_threshold=0.0)
-    hu = patch.hu.astype(np.float32)
-    (found,) = characterise(hu, spacing, [candidate], runner, head, whatever_its_probability)
-    return dice(found.mask.to_volume(patch.hu.shape), patch.mask)
-
-
-def stage2_figures(
-    seen: Predictions, network: Student2p5D, scale: ConceptScale, *, seed: int, resamples: int = RESAMPLES
-) -> dict[str, Any]:
+def stage2_figures(seen: Predictions, head: MalignancyHead, *, seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Every figure of the patches, ready for JSON."""
     labelled, nodules = seen.detection >= 0, seen.detection == 1
     graded, rated = seen.graded(), seen.rated()
@@ -198,7 +165,7 @@ def stage2_figures(
         },
         "concepts": concept_figures(seen.concepts[rated], seen.ratings[rated], seen.patient[rated], seed, resamples),
         "signs": sign_table(
-            MalignancyHead.of(network, scale).weights,
+            head.weights,
             seen.ratings[rated],
             seen.malignancy_rating[rated],
             seen.patient[rated],

@@ -1,0 +1,531 @@
+"""Reports of random networks on tiny data: figures agree with a direct computation, the page stands alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+import typer
+from torch import Tensor
+from typer.testing import CliRunner
+
+from pulmo_models.checkpoints import write_set
+from pulmo_models.ct.characterise import MalignancyHead
+from pulmo_models.ct.device import Runner
+from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.errors import WeightsCorrupt, WeightsMissing
+from pulmo_models.geometry import index_to_lps
+from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
+from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.training import cli_evaluate
+from pulmo_models.training.evaluation import series, stage1
+from pulmo_models.training.evaluation.analysis import Analyst
+from pulmo_models.training.evaluation.compare import comparison, markdown
+from pulmo_models.training.evaluation.froc import Places
+from pulmo_models.training.evaluation.networks import Networks, load_networks
+from pulmo_models.training.evaluation.report import Evaluation, Plan, evaluate, write
+from pulmo_models.training.evaluation.scans import Scan, luna16_scans
+from pulmo_models.training.evaluation.stage1 import Rates, scan_figures, scan_images, score
+from pulmo_models.training.evaluation.truth import TrueNodule
+from pulmo_models.training.evaluation.windows import window_figures
+from pulmo_models.training.store import Patch, PatchStore, StoreWriter, Window
+from pulmo_models.types import CONCEPT_NAMES, SeriesDescription, SliceSource, Volume
+
+PATCH, WINDOW = (9, 66, 66), (16, 32, 32)
+
+
+def ball(shape: tuple[int, ...], radius: float, centre: tuple[float, ...] | None = None) -> np.ndarray:
+    middle = np.array(centre if centre is not None else [size // 2 for size in shape])
+    return np.linalg.norm(np.indices(shape) - middle.reshape(-1, 1, 1, 1), axis=0) < radius
+
+
+def nodule_patch(number: int, malignancy: float, readers: int = 3) -> Patch:
+    random = np.random.default_rng(number)
+    mask = ball(PATCH, 3 + number % 4)
+    hu = np.where(mask, 40, -800) + random.normal(0, 120, PATCH)
+    return Patch(
+        hu=hu.astype(np.int16),
+        spacing_mm=(2.0, 0.7, 0.7),
+        mask=mask,
+        detection=1,
+        malignancy=malignancy,
+        ratings=random.uniform(1, 5, 8).astype(np.float32),
+        readers=readers,
+        diameter_mm=4.0 + number,
+        inserted=number % 2 == 0,
+        patient=f"P{number // 2}",
+        split="test",
+        source="made",
+    )
+
+
+def other_patch(number: int) -> Patch:
+    hu = np.random.default_rng(100 + number).normal(-700, 250, PATCH).astype(np.int16)
+    return Patch(hu=hu, spacing_mm=(2.0, 0.7, 0.7), detection=0, patient=f"N{number}", split="test", source="made")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "tiny.h5"
+    with StoreWriter(path, window=WINDOW, patch=PATCH, provenance={"command": "test", "seed": 7}) as writer:
+        for number, malignancy in enumerate([1.0, 4.5, 2.0, 3.0, 2.5, 3.5, 4.0]):
+            writer.add_patch(nodule_patch(number, malignancy))
+        writer.add_patch(nodule_patch(7, 5.0, readers=2))
+        for number in range(5):
+            writer.add_patch(other_patch(number))
+        writer.add_patch(replace(other_patch(9), split="train"))
+        writer.add_window(bright_window("test"))
+        writer.drop("too near the border", 2)
+    return path
+
+
+def bright_window(split: Any) -> Window:
+    hu = np.full(WINDOW, -850, np.int16)
+    for place in ((8, 8, 8), (8, 24, 24), (3, 8, 24)):
+        hu[place] = 500
+    return Window(
+        hu=hu,
+        spacing_mm=(2.0, 1.0, 1.0),
+        nodules=np.array([[8, 8, 8.6, 6.0], [12, 20, 8, 10.0]], np.float32),
+        unknown=np.array([[0, 4, 20, 6, 12, 28]], np.int32),
+        patient="W",
+        split=split,
+        source="made",
+    )
+
+
+def random_networks(seed: int = 1) -> Networks:
+    torch.manual_seed(seed)
+    return Networks(
+        name=f"random {seed}",
+        version="0",
+        concept_scale="unit",
+        sha256="0" * 64,
+        digests={"stage2": "0" * 64},
+        stage1=None,
+        stage2=Student2p5D().eval(),
+    )
+
+
+class Bright(torch.nn.Module):
+    """A detector that knows what is bright; the background of -850 HU is 0.075 and gets a heat of 0.001."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return 16 * (image - 0.5)
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return random_networks()
+
+
+@pytest.fixture(scope="module")
+def evaluation(store: Path, networks: Networks) -> Evaluation:
+    return evaluate(networks, Plan(parts=("stage1", "stage2", "series"), stores=(store,), device="cpu", resamples=40))
+
+
+def direct(store: Path, networks: Networks) -> dict[str, np.ndarray]:
+    """The network's outputs without any of the evaluation's code."""
+    held = PatchStore(store)
+    patches = [held.patch(int(row)) for row in held.rows("stage2", "test")]
+    images = np.stack([p.hu[1:8, 1:65, 1:65].astype(np.float32) for p in patches])
+    with torch.inference_mode():
+        out = networks.stage2((torch.from_numpy(images).clamp(-1000, 1000) + 1000) / 2000)  # type: ignore[misc]
+    return {
+        "detection": out["detection"].softmax(1)[:, 1].numpy(),
+        "malignancy": out["malignancy"].softmax(1)[:, 1].numpy(),
+        "concepts": 1 + 4 * out["concepts"].numpy(),
+        "outline": out["segmentation"][:, 0].numpy() > 0,
+        "mask": np.stack([np.zeros((64, 64), bool) if p.mask is None else p.mask[4, 1:65, 1:65] for p in patches]),
+        "ratings": np.stack([p.ratings for p in patches]),
+    }
+
+
+def share_of_pairs(positive: np.ndarray, negative: np.ndarray) -> float:
+    return float((positive[:, None] > negative[None]).mean())
+
+
+def test_stage_2_agrees_with_a_direct_computation(evaluation: Evaluation, store: Path, networks: Networks) -> None:
+    figures, out = evaluation.report["stage2"], direct(store, networks)
+    assert (figures["patches"], figures["nodules"], figures["no_nodules"], figures["nodules_inserted"]) == (13, 8, 5, 4)
+    area = figures["detection"]["auc"]
+    assert area["value"] == pytest.approx(share_of_pairs(out["detection"][:8], out["detection"][8:]), abs=1e-4)
+    assert (area["positives"], area["negatives"], area["patients"]) == (8, 5, 9)
+    own = figures["detection"]["auc_of_nodules_in_their_own_lung"]
+    assert own["value"] == pytest.approx(share_of_pairs(out["detection"][1:8:2], out["detection"][8:]), abs=1e-4)
+    # Ratings 1, 4.5, 2, (3), 2.5, 3.5, 4; the last nodule has two readers.
+    malignant, benign = [1, 5, 6], [0, 2, 4]
+    malignancy = figures["malignancy"]
+    assert malignancy["auc"]["value"] == pytest.approx(
+        share_of_pairs(out["malignancy"][malignant], out["malignancy"][benign]), abs=1e-4
+    )
+    diameters = 4.0 + np.arange(8)
+    assert malignancy["auc_of_the_diameter_alone"]["value"] == pytest.approx(
+        share_of_pairs(diameters[malignant], diameters[benign]), abs=1e-4
+    )
+    middle = malignancy["from_8_to_15_mm"]  # diameters 8, 9, 10 of numbers 4, 5, 6
+    assert (middle["auc"]["positives"], middle["auc"]["negatives"]) == (2, 1)
+    assert middle["auc_of_the_diameter_alone"]["value"] == 1.0
+    dices = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(out["outline"][:8], out["mask"][:8], strict=True)]
+    assert figures["dice"]["central_slice"]["value"] == pytest.approx(np.mean(dices), abs=1e-4)
+    assert figures["dice"]["volume"]["number"] == 8
+    for column, row in enumerate(figures["concepts"]):
+        truth, guess = out["ratings"][:7, column], out["concepts"][:7, column]
+        expected = 1 - ((truth - guess) ** 2).sum() / ((truth - truth.mean()) ** 2).sum()
+        assert row["concept"] == CONCEPT_NAMES[column]
+        assert row["r2"] == pytest.approx(expected, rel=1e-3, abs=2e-4)
+        assert row["mae"] == pytest.approx(np.abs(truth - guess).mean(), abs=2e-4)
+    head = networks.stage2.malignancy_head.weight.detach().numpy()  # type: ignore[union-attr]
+    weights = [row["weight"] for row in figures["signs"]["rows"]]
+    assert weights == pytest.approx((head[1] - head[0]).tolist(), abs=1e-4)
+
+
+def test_the_volume_is_the_mask_that_the_node_builds(tmp_path: Path) -> None:
+    class Outlines(torch.nn.Module):
+        """Outlines what is bright on the central slice, as a perfect characteriser would."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.malignancy_head = torch.nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            count = len(x)
+            return {
+                "detection": torch.tensor([[0.0, 1.0]]).repeat(count, 1),
+                "concepts": torch.zeros(count, 8),
+                "malignancy": torch.zeros(count, 2),
+                "segmentation": (x[:, 3:4] - 0.3) * 10,
+            }
+
+    path = tmp_path / "clean.h5"
+    with StoreWriter(path, window=None, patch=PATCH, provenance={}) as writer:
+        patch = nodule_patch(1, 4.0)
+        clean = np.where(patch.mask, 40, -800).astype(np.int16) if patch.mask is not None else patch.hu
+        writer.add_patch(replace(patch, hu=clean))
+    known: Any = replace(random_networks(), stage2=Outlines())
+    figures = evaluate(known, Plan(parts=("stage2",), stores=(path,), device="cpu", resamples=5)).report["stage2"]
+    assert figures["dice"]["central_slice"]["value"] == 1.0
+    assert figures["dice"]["volume"]["value"] == 1.0
+    # One nodule and nothing else: what needs a second class is left open, not invented.
+    assert figures["detection"]["auc"]["value"] is None
+    assert figures["malignancy"]["auc"] == {
+        "value": None, "ci95": None, "positives": 1, "negatives": 0, "patients": 1, "resamples_without_a_class": 5,
+    }  # fmt: skip
+    assert figures["detection"]["operating_points"] == []
+
+
+def test_the_report_says_what_it_is_of(evaluation: Evaluation, store: Path) -> None:
+    report = evaluation.report
+    assert report["format"] == "pulmo evaluation 1"
+    assert "Research use only" in report["notice"]
+    assert report["weights"]["sha256"] == "0" * 64
+    (described,) = report["stores"]
+    assert described["file"] == "tiny.h5"
+    assert described["provenance"] == {"command": "test", "seed": 7}
+    assert described["dropped"] == {"too near the border": 2}
+    assert described["samples"]["stage2"] == {"train": 1, "validation": 0, "test": 13}
+    assert report["skipped"] == {"stage1": "there is no detector", "series": "needs --data"}
+    assert report["how"]["seed"] == 99
+
+
+def test_the_same_seed_gives_the_same_report(evaluation: Evaluation, store: Path, networks: Networks) -> None:
+    plan = Plan(parts=("stage1", "stage2", "series"), stores=(store,), device="cpu", resamples=40)
+    again = evaluate(networks, plan)
+    assert {**again.report, "created": ""} == {**evaluation.report, "created": ""}
+
+
+def test_the_page_stands_alone(evaluation: Evaluation, tmp_path: Path) -> None:
+    path = write(evaluation, tmp_path / "out")
+    text = path.read_text(encoding="utf-8")
+    assert set(re.findall(r"""(?:src|href)\s*=\s*["']?([a-z]+:)""", text)) == {"data:"}
+    assert not re.search(r"https?://|@import|url\(|<script|<link", text)
+    assert "Research use only" in text
+    assert "4 of the 8 nodule patches" in text  # that are synthetic
+    assert text.count("data:image/png;base64,") == len(evaluation.images)
+    for name in ("stage2-roc", "stage2-reliability", "stage2-concepts", "stage2-signs", "stage2-masks"):
+        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    figures = evaluation.report["stage2"]
+    assert f"{figures['detection']['auc']['value']:.3f}" in text
+    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == evaluation.report
+
+
+def test_texts_are_escaped(evaluation: Evaluation, tmp_path: Path) -> None:
+    report = {**evaluation.report, "weights": {**evaluation.report["weights"], "name": "<script>alert(1)</script>"}}
+    text = write(Evaluation(report=report, images={}), tmp_path).read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_windows_count_false_positives_per_window(store: Path) -> None:
+    runner = Runner(Bright(), torch.device("cpu"), "fp32")
+    figures = window_figures([PatchStore(store)], "test", runner, "luna16", seed=1, resamples=10)
+    # One of two nodules has a bright voxel within its radius; one bright voxel is on nothing, one where nobody knows.
+    assert (figures["windows"], figures["nodules"]) == (1, 2)
+    at = {row["false_per_window"]: row["value"] for row in figures["sensitivity"]}
+    assert at[8.0] == 0.5
+    assert at[0.125] == pytest.approx(0.5 / 8)  # hit and false one have the same score: a line from (0, 0) to (1, 0.5)
+    assert "no whole scans" in figures["protocol"]
+    with pytest.raises(ValueError, match="validation"):
+        window_figures([PatchStore(store)], "validation", runner, "luna16", seed=1, resamples=10)
+
+
+def volume(bright: dict[tuple[int, int, int], int], affine: np.ndarray) -> Volume:
+    hu = np.full((64, 128, 128), -850, np.float32)
+    for place, level in bright.items():
+        hu[place] = level
+    return Volume(
+        hu=hu,
+        affine=affine,
+        frame_of_reference_uid="",
+        series=SeriesDescription(study_instance_uid="", series_instance_uid="", modality="CT"),
+        sources=tuple(SliceSource(sop_class_uid="", sop_instance_uid=str(k)) for k in range(64)),
+    )
+
+
+def flipped_affine() -> np.ndarray:
+    """Columns to the right, rows to the anterior, slices to the feet."""
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, :3] = [[0, 0, -0.8], [0, -0.8, 0], [-2.5, 0, 0]]
+    affine[:3, 3] = [100, 50, -30]
+    return affine
+
+
+class Stage2Double:
+    """Says what is very bright in the middle is a nodule, and outlines it."""
+
+    def __call__(self, batch: Tensor) -> dict[str, Tensor]:
+        centre = batch[:, 3, 32, 32]
+        return {
+            "detection": torch.stack([torch.zeros_like(centre), 40 * (centre - 0.7)], dim=1),
+            "concepts": torch.zeros(len(batch), 8),
+            "malignancy": torch.zeros(len(batch), 2),
+            "segmentation": (batch[:, 3:4] - 0.4) * 10,
+        }
+
+
+@pytest.fixture
+def analyst(monkeypatch: pytest.MonkeyPatch) -> Analyst:
+    class Everywhere:
+        def __init__(self, of: Volume) -> None:
+            self.search = np.ones(of.hu.shape, bool)
+
+    monkeypatch.setattr(stage1, "search_mask", lambda of: np.ones(of.hu.shape, bool))
+    monkeypatch.setattr(series, "localise_lungs", Everywhere)
+    return Analyst(
+        detector=Runner(Bright(), torch.device("cpu"), "fp32"),
+        characteriser=Stage2Double(),  # type: ignore[arg-type]
+        head=MalignancyHead(weights=np.zeros(8), bias=0.0, concept_scale="unit"),
+        peak_threshold=0.3,
+        detection_threshold=0.5,
+        cluster_mm=6.0,
+    )
+
+
+BRIGHT = {(4, 10, 10): 900, (4, 40, 40): 300, (12, 10, 50): 850, (12, 50, 10): 200}
+
+
+def test_a_scan_is_matched_in_the_patient_frame(analyst: Analyst) -> None:
+    affine = flipped_affine()
+
+    def places(*rows: tuple[float, float, float]) -> Places:
+        centres = np.array([index_to_lps(affine, row) for row in rows])
+        return Places(centres_mm=centres, diameters_mm=np.full(len(rows), 7.0))
+
+    scan = Scan(
+        name="a",
+        volume=volume(BRIGHT, affine),
+        nodules=places((4.5, 11, 11), (4, 40, 42), (8, 30, 30)),
+        excluded=places((12, 10, 50)),
+    )
+    scored = score(scan, analyst, "luna16")
+    heats = [1 / (1 + np.exp(-16 * ((level + 1000) / 2000 - 0.5))) for level in (900, 300)]
+    assert scored.stage1.nodules.tolist() == pytest.approx([*heats, -np.inf], rel=1e-4)
+    assert len(scored.stage1.false) == 1
+    assert scored.both is not None
+    assert scored.both.nodules[0] > 0.99  # 0.95 in the middle
+    assert scored.both.nodules[1] < 0.5  # 0.65
+    assert len(scored.missed) == 1
+    figures = scan_figures([scored], analyst, "luna16", Rates(stage1=0.5, both=0.5), seed=1, resamples=10)
+    assert figures["stage1"]["cpm"] == pytest.approx(2 / 3, abs=1e-4)
+    assert figures["stage1"]["at_the_default_threshold"]["found"] == 2
+    assert figures["both_stages"]["at_the_default_threshold"]["found"] == 1
+    assert figures["by_scan"] == [{"scan": "a", "nodules": 3, "found": 2, "false": 1}]
+    assert figures["operating_point"]["peak_threshold"] == pytest.approx(heats[1], abs=1e-4)
+    assert set(scan_images([scored], figures, "inserted", 1, 10)) == {
+        "inserted-froc", "inserted-sizes", "inserted-missed", "inserted-false",
+    }  # fmt: skip
+
+
+def test_a_folder_of_luna16_is_read_with_its_direction(analyst: Analyst, tmp_path: Path) -> None:
+    hu = volume(BRIGHT, np.eye(4)).hu
+    image = sitk.GetImageFromArray(hu.astype(np.int16))
+    image.SetSpacing((0.8, 0.8, 2.5))
+    image.SetOrigin((100, 50, -30))
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, -1))
+    (tmp_path / "subset0").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "subset0" / "1.2.3.mhd"))
+    x, y, z = image.TransformIndexToPhysicalPoint((10, 10, 4))
+    header = "seriesuid,coordX,coordY,coordZ,diameter_mm\n"
+    (tmp_path / "annotations.csv").write_text(f"{header}1.2.3,{x},{y},{z},6\n9.9.9,0,0,0,5\n")
+    x, y, z = image.TransformIndexToPhysicalPoint((50, 10, 12))
+    (tmp_path / "annotations_excluded.csv").write_text(f"{header}1.2.3,{x},{y},{z},-1\n")
+    (scan,) = luna16_scans(tmp_path)
+    assert scan.name == "1.2.3"
+    assert scan.volume.affine == pytest.approx(flipped_affine())
+    scored = score(scan, analyst, "luna16")
+    assert scored.stage1.nodules[0] > 0.9
+    assert len(scored.stage1.false) == 2
+    with pytest.raises(FileNotFoundError, match=r"no \.mhd"):
+        list(luna16_scans(_with_annotations(tmp_path / "empty", header)))
+
+
+def _with_annotations(folder: Path, header: str) -> Path:
+    folder.mkdir()
+    (folder / "annotations.csv").write_text(header)
+    return folder
+
+
+def test_a_series_says_what_was_found_missed_and_unmatched(analyst: Analyst) -> None:
+    affine = flipped_affine()
+    known = [
+        TrueNodule(name="bright", centre_lps_mm=index_to_lps(affine, (4, 11, 11)), diameter_mm=8.0),
+        TrueNodule(name="faint", centre_lps_mm=index_to_lps(affine, (4, 40, 40)), diameter_mm=40.0),
+        TrueNodule(name="absent", centre_lps_mm=index_to_lps(affine, (8, 5, 60)), diameter_mm=6.0),
+    ]
+    figures, crops = series.volume_figures(volume(BRIGHT, affine), known, analyst)
+    bright, faint, absent = figures["known"]
+    assert bright["found_at_mm"] == pytest.approx(0.8 * 2**0.5, abs=0.05)
+    assert bright["in_question"] is True
+    assert bright["heat"] == pytest.approx(0.9993, abs=1e-3)
+    assert faint["found_at_mm"] is None
+    assert faint["heat"] == pytest.approx(0.917, abs=1e-3)
+    assert faint["detection_probability"] < 0.5
+    assert faint["in_question"] is False
+    assert absent["heat"] < 0.1
+    assert (figures["candidates"], figures["findings"], figures["unmatched"]) == (4, 2, 1)
+    assert figures["unmatched_findings"][0]["index"] == [12, 10, 50]
+    assert {kind: len(sheet) for kind, sheet in crops.items()} == {"missed": 2, "found": 1, "unmatched": 1}
+    outline = crops["unmatched"][0].drawn
+    assert outline is not None
+    assert outline.sum() == 1
+
+
+def test_series_that_are_not_there_are_named(analyst: Analyst, tmp_path: Path) -> None:
+    figures, images = series.series_part(tmp_path, analyst, ["ct_qin_lsc_0055"])
+    assert figures["series"] == [{"series": "ct_qin_lsc_0055", "missing": True}]
+    assert images == {}
+
+
+def test_checkpoints_of_a_training_can_be_evaluated(tmp_path: Path, networks: Networks) -> None:
+    assert networks.stage2 is not None
+    state = {f"network.{key}": value for key, value in networks.stage2.state_dict().items()}
+    path = tmp_path / "best.ckpt"
+    torch.save({"state_dict": {**state, "skipped": torch.zeros(())}, "concept_scale": "raw"}, path)
+    loaded = load_networks(str(path))
+    assert loaded.stage1 is None
+    assert loaded.teacher is None
+    assert loaded.concept_scale == "raw"
+    assert loaded.stage2 is not None
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.stage2.state_dict().values(), networks.stage2.state_dict().values(), strict=True)
+    )
+    torch.save({"state_dict": {"network.x": torch.zeros(1)}}, path)
+    with pytest.raises(WeightsCorrupt, match="neither"):
+        load_networks(str(path))
+    with pytest.raises(WeightsMissing, match="does not exist"):
+        load_networks(str(tmp_path / "other.ckpt"))
+    detector_alone = replace(networks, stage2=None)
+    with pytest.raises(WeightsMissing, match="no detector"):
+        Analyst.of(detector_alone, NoduleSettings(), "auto", "cpu")
+
+
+def test_a_teacher_predicts_its_volume(tmp_path: Path, networks: Networks) -> None:
+    class Sees(torch.nn.Module):
+        """Outlines what is bright, whatever the depth."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.malignancy_head = torch.nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            assert x.shape[1:] == (1, 16, 64, 64)
+            return {
+                "detection": torch.zeros(len(x), 2),
+                "concepts": torch.zeros(len(x), 8),
+                "malignancy": torch.zeros(len(x), 2),
+                "segmentation": x - 0.3,
+            }
+
+    path = tmp_path / "deep.h5"
+    mask = ball((20, 72, 72), 5)
+    with StoreWriter(path, window=None, patch=mask.shape, provenance={}) as writer:
+        hu = np.where(mask, 40, -800).astype(np.int16)
+        writer.add_patch(replace(nodule_patch(1, 4.0), hu=hu, mask=mask))
+    seeing: Any = replace(networks, stage2=None, teacher=Sees())
+    figures = evaluate(seeing, Plan(parts=("stage2",), stores=(path,), device="cpu", resamples=5)).report["stage2"]
+    assert figures["dice"]["central_slice"]["value"] == 1.0
+    assert figures["dice"]["volume"]["value"] == 1.0
+
+
+def test_sets_are_compared_on_the_same_data(evaluation: Evaluation, store: Path) -> None:
+    other = evaluate(
+        random_networks(2), Plan(parts=("stage1", "stage2", "series"), stores=(store,), device="cpu", resamples=40)
+    )
+    compared = comparison([evaluation.report, other.report])
+    table = markdown(compared)
+    assert table.splitlines()[0] == "| | random 1 | random 2 |"
+    rows = {row["figure"]: row["values"] for row in compared["rows"]}
+    for at, report in enumerate((evaluation.report, other.report)):
+        assert rows["detection AUC, stage 2"][at].startswith(f"{report['stage2']['detection']['auc']['value']:.3f}")
+        assert rows["concept signs that agree"][at] == f"{report['stage2']['signs']['agreeing']} of 7"
+    assert rows["the diameter alone"][0] == rows["the diameter alone"][1]
+    assert not any(name.startswith("inserted") for name in rows)  # nobody measured them
+    assert sum(name.startswith("concept R²") for name in rows) == 8
+    elsewhere = {**other.report, "how": {**other.report["how"], "seed": 1}}
+    with pytest.raises(ValueError, match="same data"):
+        comparison([evaluation.report, elsewhere])
+
+
+def test_the_commands(store: Path, networks: Networks, tmp_path: Path) -> None:
+    assert networks.stage2 is not None
+    about = {"version": "1", "licence": "none", "origin": "test", "attribution": "test"}
+    torch.manual_seed(4)
+    manifest = write_set(
+        tmp_path / "set",
+        name="random",
+        stage1=HeatmapUNet3D().state_dict(),
+        stage2=networks.stage2.state_dict(),
+        concept_scale="unit",
+        about=about,
+    )
+    app = typer.Typer()
+    cli_evaluate.register(app)
+    how = ["--store", str(store), "--device", "cpu", "--resamples", "10", "--precision", "fp32"]
+    done = CliRunner().invoke(
+        app, ["evaluate", str(manifest), "--parts", "stage1,stage2", "--out", str(tmp_path / "out"), *how]
+    )
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["weights"]["name"] == "random"
+    assert report["stage1"]["windows"]["windows"] == 1
+    assert "stage1 on inserted nodules" in report["skipped"]
+    assert set(report["weights"]["files"]) == {"stage1", "stage2"}
+    missing = CliRunner().invoke(app, ["evaluate", str(manifest), "--store", str(tmp_path / "none.h5")])
+    assert missing.exit_code == 1
+    assert "none.h5" in missing.stderr
+    wrong = CliRunner().invoke(app, ["evaluate", str(manifest), "--parts", "stage3"])
+    assert wrong.exit_code == 2
+    assert "stage3" in wrong.output
+    twice = [str(manifest), str(manifest)]
+    done = CliRunner().invoke(app, ["compare", *twice, "--parts", "stage2", "--out", str(tmp_path / "both"), *how])
+    assert done.exit_code == 0, done.output
+    assert "| random | random |" in (tmp_path / "both" / "comparison.md").read_text(encoding="utf-8")
+    assert (tmp_path / "both" / "2-random" / "report.html").exists()
