@@ -21,7 +21,7 @@ from pulmo_models.ct.characterise import MalignancyHead
 from pulmo_models.ct.device import Runner
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.errors import WeightsCorrupt, WeightsMissing
-from pulmo_models.geometry import index_to_lps
+from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.training import cli_evaluate
@@ -31,10 +31,12 @@ from pulmo_models.training.evaluation.compare import comparison, markdown
 from pulmo_models.training.evaluation.froc import Places
 from pulmo_models.training.evaluation.networks import Networks, load_networks
 from pulmo_models.training.evaluation.report import Evaluation, Plan, evaluate, write
-from pulmo_models.training.evaluation.scans import Scan, luna16_scans
+from pulmo_models.training.evaluation.scans import Scan, insert_nodules, luna16_scans
 from pulmo_models.training.evaluation.stage1 import Rates, scan_figures, scan_images, score
-from pulmo_models.training.evaluation.truth import TrueNodule
+from pulmo_models.training.evaluation.truth import TrueNodule, own_places, true_nodules
 from pulmo_models.training.evaluation.windows import window_figures
+from pulmo_models.training.nodules import RealNodule
+from pulmo_models.training.phantoms import make_phantom
 from pulmo_models.training.store import Patch, PatchStore, StoreWriter, Window
 from pulmo_models.types import CONCEPT_NAMES, SeriesDescription, SliceSource, Volume
 
@@ -392,6 +394,69 @@ def _with_annotations(folder: Path, header: str) -> Path:
     return folder
 
 
+def test_nodules_are_inserted_where_the_truth_says() -> None:
+    phantom = make_phantom(5, shape=(60, 200, 200), spacing_mm=(3.3, 1.55, 1.55), nodules=())
+    before = phantom.hu.copy()
+    empty = Volume(
+        hu=phantom.hu,
+        affine=phantom.affine,
+        frame_of_reference_uid="",
+        series=SeriesDescription(study_instance_uid="", series_instance_uid="", modality="CT"),
+        sources=tuple(SliceSource(sop_class_uid="", sop_instance_uid=str(k)) for k in range(60)),
+    )
+    mask = ball((11, 72, 72), 8)
+    nodule = RealNodule(
+        patient="LIDC-IDRI-0005",
+        name="made",
+        hu=np.where(mask, 60, -850).astype(np.int16),
+        mask=mask,
+        reach=mask,
+        spacing_mm=(1.0, 1.0, 1.0),
+        diameter_mm=15.0,
+        ratings=np.full(8, 3, np.float32),
+        malignancy=3.0,
+        readers=4,
+        error_hu=0.0,
+    )
+    own = Places(centres_mm=np.array([[-66.0, 0.0, 0.0]]), diameters_mm=np.array([10.0]))
+    hu, placed = insert_nodules(empty, [nodule], own, np.random.default_rng(3))
+    assert 5 <= len(placed.diameters_mm) <= 10
+    assert set(placed.diameters_mm) == {15.0}
+    assert (phantom.hu == before).all()
+    points = np.concatenate([own.centres_mm, placed.centres_mm])
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e3 * np.eye(len(points))
+    assert apart.min() > 28  # 30 mm before the centre is rounded to a voxel
+    for centre in placed.centres_mm:
+        index = lps_to_index(empty.affine, centre)
+        assert hu[tuple(round(value) for value in index)] > -100
+        far = np.linalg.norm((np.argwhere(hu != before) - index) * empty.spacing_mm, axis=1)
+        assert far.min() < 4
+    same = insert_nodules(empty, [nodule], own, np.random.default_rng(3))[1]
+    assert (same.centres_mm == placed.centres_mm).all()
+
+
+def test_the_truth_of_a_series_is_its_list_and_its_boxes(tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, :3] = [[0, 0, 0.5], [0, 0.5, 0], [2, 0, 0]]
+    affine[:3, 3] = [-100, -100, -260]
+    of = volume({}, affine)  # its slices are "0" to "63", z from -260
+    folder = tmp_path / "ct_cptac_c3n-00247"
+    (folder / "annotation").mkdir(parents=True)
+    for name, box in (("10", (20, 40, 40, 64)), ("11", (20, 40, 44, 60))):
+        edges = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+        (folder / "annotation" / f"{name}.xml").write_text(
+            f"<annotation><object><bndbox>{edges}</bndbox></object></annotation>"
+        )
+    listed, boxed = true_nodules(of, folder)
+    assert listed.diameter_mm == 20
+    assert listed.centre_lps_mm == pytest.approx((-100 + 106 * 0.5, -100 + 168 * 0.5, -196), abs=1.01)
+    assert boxed.diameter_mm == pytest.approx(24 * 0.5)
+    x, y, z = boxed.centre_lps_mm
+    assert (x, y) == pytest.approx((-100 + 31 * 0.5, -100 + 51 * 0.5), abs=0.6)
+    assert -240 <= z <= -238
+    assert own_places(of, folder).diameters_mm.tolist() == [20, 12]
+
+
 def test_a_series_says_what_was_found_missed_and_unmatched(analyst: Analyst) -> None:
     affine = flipped_affine()
     known = [
@@ -494,7 +559,12 @@ def test_sets_are_compared_on_the_same_data(evaluation: Evaluation, store: Path)
         comparison([evaluation.report, elsewhere])
 
 
-def test_the_commands(store: Path, networks: Networks, tmp_path: Path) -> None:
+def test_the_commands(networks: Networks, tmp_path: Path) -> None:
+    store = tmp_path / "small.h5"
+    with StoreWriter(store, window=WINDOW, patch=PATCH, provenance={}) as writer:
+        writer.add_window(bright_window("test"))
+        writer.add_patch(nodule_patch(1, 4.0))
+        writer.add_patch(other_patch(1))
     assert networks.stage2 is not None
     about = {"version": "1", "licence": "none", "origin": "test", "attribution": "test"}
     torch.manual_seed(4)

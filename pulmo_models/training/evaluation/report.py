@@ -173,7 +173,7 @@ def _stage2(networks: Networks, plan: Plan, stores: list[PatchStore]) -> _Outcom
     if not any(len(store.rows("stage2", plan.split)) for store in stores):
         return {}, {}, {"stage2": f"no store has patches of the split {plan.split}"}
     runner = Runner(network, resolve_device(plan.device), "fp32")
-    head = MalignancyHead.of(network, networks.concept_scale)  # type: ignore[arg-type] (a teacher has the same head)
+    head = MalignancyHead.of(network, networks.concept_scale)  # type: ignore[arg-type]
     characteriser = student(runner, head) if networks.stage2 is not None else teacher(runner, head)
     seen = predict(stores, plan.split, characteriser)
     figures = stage2_figures(seen, head, seed=plan.seed, resamples=plan.resamples)

@@ -58,14 +58,18 @@ def inserted_scans(data: Path, split: Split, count: int, seed: int) -> Iterator[
         own = own_places(volume, data / name)
         excluded = replace(own, diameters_mm=own.diameters_mm + 2 * OWN_MARGIN_MM)
         for number in range(count):
-            hu, placed = _with_nodules(volume, nodules, own, np.random.default_rng([seed, number]))
+            hu, placed = insert_nodules(volume, nodules, own, np.random.default_rng([seed, number]))
             yield Scan(name=f"{name} {number + 1}", volume=replace(volume, hu=hu), nodules=placed, excluded=excluded)
 
 
-def _with_nodules(
+def insert_nodules(
     volume: Volume, nodules: Sequence[RealNodule], own: Places, random: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], Places]:
-    """HU with nodules at random places of the lungs, apart from one another and from its own; and where they are."""
+    """HU with nodules at random places of the lungs, 30 mm from one another and from its own; and where they are.
+
+    Raises:
+        Rejection: the volume has no lungs.
+    """
     hu, lung = volume.hu.copy(), localise_lungs(volume).mask
     voxels = np.argwhere(lung)
     centres: list[tuple[float, float, float]] = []
