@@ -26,6 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
+from pulmo_models.errors import ModelError
 from pulmo_models.types import CONCEPT_NAMES
 
 MOST_READERS = 4  # of one nodule: the protocol of the collection
@@ -35,7 +36,7 @@ BENIGN_UP_TO = 2.5
 MALIGNANT_FROM = 3.5
 
 
-class LidcDatabaseInvalid(Exception):
+class LidcDatabaseInvalid(ModelError):
     """There is no such database, or it does not hold what is asked for. The message says which."""
 
 
@@ -143,6 +144,16 @@ class Nodule:
     def centre_index(self) -> npt.NDArray[np.float64]:
         """(3,): slice, row, column in the scan: the mean of the readers' centroids."""
         return np.asarray(np.mean([a.centroid_index for a in self.annotations], axis=0), dtype=np.float64)
+
+    def centre_in(self, affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """(3,): slice, row, column in an axial volume of the series whose affine maps indices to LPS mm.
+
+        The volume's slices may be in another order, or others may be missing, than in the scan.
+        """
+        zs = self.annotations[0].slice_zs_mm
+        index, row, column = self.centre_index
+        z = float(np.interp(index, np.arange(len(zs)), zs))
+        return np.array([(z - affine[2, 3]) / affine[2, 0], row, column])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pulmo_models.types import Volume
-from pulmo_node.assemble import assemble_ct, describe
+from pulmo_node.assemble import Rejected, assemble_ct, describe
+
+__all__ = ["Rejected", "read_ct", "series_uid"]
 
 
 def read_ct(folder: Path) -> Volume:
@@ -13,9 +15,30 @@ def read_ct(folder: Path) -> Volume:
 
     Raises:
         FileNotFoundError: there are no files.
-        pulmo_node.errors.Rejected: the files are not one regular axial CT volume.
+        Rejected: the files are not one regular axial CT volume.
     """
+    paths = _files(folder)
+    return assemble_ct(paths, describe(paths))
+
+
+def series_uid(folder: Path) -> str:
+    """Series Instance UID of the first file below a folder that is DICOM.
+
+    Raises:
+        FileNotFoundError: there are no files.
+        Rejected: none of them is DICOM.
+    """
+    *others, last = _files(folder)
+    for path in others:
+        try:
+            return describe([path]).series_instance_uid
+        except Rejected:
+            continue
+    return describe([last]).series_instance_uid
+
+
+def _files(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     if not paths:
         raise FileNotFoundError(f"{folder}: no files")
-    return assemble_ct(paths, describe(paths))
+    return paths

@@ -22,6 +22,7 @@ from pulmo_node.errors import Rejected
 __all__ = [
     "FoundFolder",
     "FoundSeries",
+    "Rejected",
     "RejectionCode",
     "SetAside",
     "assemble",
