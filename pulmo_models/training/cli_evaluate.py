@@ -70,8 +70,12 @@ def evaluate(  # noqa: PLR0913
     scans: ScansOption = 3,
     split: SplitOption = SplitName.test,
     rule: RuleOption = RuleName.luna16,
-    peak_threshold: Annotated[float | None, typer.Option(help="Stage 1; default that of the node.")] = None,
-    detection_threshold: Annotated[float | None, typer.Option(help="Stage 2; default that of the node.")] = None,
+    peak_threshold: Annotated[
+        float | None, typer.Option(help="Stage 1; default that of the node.", min=0, max=1)
+    ] = None,
+    detection_threshold: Annotated[
+        float | None, typer.Option(help="Stage 2; default that of the node.", min=0, max=1)
+    ] = None,
     threshold_at: Annotated[float, typer.Option(help="Candidates on nothing per scan of the operating point.")] = 8.0,
     findings_at: Annotated[float, typer.Option(help="False findings per scan of the operating point.")] = 2.0,
     series: Annotated[str | None, typer.Option(help="Only these real series, by commas.")] = None,

@@ -239,16 +239,25 @@ def test_the_report_says_what_it_is_of(evaluation: Evaluation, store: Path) -> N
     assert report["how"]["seed"] == 99
 
 
-def figures_of(store: Path, networks: Networks) -> dict[str, Any]:
+def figures_of(store: Path, networks: Networks, **changes: Any) -> dict[str, Any]:
     assert networks.stage2 is not None
     head = MalignancyHead.of(networks.stage2, networks.concept_scale)
     characteriser = student(Runner(networks.stage2, torch.device("cpu"), "fp32"), head)
     seen = predict([PatchStore(store)], "test", characteriser)
-    return stage2_figures(seen, head, seed=99, resamples=40)
+    return stage2_figures(replace(seen, **changes), head, seed=99, resamples=40)
 
 
 def test_the_same_seed_gives_the_same_figures(evaluation: Evaluation, store: Path, networks: Networks) -> None:
     assert figures_of(store, networks) == evaluation.report["stage2"]
+
+
+def test_a_nodule_without_a_diameter_is_left_out_of_the_baseline_alone(store: Path, networks: Networks) -> None:
+    sizes = np.array([np.nan, 9.0, *range(10, 21)])
+    malignancy = figures_of(store, networks, diameter_mm=sizes)["malignancy"]
+    assert malignancy["auc"]["negatives"] == 3
+    assert malignancy["auc_of_the_diameter_alone"]["negatives"] == 2
+    # Malignant 9, 13, 14 against benign 10, 12.
+    assert malignancy["auc_of_the_diameter_alone"]["value"] == pytest.approx(4 / 6, abs=1e-4)
 
 
 def test_the_page_stands_alone(evaluation: Evaluation, tmp_path: Path) -> None:

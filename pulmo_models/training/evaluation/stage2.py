@@ -150,7 +150,7 @@ def stage2_figures(seen: Predictions, head: MalignancyHead, *, seed: int, resamp
         },
         "malignancy": {
             "auc": area(seen.malignancy_probability, malignant, graded),
-            "auc_of_the_diameter_alone": area(seen.diameter_mm, malignant, graded),
+            "auc_of_the_diameter_alone": area(seen.diameter_mm, malignant, graded & np.isfinite(seen.diameter_mm)),
             "from_8_to_15_mm": {
                 "auc": area(seen.malignancy_probability, malignant, in_question),
                 "auc_of_the_diameter_alone": area(seen.diameter_mm, malignant, in_question),
@@ -199,7 +199,7 @@ def stage2_images(seen: Predictions, figures: Mapping[str, Any]) -> dict[str, by
     for name, scores, positive, chosen in (
         ("detection", seen.detection_probability, nodules, labelled),
         ("malignancy", seen.malignancy_probability, malignant, graded),
-        ("diameter alone", seen.diameter_mm, malignant, graded),
+        ("diameter alone", seen.diameter_mm, malignant, graded & np.isfinite(seen.diameter_mm)),
     ):
         if positive[chosen].any() and not positive[chosen].all():
             curves[name] = roc_points(scores[chosen], positive[chosen])[:2]
