@@ -1,181 +1,263 @@
-"""Cuts a piece of a host at a chosen spacing and places nodules into it. Tensors in HU, one sample at a time."""
+"""Places a nodule of one patient into the lung of another, in Hounsfield units.
+
+A voxel of the nodule's cut-out is taken for a mixture of its own lung and of tissue: HU = (1 - f) * lung + f * tissue,
+with tissue at 40 HU, or denser where the voxel itself is (calcification). The fraction f, not the picture, is carried
+over: host' = (1 - f) * host + f * tissue. So the surroundings stay the host's, an edge keeps its partial volume, and
+where the host has a vessel or the chest wall already nothing gets brighter. Outside of what any reader outlined f fades
+over a resolution's width, which cuts off the source's vessels and pleura; outside of the host's lung nothing changes.
+
+In-plane sharpness and noise follow the host: the cut-out is blurred or sharpened until the noise of its plain lung is
+that of the host's, since a kernel that resolves more is noisier; what is missing after that is added as noise.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional
+from scipy import ndimage
 
-from pulmo_models.training.hosts import Host, KnownNodule
-from pulmo_models.training.nodules import RealNodule
+from pulmo_models.training.nodules import RealNodule, noise_of
 
-Shape = tuple[int, int, int]
+Floats = npt.NDArray[np.floating[Any]]
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Piece:
-    """A part of a host on a grid of its own; ``hu`` and ``mask`` are float32 (slices, rows, columns)."""
-
-    hu: Tensor
-    lung: Tensor  # bool
-    spacing_mm: npt.NDArray[np.float64]
-    known: tuple[KnownNodule, ...]  # the host's own nodules, in indices of the piece
+TISSUE_HU = 40.0
+_FADE_MM = 1.5  # from the outline outwards
+_BLURS = (1.0, 0.8, 0.65, 0.5, 0.35)  # sigma in pixels
+_SHARPENINGS = (0.3, 0.6, 1.0)  # of the unsharp mask
+_NOISE_BLUR = 0.6  # sigma in pixels of what is added: reconstructed noise is never white
+_NOISE_GAIN = 2.07  # 1 / the spread that `noise_of` sees of such noise made from white noise of 1 HU
+_LEAST_LEFT = 0.6  # of the outline's volume that must lie in the host's lung
+_LEAST_CONTRAST_HU = 100.0  # that the nodule must add within its outline: nobody finds one in a vessel or a thick slice
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Insert:
-    """A nodule on the grid of a piece: HU, opacity 0..1, its outline 0..1, and its size."""
+    """A nodule on the grid of a host, float32 (slices, rows, columns)."""
 
-    hu: Tensor
-    opacity: Tensor
-    outline: Tensor
+    fraction: Floats
+    tissue: Floats  # fraction times the tissue's HU
+    outline: Floats  # share of each voxel that is inside of the consensus outline, 0..1
     diameter_mm: float
 
     @property
-    def centre(self) -> Tensor:
+    def centre(self) -> npt.NDArray[np.float64]:
         """Centroid of the outline, in indices of the insert."""
-        weight = torch.where(self.outline > 0.5, self.outline, torch.zeros(()))
-        weight = weight if float(weight.sum()) > 0 else self.outline
-        places = torch.nonzero(weight > 0)
-        values = weight[weight > 0]
-        return (places * values[:, None]).sum(0) / values.sum()
+        return np.array(ndimage.center_of_mass(self.outline), dtype=np.float64)
 
 
-def cut(host: Host, shape: Shape, spacing_mm: npt.NDArray[np.float64], around: npt.NDArray[np.float64]) -> Piece:
-    """The part of a host around an index, resampled; what lies beyond the host is air."""
-    factor = spacing_mm / host.spacing_mm
-    extent = np.ceil(np.array(shape) * factor).astype(int)
-    low = np.round(around - extent / 2).astype(int)
-    slices, padding = [], []
-    for axis in range(3):
-        size = host.hu.shape[axis]
-        if extent[axis] <= size:
-            low[axis] = min(max(low[axis], 0), size - extent[axis])
-            slices.append(slice(low[axis], low[axis] + extent[axis]))
-            padding.append((0, 0))
-        else:
-            low[axis] = 0
-            slices.append(slice(0, size))
-            padding.append((0, extent[axis] - size))
-    box = tuple(slices)
-    hu = torch.from_numpy(np.pad(host.hu[box].astype(np.float32), padding, constant_values=-1000.0))[None, None]
-    lung = torch.from_numpy(np.pad(host.lung[box].astype(np.float32), padding))[None, None]
-    if factor[0] > 1.5:  # thicker slices average what thin ones resolved
-        hu = functional.interpolate(hu, size=(shape[0], *hu.shape[3:]), mode="area")
-    hu = functional.interpolate(hu, size=shape, mode="trilinear", align_corners=False)[0, 0]
-    lung = functional.interpolate(lung, size=shape, mode="nearest")[0, 0] > 0.5
-    scale = extent / np.array(shape)
-    known = []
-    for nodule in host.nodules:
-        index = (np.array(nodule.centre_index) - low + 0.5) / scale - 0.5
-        if all(-0.5 <= index[axis] < shape[axis] - 0.5 for axis in range(3)):
-            place = (float(index[0]), float(index[1]), float(index[2]))
-            known.append(KnownNodule(centre_index=place, diameter_mm=nodule.diameter_mm))
-    return Piece(hu=hu, lung=lung, spacing_mm=spacing_mm, known=tuple(known))
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """How a nodule is turned: flips along its axes, then a turn within the slices."""
+
+    flips: tuple[bool, bool, bool] = (False, False, False)
+    angle: float = 0.0  # radians, from rows towards columns
+    scale: float = 1.0
+    phase: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of the centre within a voxel, -0.5..0.5
+
+
+def draw_pose(
+    random: np.random.Generator, nodule: RealNodule, size_range: tuple[float, float], outwards: float | None = None
+) -> Pose:
+    """A random pose; with `outwards`, the side of the nodule that touches something dense turns to that angle."""
+    flips = (bool(random.random() < 0.5), bool(random.random() < 0.5), bool(random.random() < 0.5))
+    angle = float(random.uniform(0, 2 * np.pi))
+    attached = attachment(nodule)
+    if outwards is not None and attached is not None:
+        down, right = (np.where(flips[1:], -1, 1) * np.array([np.sin(attached), np.cos(attached)])).tolist()
+        angle = outwards - float(np.arctan2(down, right)) + float(random.normal(0, 0.25))
+    return Pose(
+        flips=flips,
+        angle=angle,
+        scale=float(random.uniform(*size_range)),
+        phase=tuple(random.uniform(-0.5, 0.5, 3).tolist()),  # type: ignore[arg-type]
+    )
+
+
+def attachment(nodule: RealNodule) -> float | None:
+    """Angle (arctan2 of rows and columns) of the side on which a nodule touches dense tissue; None where it is free."""
+    middle = int(nodule.mask.sum(axis=(1, 2)).argmax())
+    away = ndimage.distance_transform_edt(~nodule.reach[middle]) * nodule.spacing_mm[1]
+    ring = (away > 1.5) & (away < 4.0)
+    dense = ring & (nodule.hu[middle] > -250)
+    if not ring.any() or dense.sum() < 0.25 * ring.sum():
+        return None
+    down, right = np.argwhere(dense).mean(axis=0) - np.argwhere(nodule.mask[middle]).mean(axis=0)
+    return float(np.arctan2(down, right))
 
 
 def real_insert(
     random: np.random.Generator,
     nodule: RealNodule,
-    spacing_mm: npt.NDArray[np.float64],
-    size_range: tuple[float, float],
+    spacing_mm: npt.ArrayLike,
+    pose: Pose,
+    noise_hu: float = float("nan"),
 ) -> Insert | None:
-    """A real nodule, turned, mirrored and scaled; None where nothing of it is left on so coarse a grid."""
-    scale = float(random.uniform(*size_range))
-    hu = torch.from_numpy(nodule.hu.astype(np.float32))
-    mask = torch.from_numpy(nodule.mask.astype(np.float32))
-    turns = int(random.integers(4))
-    axes = [axis for axis in range(3) if random.random() < 0.5]
-    hu, mask = (torch.rot90(values, turns, (1, 2)).flip(axes) for values in (hu, mask))
-    hu = torch.cat([hu[:1], hu, hu[-1:]])
-    mask = torch.cat([torch.zeros_like(mask[:1]), mask, torch.zeros_like(mask[-1:])])
-    own = np.array(nodule.spacing_mm) * scale
-    grid = [max(1, round(hu.shape[axis] * own[axis] / spacing_mm[axis])) for axis in range(3)]
-    grid[0] = max(grid[0], 2)
-    mode = "area" if spacing_mm[0] / own[0] > 1.3 else "trilinear"
-    hu, mask = (functional.interpolate(values[None, None], size=grid, mode=mode)[0, 0] for values in (hu, mask))
-    peak = float(mask.max())
-    if peak < 1e-3:
+    """A nodule on a grid of that spacing; None where nothing of it is left on so coarse a grid.
+
+    `noise_hu` is the host's, as `noise_of` measures it; NaN leaves the nodule's sharpness and noise as they are.
+    """
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    own = np.array(nodule.spacing_mm) * pose.scale
+    hu, missing = match_noise(nodule, noise_hu)
+    depth = np.stack([_signed_distance(plane) for plane in nodule.mask]) * own[1]
+    reach = np.stack([_signed_distance(plane) for plane in nodule.reach]) * own[1]
+    axes = tuple(axis for axis in range(3) if pose.flips[axis])
+    hu, depth, reach = (np.flip(values, axes) for values in (hu, depth, reach))
+    hu, depth, reach = _turned(hu, depth, reach, own, spacing, pose)
+    fade = max(_FADE_MM, 2 * own[1])
+    window = np.clip(1 + reach / fade, 0, 1)
+    window = window**2 * (3 - 2 * window)
+    tissue = np.maximum(hu, TISSUE_HU)
+    fraction = np.clip((hu - nodule.lung_hu) / (tissue - nodule.lung_hu), -0.1, 1.0)
+    noise = 0.0 if np.isnan(nodule.noise_hu) else nodule.noise_hu
+    above = np.clip((hu - nodule.lung_hu) / max(3 * noise, 30.0), 0, 1)  # outside, what is no more than noise stays out
+    fraction = fraction * window * np.where(reach < 0, above, 1.0)
+    if missing > 0:
+        tissue = tissue + missing * host_noise(random, tissue.shape)
+    inside = np.clip(0.5 + depth / spacing[1], 0, 1)
+    stacked = _along_slices(np.stack([fraction, fraction * tissue, inside]), own[0], spacing[0], pose.phase[0])
+    peak = float(stacked[2].max())
+    if peak < 0.05:
         return None
-    outline = mask if peak > 0.5 else mask / peak
-    opacity = functional.max_pool3d(outline[None, None], (1, 3, 3), 1, (0, 1, 1))
-    opacity = functional.avg_pool3d(opacity, (1, 3, 3), 1, (0, 1, 1))[0, 0].clamp(0, 1)
-    return Insert(hu=hu, opacity=opacity, outline=outline, diameter_mm=nodule.diameter_mm * scale)
-
-
-def made_insert(random: np.random.Generator, spacing_mm: npt.NDArray[np.float64]) -> Insert:
-    """A made nodule: an ellipsoid with lobes and spicules, solid or ground glass, 4 to 28 mm."""
-    diameter = float(np.exp(random.uniform(np.log(4.0), np.log(28.0))))
-    radius = diameter / 2
-    half = [int(np.ceil(radius * 1.6 / step)) + 1 for step in spacing_mm]
-    grid = np.stack(
-        np.meshgrid(*[np.arange(-h, h + 1) * step for h, step in zip(half, spacing_mm, strict=True)], indexing="ij"), -1
+    outline = stacked[2] if peak > 0.6 else stacked[2] / peak * 0.9  # thin ones keep an outline on thick slices
+    return Insert(
+        fraction=stacked[0].astype(np.float32),
+        tissue=stacked[1].astype(np.float32),
+        outline=outline.astype(np.float32),
+        diameter_mm=nodule.diameter_mm * pose.scale,
     )
-    turned, _ = np.linalg.qr(random.normal(size=(3, 3)))
-    depth = radius - np.sqrt((((grid @ turned) / random.uniform(0.75, 1.25, 3)) ** 2).sum(-1))
-    for _ in range(random.integers(0, 5)):
-        lobe = random.normal(size=3)
-        lobe *= radius * random.uniform(0.5, 0.8) / np.linalg.norm(lobe)
-        depth = np.maximum(depth, radius * random.uniform(0.3, 0.6) - np.linalg.norm(grid - lobe, axis=-1))
-    if random.random() < 0.4:
-        for _ in range(random.integers(4, 14)):
-            depth = np.maximum(depth, _spicule(random, grid, radius))
-    outline = np.clip(depth / (0.8 * np.sqrt((spacing_mm**2).mean())) + 0.5, 0, 1).astype(np.float32)
-    level = random.uniform(-60, 90) if random.random() < 0.7 else random.uniform(-700, -250)
-    hu = (level + random.normal(0, 15, outline.shape)).astype(np.float32)
-    edge = torch.from_numpy(outline)
-    return Insert(hu=torch.from_numpy(hu), opacity=edge, outline=edge, diameter_mm=diameter)
 
 
-def _spicule(random: np.random.Generator, grid: npt.NDArray[np.float64], radius: float) -> npt.NDArray[np.float64]:
-    direction = random.normal(size=3)
-    direction /= np.linalg.norm(direction)
-    length = radius * random.uniform(1.1, 1.6)
-    along = grid @ direction
-    across = np.linalg.norm(grid - along[..., None] * direction, axis=-1)
-    thickness = random.uniform(0.4, 0.9) * (1 - along / length) + 0.2
-    return np.where((along > 0) & (along < length), thickness - across, -9.0)
+def match_noise(nodule: RealNodule, noise_hu: float) -> tuple[npt.NDArray[np.float64], float]:
+    """A nodule's HU, blurred or sharpened towards a noise, and the spread of the noise that is then still missing."""
+    hu = nodule.hu.astype(np.float64)
+    if np.isnan(noise_hu) or np.isnan(nodule.noise_hu):
+        return hu, 0.0
+    ratio = noise_hu / nodule.noise_hu
+    if 0.9 < ratio < 1.1:
+        return hu, 0.0
+    middle = int(nodule.mask.sum(axis=(1, 2)).argmax())
+
+    def left_over(filtered: npt.NDArray[np.float64]) -> float:
+        measured = noise_of(filtered, nodule.reach[middle])[1]
+        return nodule.noise_hu if np.isnan(measured) else measured
+
+    strengths = _BLURS if ratio < 1 else _SHARPENINGS
+    found = {0.0: nodule.noise_hu}
+    found.update({strength: left_over(_filtered(hu[middle], strength, ratio < 1)) for strength in strengths})
+    best = min(found, key=lambda strength: abs(np.log(max(found[strength], 0.5) / noise_hu)))
+    missing = float(np.sqrt(max(0.0, noise_hu**2 - found[best] ** 2)))
+    return (_filtered(hu, best, ratio < 1) if best else hu), missing
 
 
-def place(piece: Piece, insert: Insert, centre: Tensor) -> tuple[npt.NDArray[np.float64], Tensor] | None:
-    """Blend an insert into a piece, in place; its centroid in the piece and its outline there, None if it misses it."""
-    low = (centre - insert.centre).round().long()
+def _filtered(hu: npt.NDArray[np.float64], strength: float, blur: bool) -> npt.NDArray[np.float64]:
+    """In-plane blur of that sigma, or an unsharp mask of that strength."""
+    between = (0.0,) * (hu.ndim - 2)
+    if blur:
+        return np.asarray(ndimage.gaussian_filter(hu, (*between, strength, strength)))
+    return np.asarray(hu + strength * (hu - ndimage.gaussian_filter(hu, (*between, 1.0, 1.0))))
+
+
+def host_noise(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """Noise with the grain of a reconstruction in the last two axes; `noise_of` measures 1 HU of it."""
+    white = random.normal(0, 1, shape)
+    return np.asarray(
+        ndimage.gaussian_filter(white, (*(0.0,) * (len(shape) - 2), _NOISE_BLUR, _NOISE_BLUR)) * _NOISE_GAIN
+    )
+
+
+def _signed_distance(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Distance in pixels to the outline, positive inside; far outside where the slice has none."""
+    if not mask.any():
+        return np.full(mask.shape, -1000.0)
+    inside = np.asarray(ndimage.distance_transform_edt(mask))
+    outside = np.asarray(ndimage.distance_transform_edt(~mask))
+    return np.where(mask, inside - 0.5, 0.5 - outside)
+
+
+def _turned(
+    hu: Floats, depth: Floats, reach: Floats, own_mm: Floats, spacing_mm: Floats, pose: Pose
+) -> tuple[Floats, Floats, Floats]:
+    """Resample slices to the pixels of the host, turned about the nodule's middle, no larger than needed."""
+    places = np.argwhere((reach > 0).any(axis=0))
+    middle = (places.min(axis=0) + places.max(axis=0)) / 2
+    farthest = float(np.linalg.norm(places - middle, axis=1).max()) * own_mm[1] + _FADE_MM + 3 * own_mm[1]
+    half = int(np.ceil(farthest / spacing_mm[1])) + 1
+    cosine, sine = np.cos(pose.angle), np.sin(pose.angle)
+    matrix = np.array([[cosine, -sine], [sine, cosine]]) * spacing_mm[1] / own_mm[1]
+    offset = middle - matrix @ (np.array([half, half]) + np.array(pose.phase[1:]))
+    shape = (2 * half + 1, 2 * half + 1)
+
+    def turn(values: Floats, order: int, beyond: str) -> Floats:
+        return np.stack(
+            [ndimage.affine_transform(v, matrix, offset, shape, order=order, mode=beyond, cval=-1000.0) for v in values]
+        )
+
+    return turn(hu, 3, "nearest"), turn(depth, 1, "constant"), turn(reach, 1, "constant")
+
+
+def _along_slices(values: Floats, own_mm: float, target_mm: float, phase: float) -> Floats:
+    """Resample axis 1 of (kinds, slices, rows, columns); beyond the ends there is nothing.
+
+    Thicker slices are means over their thickness, thinner ones are interpolated.
+    """
+    count = values.shape[1]
+    half = int(np.ceil(((count + 1) / 2 * own_mm + target_mm) / target_mm))
+    targets = (np.arange(-half, half + 1) + phase) * target_mm
+    sources = (np.arange(count) - (count - 1) / 2) * own_mm
+    return np.einsum("ts,ksyx->ktyx", slice_weights(sources, own_mm, targets, target_mm), values, optimize=True)
+
+
+def slice_weights(
+    sources_mm: Floats, source_mm: float, targets_mm: Floats, target_mm: float
+) -> npt.NDArray[np.float64]:
+    """(targets, sources): what each source slice gives to each target slice; rows add up to 1 inside of the sources."""
+    distance = np.abs(targets_mm[:, None] - sources_mm[None, :])
+    if target_mm <= source_mm:
+        return np.clip(1 - distance / source_mm, 0, None)
+    return np.clip(((source_mm + target_mm) / 2 - distance) / target_mm, 0, source_mm / target_mm)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Placed:
+    """Where a nodule is now."""
+
+    centre: npt.NDArray[np.float64]  # index of the centroid of its outline
+    mask: npt.NDArray[np.bool_]  # of the whole array
+
+
+def place(
+    hu: npt.NDArray[np.float32], lung: npt.NDArray[np.bool_] | None, insert: Insert, centre: npt.ArrayLike
+) -> Placed | None:
+    """Blend an insert into an array, in place, its centroid at the index `centre` up to half a voxel.
+
+    None, and nothing changed, where less than 60 % of its outline's volume would lie in the array and in the lung, or
+    where it would add less than 100 HU within its outline: there is nothing to be seen.
+    """
+    low = np.round(np.asarray(centre, dtype=np.float64) - insert.centre).astype(int)
     into, out_of = [], []
-    for axis, size in enumerate(piece.hu.shape):
-        start = max(0, int(low[axis]))
-        stop = min(size, int(low[axis]) + insert.hu.shape[axis])
+    for axis, size in enumerate(hu.shape):
+        start, stop = max(0, int(low[axis])), min(size, int(low[axis]) + insert.outline.shape[axis])
         if stop <= start:
             return None
         into.append(slice(start, stop))
         out_of.append(slice(start - int(low[axis]), stop - int(low[axis])))
     target, source = tuple(into), tuple(out_of)
-    opacity = insert.opacity[source]
-    piece.hu[target] = piece.hu[target] * (1 - opacity) + insert.hu[source] * opacity
-    outline = torch.zeros_like(piece.hu)
-    outline[target] = insert.outline[source]
-    return (low + insert.centre).numpy().astype(np.float64), outline
-
-
-def scanner(random: np.random.Generator, hu: Tensor) -> Tensor:
-    """Another kernel, another noise, another calibration."""
-    kind = random.random()
-    smooth = functional.avg_pool3d(hu[None, None], (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)[0, 0]
-    if kind < 0.35:
-        hu = hu + (hu - smooth) * float(random.uniform(0.3, 1.5))
-    elif kind < 0.55:
-        hu = smooth
-    if random.random() < 0.5:
-        noise = torch.from_numpy(random.normal(0, random.uniform(5, 60), tuple(hu.shape)).astype(np.float32))
-        if random.random() < 0.5:
-            noise = 2 * functional.avg_pool3d(noise[None, None], (1, 3, 3), 1, (0, 1, 1))[0, 0]
-        hu = hu + noise
-    return hu + float(random.uniform(-25, 25))
-
-
-def normalised(hu: Tensor) -> Tensor:
-    """HU clipped to [-1000, 1000] as 0..1, as the networks take it."""
-    return (hu.clamp(-1000, 1000) + 1000) / 2000
+    inside = np.ones(1) if lung is None else ndimage.uniform_filter(lung[target].astype(np.float32), (1, 3, 3))
+    outline = insert.outline[source] * (inside > 0.5)
+    if outline.sum() < _LEAST_LEFT * insert.outline.sum():
+        return None
+    part = outline > 0.5
+    if not part.any():
+        part = outline >= outline.max()
+    blended = hu[target] * (1 - insert.fraction[source] * inside) + insert.tissue[source] * inside
+    if float((blended - hu[target])[part].mean()) < _LEAST_CONTRAST_HU:
+        return None
+    hu[target] = blended
+    mask = np.zeros(hu.shape, dtype=bool)
+    mask[target] = part
+    where = np.array(ndimage.center_of_mass(outline)) + [box.start for box in target]
+    return Placed(centre=where, mask=mask)

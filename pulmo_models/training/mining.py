@@ -1,4 +1,4 @@
-"""Hard negatives for stage 2: what the trained detector takes for nodules in the training hosts, and is none.
+"""Hard negatives of stage 2: what a trained detector takes for nodules in the hosts, and is none.
 
 The hosts are real patients, two of them without any annotation, so a strong candidate may well be a nodule. Candidates
 were looked at once; what looks like a nodule is in `hosts.LOOKS_LIKE_A_NODULE` and never becomes a negative.
@@ -7,6 +7,7 @@ were looked at once; what looks like a nodule is in `hosts.LOOKS_LIKE_A_NODULE` 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,44 +17,40 @@ from torch import nn
 
 from pulmo_models.ct.candidates import CandidateSettings, find_candidates
 from pulmo_models.ct.device import Runner
-from pulmo_models.errors import WeightsMissing
-from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
-from pulmo_models.training.hosts import TRAINING_HOSTS, Host, load_hosts
+from pulmo_models.training.hosts import Host
 
-FILE = "hard-negatives.json"
+# A coarser stride than the node's: a candidate that only some windows see is welcome here.
+MINING = CandidateSettings(window=(48, 96, 96), stride=(36, 72, 72), peak_threshold=0.05, batch=1)
+
+Places = npt.NDArray[np.int64]
 
 
-def mine(data: Path, work: Path, settings: CandidateSettings) -> Path:
-    """Run the detector of a work folder over the training hosts and write down its false candidates.
+def mine(
+    network: nn.Module,
+    name: str,
+    hosts: Sequence[Host],
+    work: Path,
+    progress: Callable[[Host], None] = lambda host: None,
+) -> Mapping[str, Places]:
+    """False candidates of a detector in each host, as indices (n, 3), best first.
 
-    Raises:
-        WeightsMissing: stage 1 was not trained in that folder.
+    What is found is kept in the work folder under `name` (of the weights, with their hash), so that a host is gone
+    through once for each detector.
     """
-    checkpoint = work / "stage1" / "checkpoint.pt"
-    if not checkpoint.exists():
-        raise WeightsMissing(f"{checkpoint}: not there; run pulmo-train stage1 first")
-    network = HeatmapUNet3D()
-    network.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["network"])
-    found = {
-        host.name: false_candidates(network.eval(), host, settings) for host in load_hosts(data, TRAINING_HOSTS, work)
-    }
-    path = work / FILE
-    path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    return path
+    path = work / f"hard-negatives-{name}.json"
+    known: dict[str, list[list[int]]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for host in hosts:
+        if host.name not in known:
+            progress(host)
+            known[host.name] = [list(place) for place in false_candidates(network, host, MINING)]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(known) + "\n", encoding="utf-8")
+    return {host.name: np.array(known[host.name], dtype=np.int64).reshape(-1, 3) for host in hosts}
 
 
 def false_candidates(network: nn.Module, host: Host, settings: CandidateSettings) -> list[tuple[int, int, int]]:
     """Candidates of a host, best first, that are far from everything known or seen to be a nodule."""
-    runner = Runner(network, torch.device("cuda" if torch.cuda.is_available() else "cpu"), "bf16")
+    runner = Runner(network.eval(), torch.device("cuda" if torch.cuda.is_available() else "cpu"), "auto")
     spacing = (float(host.spacing_mm[0]), float(host.spacing_mm[1]), float(host.spacing_mm[2]))
     candidates = find_candidates(host.hu.astype(np.float32), spacing, runner, settings, host.lung)
     return [candidate.index for candidate in candidates if not host.may_be_nodule(candidate.index)]
-
-
-def load_hard_negatives(work: Path) -> dict[str, npt.NDArray[np.int64]]:
-    """What `mine` wrote into a work folder, as indices (n, 3) for each host; nothing where it did not run."""
-    path = work / FILE
-    if not path.exists():
-        return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return {name: np.array(indices, dtype=np.int64).reshape(-1, 3) for name, indices in stored.items()}
