@@ -1,7 +1,8 @@
 """Patch store from LIDC-IDRI as TCIA gives it: folders of DICOM files, and the readers' database.
 
-Each folder that holds files is taken for one series, as in TCIA's downloads; a series is known by its Series Instance
-UID. It is read by the node's own assembly, so a series that the node would refuse is left out here too.
+Each folder that holds files, and no folder with files, is taken for one series, as in TCIA's downloads; a series is
+known by its Series Instance UID. It is read by the node's own assembly, so a series that the node would refuse is left
+out here too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def write_lidc(
     Raises:
         CollectionInvalid: there are no files.
     """
-    folders = sorted({path.parent for path in folder.rglob("*") if path.is_file()})
+    holding = {path.parent for path in folder.rglob("*") if path.is_file()}
+    folders = sorted(holding - {above for inner in holding for above in inner.parents})
     if not folders:
         raise CollectionInvalid(f"{folder}: holds no files")
     label = partial(_label, database=database, known=database.series(), settings=settings, seen=set())
