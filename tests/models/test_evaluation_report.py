@@ -37,6 +37,7 @@ from pulmo_models.training.evaluation.stage1 import Rates, scan_figures, scan_im
 from pulmo_models.training.evaluation.stage2 import predict, stage2_figures
 from pulmo_models.training.evaluation.truth import TrueNodule, own_places, true_nodules
 from pulmo_models.training.evaluation.windows import window_figures
+from pulmo_models.training.luna16 import CollectionInvalid
 from pulmo_models.training.nodules import RealNodule
 from pulmo_models.training.phantoms import make_phantom
 from pulmo_models.training.store import Patch, PatchStore, StoreWriter, Window
@@ -359,9 +360,11 @@ def test_a_scan_is_matched_in_the_patient_frame(analyst: Analyst) -> None:
 
     scan = Scan(
         name="a",
+        series="host",
         volume=volume(BRIGHT, affine),
         nodules=places((4.5, 11, 11), (4, 40, 42), (8, 30, 30)),
         excluded=places((12, 10, 50)),
+        doubtful=places((12, 50, 10)),
     )
     scored = score(scan, analyst, "luna16")
     heats = [1 / (1 + np.exp(-16 * ((level + 1000) / 2000 - 0.5))) for level in (900, 300)]
@@ -371,11 +374,16 @@ def test_a_scan_is_matched_in_the_patient_frame(analyst: Analyst) -> None:
     assert scored.both.nodules[0] > 0.99  # 0.95 in the middle
     assert scored.both.nodules[1] < 0.5  # 0.65
     assert len(scored.missed) == 1
+    assert len(scored.undoubted.false) == 0
     figures = scan_figures([scored], analyst, "luna16", Rates(stage1=0.5, both=0.5), seed=1, resamples=10)
     assert figures["stage1"]["cpm"] == pytest.approx(2 / 3, abs=1e-4)
     assert figures["stage1"]["at_the_default_threshold"]["found"] == 2
     assert figures["both_stages"]["at_the_default_threshold"]["found"] == 1
     assert figures["by_scan"] == [{"scan": "a", "nodules": 3, "found": 2, "false": 1}]
+    assert figures["by_series"] == [
+        {"series": "host", "scans": 1, "nodules": 3, "cpm": 0.6667, "from_6_mm_at_8_false_per_scan": 0.6667}
+    ]
+    assert figures["undoubted"]["candidates_on_nothing"] == 0
     assert figures["operating_point"]["peak_threshold"] == pytest.approx(heats[1], abs=1e-4)
     assert set(scan_images([scored], figures, "inserted", 1, 10)) == {
         "inserted-froc", "inserted-sizes", "inserted-missed", "inserted-false",
@@ -394,6 +402,7 @@ def test_a_folder_of_luna16_is_read_with_its_direction(analyst: Analyst, tmp_pat
     header = "seriesuid,coordX,coordY,coordZ,diameter_mm\n"
     (tmp_path / "annotations.csv").write_text(f"{header}1.2.3,{x},{y},{z},6\n9.9.9,0,0,0,5\n")
     x, y, z = image.TransformIndexToPhysicalPoint((50, 10, 12))
+    (tmp_path / "candidates.csv").write_text("seriesuid,coordX,coordY,coordZ,class\n")
     (tmp_path / "annotations_excluded.csv").write_text(f"{header}1.2.3,{x},{y},{z},-1\n")
     (scan,) = luna16_scans(tmp_path)
     assert scan.name == "1.2.3"
@@ -401,14 +410,9 @@ def test_a_folder_of_luna16_is_read_with_its_direction(analyst: Analyst, tmp_pat
     scored = score(scan, analyst, "luna16")
     assert scored.stage1.nodules[0] > 0.9
     assert len(scored.stage1.false) == 2
-    with pytest.raises(FileNotFoundError, match=r"no \.mhd"):
-        list(luna16_scans(_with_annotations(tmp_path / "empty", header)))
-
-
-def _with_annotations(folder: Path, header: str) -> Path:
-    folder.mkdir()
-    (folder / "annotations.csv").write_text(header)
-    return folder
+    (tmp_path / "subset0" / "1.2.3.mhd").unlink()
+    with pytest.raises(CollectionInvalid, match=r"no \.mhd"):
+        list(luna16_scans(tmp_path))
 
 
 def test_nodules_are_inserted_where_the_truth_says() -> None:

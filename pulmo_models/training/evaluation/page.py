@@ -29,6 +29,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .78rem; backgro
   table, figure { break-inside: avoid; } .notice { background: none; } @page { margin: 16mm; } }
 """
 
+MANY = 10  # series; more are left to report.json
+
 CAPTIONS = {
     "inserted-froc": "FROC on inserted nodules (synthetic); bands are 95 % intervals by bootstrap of the scans.",
     "inserted-sizes": "Sensitivity by size on inserted nodules (synthetic); lines are 95 % intervals.",
@@ -150,6 +152,8 @@ def _stage1(figures: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
 
 def _scans(figures: Mapping[str, Any]) -> str:
     named = [("stage 1", figures["stage1"])]
+    if "undoubted" in figures:
+        named.append(("stage 1, doubtful left out", figures["undoubted"]))
     if "both_stages" in figures:
         named.append(("both stages", figures["both_stages"]))
     first = figures["stage1"]
@@ -158,7 +162,7 @@ def _scans(figures: Mapping[str, Any]) -> str:
         for at, row in enumerate(first["sensitivity"])
     ]
     rows.append(("CPM", *(with_interval(each, "cpm", "cpm_ci95") for _, each in named)))
-    rows.append(("curve ends at", *(number(each["curve_ends_at_false_per_scan"], 2) for _, each in named)))
+    rows.append(("the curve ends at", *(number(each["curve_ends_at_false_per_scan"], 2) for _, each in named)))
     sizes = [
         (
             row["size"],
@@ -183,13 +187,20 @@ def _scans(figures: Mapping[str, Any]) -> str:
             "false findings per scan (with a peak threshold of "
             f"{number(point['detection_threshold_holds_for_peak_threshold'], 2)})"
         )
+    by_series = [
+        (r["series"], r["scans"], r["nodules"], number(r["cpm"]), number(r["from_6_mm_at_8_false_per_scan"]))
+        for r in figures["by_series"]
+    ]
+    of_series = ("stage 1 by series", "scans", "nodules", "CPM", "at 8 per scan, 6 mm and more")
     by_scan = [(row["scan"], row["nodules"], row["found"], row["false"]) for row in figures["by_scan"]]
     return (
         f"{_muted(first['protocol'])}{_muted(figures.get('synthetic', ''))}"
+        f"{_muted(figures.get('undoubted', {}).get('protocol', ''))}"
         f"<p>{first['scans']} scans, {first['nodules']} nodules. Operating point from this curve: {escape(rule)}.</p>"
         f"{table(('false positives per scan', *(name for name, _ in named)), rows)}"
         f"{table(('size', 'nodules', 'at 1 per scan', 'at 8 per scan'), sizes)}"
         f"{table(('at the default threshold', 'threshold', 'found', 'false per scan'), thresholds)}"
+        f"{table(of_series, by_series) if len(by_series) <= MANY else ''}"
         f"<details><summary>By scan</summary>{table(('scan', 'nodules', 'found', 'false'), by_scan)}</details>"
     )
 
@@ -280,8 +291,8 @@ def _series(figures: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
             continue
         word = "false" if row["readers_marked_everything"] else "unmatched"
         parts.append(
-            f"{title}<p>Part in the training: {escape(row['role'])}. {row['candidates']} candidates, "
-            f"{row['findings']} findings, {row['unmatched']} of them {word}; {row['seconds']} s.</p>"
+            f"{title}<p>Role: {escape(row['role'])}. Candidates {row['candidates']}, findings {row['findings']}, "
+            f"of them {word} {row['unmatched']}; {row['seconds']} s.</p>"
             f"{_known(row)}{_pictures(images, 'series-' + row['series'])}"
         )
     return "\n".join(parts)
@@ -320,7 +331,7 @@ def _how(report: Mapping[str, Any]) -> str:
         *((f"sha256 of {name}", digest) for name, digest in weights["files"].items()),
         ("sha256 of the set", weights["sha256"]),
         ("concept scale", weights["concept_scale"]),
-        *((key.replace("_", " "), value) for key, value in report["how"].items()),
+        *((key.replace("_", " "), str(value)) for key, value in report["how"].items()),
         *((f"version of {name}", value) for name, value in report["versions"].items()),
     ]
     stores = "".join(

@@ -91,7 +91,7 @@ def size_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
             axis.vlines(place + 0.2, end[0], end[1], color=INK, linewidth=1)
     axis.set_xticks(places, [f"{row['size']}\n({row['nodules']})" for row in rows])
     axis.set_ylim(0, 1.02)
-    axis.legend(fontsize=8, frameon=False, loc="upper left")
+    axis.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     _label(axis, "diameter (number of nodules)", "sensitivity")
     return _png(figure)
 

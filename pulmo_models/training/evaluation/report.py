@@ -15,6 +15,7 @@ from pulmo_models import __version__
 from pulmo_models.ct.characterise import MalignancyHead
 from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.pipeline import Rejection
 from pulmo_models.training.evaluation.analysis import Analyst
 from pulmo_models.training.evaluation.characterisers import student, teacher
 from pulmo_models.training.evaluation.froc import HitRule
@@ -161,8 +162,14 @@ def _stage1(networks: Networks, plan: Plan, stores: list[PatchStore]) -> _Outcom
 
 
 def _froc(scans: Iterable[Scan], analyst: Analyst, plan: Plan, name: str) -> tuple[dict[str, Any], Images]:
-    scored = [score(scan, analyst, plan.rule) for scan in scans]
+    scored, rejected = [], []
+    for scan in scans:
+        try:
+            scored.append(score(scan, analyst, plan.rule))
+        except Rejection as exc:
+            rejected.append(f"{scan.name}: {exc}")
     figures = scan_figures(scored, analyst, plan.rule, plan.rates, plan.seed, plan.resamples)
+    figures["rejected"] = rejected
     return figures, scan_images(scored, figures, name, plan.seed, plan.resamples)
 
 

@@ -7,22 +7,20 @@ excluded and counts neither way; nodules of it that nobody annotated count as fa
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.geometry import index_to_lps
 from pulmo_models.training import insertion
 from pulmo_models.training.evaluation.froc import Places
-from pulmo_models.training.evaluation.truth import own_places
+from pulmo_models.training.evaluation.truth import doubtful_places, own_places
 from pulmo_models.training.hosts import TEST_HOSTS, VALIDATION_HOSTS
+from pulmo_models.training.luna16 import CollectionInvalid, read_mhd, read_tables
 from pulmo_models.training.nodules import RealNodule, load_nodules, noise_of, split_of
 from pulmo_models.training.series import read_ct
 from pulmo_models.training.store import Split
@@ -45,9 +43,12 @@ class Scan:
     """A volume whose truth is known; places in the patient frame, LPS mm."""
 
     name: str
+    series: str
     volume: Volume
     nodules: Places
     excluded: Places
+    doubtful: Places = field(default_factory=Places)
+    """Nobody annotated them and they look like nodules: figures are given with and without them as false ones."""
 
 
 def inserted_scans(data: Path, split: Split, count: int, seed: int) -> Iterator[Scan]:
@@ -56,10 +57,18 @@ def inserted_scans(data: Path, split: Split, count: int, seed: int) -> Iterator[
     for name in HOSTS[split]:
         volume = read_ct(data / name / "dicom")
         own = own_places(volume, data / name)
+        doubtful = doubtful_places(volume, name)
         excluded = replace(own, diameters_mm=own.diameters_mm + 2 * OWN_MARGIN_MM)
         for number in range(count):
             hu, placed = insert_nodules(volume, nodules, own, np.random.default_rng([seed, number]))
-            yield Scan(name=f"{name} {number + 1}", volume=replace(volume, hu=hu), nodules=placed, excluded=excluded)
+            yield Scan(
+                name=f"{name} {number + 1}",
+                series=name,
+                volume=replace(volume, hu=hu),
+                nodules=placed,
+                excluded=excluded,
+                doubtful=doubtful,
+            )
 
 
 def insert_nodules(
@@ -99,50 +108,27 @@ def _noise_hu(hu: npt.NDArray[np.float32], lung: npt.NDArray[np.bool_], index: n
 
 
 def luna16_scans(folder: Path) -> Iterator[Scan]:
-    """Every ``.mhd`` below a folder, with the nodules of ``annotations.csv`` and, where there is one, the findings of
-    ``annotations_excluded.csv``; columns ``seriesuid, coordX, coordY, coordZ, diameter_mm``, world positions in mm.
+    """Every ``.mhd`` below a folder, with its nodules and excluded findings from the tables of LUNA16.
 
     Raises:
-        FileNotFoundError: no ``annotations.csv`` or no ``.mhd``.
+        CollectionInvalid: there are no volumes, or a table is missing or has other columns.
     """
-    nodules = _read_places(folder / "annotations.csv")
-    excluded = (
-        _read_places(folder / "annotations_excluded.csv") if (folder / "annotations_excluded.csv").exists() else {}
-    )
+    tables = read_tables(folder)
     paths = sorted(folder.rglob("*.mhd"))
     if not paths:
-        raise FileNotFoundError(f"{folder}: no .mhd files")
+        raise CollectionInvalid(f"{folder}: holds no .mhd file")
     for path in paths:
-        yield Scan(
-            name=path.stem,
-            volume=_read_mhd(path),
-            nodules=nodules.get(path.stem, Places()),
-            excluded=excluded.get(path.stem, Places()),
+        hu, affine = read_mhd(path)
+        volume = Volume(
+            hu=hu,
+            affine=affine,
+            frame_of_reference_uid="",
+            series=SeriesDescription(study_instance_uid="", series_instance_uid=path.stem, modality="CT"),
+            sources=tuple(SliceSource(sop_class_uid="", sop_instance_uid=str(k)) for k in range(len(hu))),
         )
+        nodules, excluded = (_places(table.get(path.stem)) for table in (tables.annotations, tables.excluded))
+        yield Scan(name=path.stem, series=path.stem, volume=volume, nodules=nodules, excluded=excluded)
 
 
-def _read_places(path: Path) -> dict[str, Places]:
-    rows: dict[str, list[list[float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            values = [float(row[key]) for key in ("coordX", "coordY", "coordZ", "diameter_mm")]
-            rows.setdefault(row["seriesuid"], []).append(values)
-    tables = {uid: np.array(values) for uid, values in rows.items()}
-    return {uid: Places(centres_mm=table[:, :3], diameters_mm=table[:, 3]) for uid, table in tables.items()}
-
-
-def _read_mhd(path: Path) -> Volume:
-    """ITK's world is the patient frame, so the affine is made of direction, spacing and origin."""
-    image: Any = sitk.ReadImage(str(path))
-    direction = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine = np.eye(4)
-    affine[:3, :3] = direction[:, ::-1]
-    affine[:3, 3] = image.GetOrigin()
-    hu = sitk.GetArrayFromImage(image).astype(np.float32)
-    return Volume(
-        hu=hu,
-        affine=affine,
-        frame_of_reference_uid="",
-        series=SeriesDescription(study_instance_uid="", series_instance_uid=path.stem, modality="CT"),
-        sources=tuple(SliceSource(sop_class_uid="", sop_instance_uid=str(k)) for k in range(len(hu))),
-    )
+def _places(table: npt.NDArray[np.float64] | None) -> Places:
+    return Places() if table is None else Places(centres_mm=table[:, :3], diameters_mm=table[:, 3])

@@ -159,7 +159,7 @@ def _known_row(
     )
     return {
         "nodule": nodule.name,
-        "diameter_mm": round(nodule.diameter_mm, 1),
+        "diameter_mm": round(float(nodule.diameter_mm), 1),
         "in_question": IN_QUESTION_MM[0] <= nodule.diameter_mm <= IN_QUESTION_MM[1],
         "found_at_mm": round(float(distances.min()), 1) if hits else None,
         "heat": rounded(hottest),

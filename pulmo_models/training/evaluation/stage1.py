@@ -18,6 +18,7 @@ from pulmo_models.training.evaluation.froc import (
     ScanScores,
     at_threshold,
     band,
+    cpm,
     froc_curve,
     froc_figures,
     on_places,
@@ -25,13 +26,17 @@ from pulmo_models.training.evaluation.froc import (
     threshold_at,
 )
 from pulmo_models.training.evaluation.plots import Crop
-from pulmo_models.training.evaluation.resampling import Floats
+from pulmo_models.training.evaluation.resampling import Floats, rounded
 from pulmo_models.training.evaluation.scans import Scan
 from pulmo_models.types import Volume
 
 log = logging.getLogger(__name__)
 
 SHOWN = 18
+DOUBT = (
+    "As stage 1, but candidates on places that look like nodules and have no truth (seen by eye, without a reader) "
+    "count neither way."
+)
 CROP_MM = 40.0
 
 
@@ -39,7 +44,9 @@ CROP_MM = 40.0
 class Scored:
     """A scan by stage 1 alone, and by stage 2's probability of its candidates at the operating point."""
 
+    series: str
     stage1: ScanScores
+    undoubted: ScanScores  # stage 1 without the candidates on doubtful places; the same where there are none
     both: ScanScores | None
     missed: tuple[Crop, ...]
     false: tuple[tuple[float, Crop], ...]
@@ -49,7 +56,7 @@ def score(scan: Scan, analyst: Analyst, rule: HitRule) -> Scored:
     """Run the detector over one scan and match what it found.
 
     Raises:
-        Rejection: no lungs.
+        Rejection: there are no lungs.
     """
     search = search_mask(scan.volume)
     heat = analyst.heat(scan.volume, search)
@@ -58,6 +65,7 @@ def score(scan: Scan, analyst: Analyst, rule: HitRule) -> Scored:
     points = _points(scan.volume, indices)
     heats = np.array([candidate.score for candidate in candidates])
     excused = np.logical_or.reduce(on_places(points, scan.excluded, rule), axis=1)
+    doubtful = np.logical_or.reduce(on_places(points, scan.doubtful, rule), axis=1)
     first = score_scan(scan.name, points, heats, scan.nodules, excused, rule)
     both = None
     if analyst.characteriser is not None:
@@ -68,7 +76,9 @@ def score(scan: Scan, analyst: Analyst, rule: HitRule) -> Scored:
     log.info("%s: %d nodules, %d candidates", scan.name, len(scan.nodules.diameters_mm), len(candidates))
     free = ~on_places(points, scan.nodules, rule).any(axis=1) & ~excused
     return Scored(
+        series=scan.series,
         stage1=first,
+        undoubted=score_scan(scan.name, points, heats, scan.nodules, excused | doubtful, rule),
         both=both,
         missed=tuple(_missed(scan, first, analyst.peak_threshold)),
         false=tuple(
@@ -137,8 +147,18 @@ def scan_figures(
             }
             for scan in first
         ],
+        "by_series": [
+            _of_series(name, [scan.stage1 for scan in scored if scan.series == name])
+            for name in dict.fromkeys(scan.series for scan in scored)
+        ],
         "operating_point": {"peak_threshold": _finite(threshold), "false_per_scan": rates.stage1},
     }
+    undoubted = [scan.undoubted for scan in scored]
+    if any(len(a.false) != len(b.false) for a, b in zip(first, undoubted, strict=True)):
+        figures["undoubted"] = froc_figures(undoubted, rule=rule, seed=seed, resamples=resamples) | {
+            "at_the_default_threshold": at_threshold(undoubted, analyst.peak_threshold),
+            "protocol": DOUBT,
+        }
     both = [scan.both for scan in scored if scan.both is not None]
     if both:
         figures["both_stages"] = froc_figures(both, rule=rule, seed=seed, resamples=resamples) | {
@@ -151,6 +171,24 @@ def scan_figures(
             "detection_threshold_holds_for_peak_threshold": analyst.peak_threshold,
         }
     return figures
+
+
+def _of_series(name: str, scans: Sequence[ScanScores]) -> dict[str, Any]:
+    """Figures of the variants of one series."""
+    curve = froc_curve(scans)
+    large = froc_curve(scans, lambda diameters: diameters >= 6.0)
+    nodules = sum(len(scan.nodules) for scan in scans)
+    return {
+        "series": name,
+        "scans": len(scans),
+        "nodules": nodules,
+        "cpm": rounded(cpm(curve)) if nodules else None,
+        "from_6_mm_at_8_false_per_scan": _defined(float(large.at(8.0))),
+    }
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else rounded(value)
 
 
 def _finite(threshold: float) -> float | None:

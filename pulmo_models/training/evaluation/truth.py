@@ -39,6 +39,16 @@ REAL_SERIES: Mapping[str, SeriesTruth] = {
 }
 
 
+DOUBTFUL_MM = 15.0
+DOUBTFUL: Mapping[str, Sequence[tuple[int, int, int]]] = {
+    "ct_cptac_c3n-00247": ((31, 277, 442), (44, 286, 51), (83, 282, 100), (42, 106, 166)),
+}
+"""Indices (slice, row, column) of what nobody annotated and looks like a nodule in a series that serves as a test.
+
+Seen by eye, without a reader, among the findings of pulmo-node-1 in the series as it is: opacities of 4 to 7 mm.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrueNodule:
     """A nodule in the patient frame."""
@@ -79,3 +89,9 @@ def own_places(volume: Volume, folder: Path) -> Places:
         centres_mm=np.array([nodule.centre_lps_mm for nodule in known]).reshape(-1, 3),
         diameters_mm=np.array([nodule.diameter_mm for nodule in known], dtype=np.float64),
     )
+
+
+def doubtful_places(volume: Volume, name: str) -> Places:
+    """What looks like a nodule in a series and has no truth; candidates within 7.5 mm are on it."""
+    centres = [index_to_lps(volume.affine, index) for index in DOUBTFUL.get(name, ())]
+    return Places(centres_mm=np.array(centres).reshape(-1, 3), diameters_mm=np.full(len(centres), DOUBTFUL_MM))
