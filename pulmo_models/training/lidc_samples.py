@@ -175,11 +175,14 @@ def _patches(
     count_drops(writer, "candidate: too near to what may be a nodule", int((~clear).sum()))
     places = [(place, "hard candidate") for place in random.permutation(scan.candidates[clear])[:wanted]]
     places += [(place, "place in the lungs") for place in _lung_places(scan, random, lungs, settings)]
-    for place, what in places[:wanted]:
+    for place, what in places:
+        if not wanted:
+            return
         hu = _cut(scan.hu, place - np.array(settings.patch) // 2, settings.patch)
         if hu.min() == hu.max():
             writer.drop("patch: blank")
             continue
+        wanted -= 1
         yield Patch(
             hu=hu,
             spacing_mm=_triple(scan.spacing_mm),

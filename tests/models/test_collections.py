@@ -30,6 +30,7 @@ SHAPE, SPACING_MM = (40, 96, 96), (2.5, 2.0, 2.0)
 ORIGIN_MM = (95.0, 80.0, -300.0)  # x, y, z of voxel (0, 0, 0)
 ZS = [ORIGIN_MM[2] + SPACING_MM[0] * k for k in range(SHAPE[0])]
 NODULE, FAINT, CALCIFIED = (20, 40, 28), (24, 60, 66), (14, 34, 70)  # slice, row, column
+AIR = (20, 4, 4)  # beside the body
 DIAMETER_MM = 12.0
 NODULE_HU = 30
 SMALL = SampleSettings(window=(16, 32, 32), patch=(12, 24, 24), jitter=(2, 4, 4), window_negatives=5, seed=3)
@@ -95,7 +96,7 @@ def luna(tmp_path: Path) -> tuple[Path, LidcDatabase]:
     off = np.add(NODULE, [[1, 0, 0], [-1, 0, 0]])
     far = (10, 70, 28)
     table = [("1.1", turned_position(index), 1) for index in (*off, far, (-30, 10, 10))]
-    table += [("1.1", turned_position(index), 0) for index in (CALCIFIED, CALCIFIED, (20, 41, 30), (20, 200, 10))]
+    table += [("1.1", turned_position(index), 0) for index in (CALCIFIED, CALCIFIED, (20, 41, 30), (20, 200, 10), AIR)]
     write_table(folder / "candidates.csv", "class", table)
     write_table(folder / "annotations.csv", "diameter_mm", [("1.1", turned_position(NODULE), 11.0)])
     write_table(folder / "annotations_excluded.csv", "diameter_mm", [("1.1", turned_position((8, 50, 60)), -1)])
@@ -146,6 +147,7 @@ def test_what_is_left_out_is_counted_by_reason(luna: tuple[Path, LidcDatabase], 
         "candidate: outside of the volume": 1,
         "candidate: its voxel was there already": 1,
         "candidate: too near to what may be a nodule": 1,
+        "patch: blank": 1,
     }
     assert counted["scans"] == 1
     assert counted["windows"] == len(store.rows("stage1", "train")) == 3 + 5
