@@ -11,21 +11,26 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pulmo_models import registry
 from pulmo_models.errors import DeviceOutOfMemory, ModelError
 from pulmo_models.pipeline import Pipeline, ProgressCallback, Rejection, no_progress
 from pulmo_models.types import Findings, PipelineInfo, Radiograph, Volume
+from pulmo_models.weights import locate
 from pulmo_node.errors import Permanent, Rejected, Transient
 
 
 class Analyser:
     """The configured pipelines, each loaded once. Safe to call from several threads; analyses run one at a time."""
 
-    def __init__(self, pipelines: Mapping[str, Mapping[str, Any]], device: str) -> None:
+    def __init__(
+        self, pipelines: Mapping[str, Mapping[str, Any]], device: str, weights_folder: Path | None = None
+    ) -> None:
         self._settings = pipelines
         self._device = device
+        self._weights_folder = weights_folder  # besides the sets that come with the package
         self._built: dict[str, Pipeline] = {}
         self._lock = threading.Lock()
 
@@ -59,7 +64,14 @@ class Analyser:
     def _pipeline(self, label: str) -> Pipeline:
         if label not in self._built:
             try:
-                self._built[label] = registry.build(label, self._settings.get(label, {}), self._device)
+                self._built[label] = registry.build(label, self._located(label), self._device)
             except ModelError as exc:
                 raise Permanent(f"pipeline {label} cannot be loaded: {exc}") from exc
         return self._built[label]
+
+    def _located(self, label: str) -> dict[str, Any]:
+        """The table of a pipeline, the name of its weights replaced by where they lie."""
+        table = dict(self._settings.get(label, {}))
+        if isinstance(name := table.get("weights"), str):
+            table["weights"] = str(locate(name, self._weights_folder))
+        return table

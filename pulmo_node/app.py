@@ -46,7 +46,7 @@ def build_sender(config: Config) -> DicomSender:
 
 def build_analyser(config: Config) -> Analyser:
     """The configured pipelines."""
-    return Analyser(config.pipelines, config.analysis.device)
+    return Analyser(config.pipelines, config.analysis.device, config.weights_folder)
 
 
 def configure_logging(config: Config) -> None:

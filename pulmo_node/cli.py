@@ -5,20 +5,18 @@ Heavy imports (networks, DICOM encoding) happen inside the commands that need th
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from pulmo_node import cli_weights
 from pulmo_node import console as tables
+from pulmo_node.cli_common import ConfigOption, JsonOption, err, out, print_json, progress_bar, read_config
 from pulmo_node.config import Config, LogSection, default_path, load
 from pulmo_node.domain.studies import STUDY_STATES
 from pulmo_node.errors import ConfigError, PulmoError
@@ -30,19 +28,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-weights_app = typer.Typer(help="Weights of the networks.", no_args_is_help=True)
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
-app.add_typer(weights_app, name="weights")
+app.add_typer(cli_weights.app, name="weights")
 app.add_typer(config_app, name="config")
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Configuration file (default: $PULMO_NODE_CONFIG or config/node.toml)."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-out = Console(soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, soft_wrap=True)
 
 
 def main() -> None:
@@ -55,22 +43,6 @@ def main() -> None:
     except PulmoError as exc:
         err.print(f"[red]failed:[/] {exc}", highlight=False)
         sys.exit(1)
-
-
-def read_config(path: Path | None) -> Config:
-    """The configuration of a command. Raises `ConfigError`."""
-    return load(path or default_path())
-
-
-def print_json(value: Any) -> None:
-    """Values of dataclasses, paths and times as JSON."""
-
-    def plain(item: Any) -> Any:
-        if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            return dataclasses.asdict(item)
-        return item.isoformat() if isinstance(item, datetime) else str(item)
-
-    sys.stdout.write(json.dumps(value, default=plain, indent=1) + "\n")
 
 
 @contextmanager
@@ -106,7 +78,7 @@ def analyze(
     settings = read_config(config)
     configure_logging(settings)
     labels = _pipelines(settings, pipeline)
-    with _progress() as (progress, task):
+    with progress_bar() as (progress, task):
 
         def report(step: str, share: float) -> None:
             progress.update(task, description=step, completed=share)
@@ -137,13 +109,6 @@ def _pipelines(settings: Config, wanted: list[str] | None) -> list[str]:
     if unknown:
         raise ConfigError([f"pipelines.{label}: not configured" for label in unknown])
     return wanted or list(settings.pipelines)
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Progress, TaskID]]:
-    columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), console=err) as progress:
-        yield progress, progress.add_task("", total=1.0)
 
 
 @app.command()
@@ -303,38 +268,6 @@ def demo(
     configure_logging(Config(log=LogSection(level="WARNING")))
     if not run_demo(ct, out_folder, out):
         raise typer.Exit(1)
-
-
-@weights_app.command("list")
-def weights_list(as_json: JsonOption = False) -> None:
-    """List the sets of weights that are installed."""
-    from pulmo_models.weights import list_sets  # noqa: PLC0415
-
-    sets = list_sets()
-    if as_json:
-        print_json(sets)
-    else:
-        rows = ((s.name, s.version, s.concept_scale, s.licence, s.sha256[:16]) for s in sets)
-        tables.print_rows(out, ("set", "version", "concept scale", "licence", "sha256"), rows)
-
-
-@weights_app.command("verify")
-def weights_verify(
-    name: Annotated[
-        str | None, typer.Argument(help="Name or .toml path of a set (default: every installed one).")
-    ] = None,
-) -> None:
-    """Read every file of a set and compare its digest."""
-    from pulmo_models.errors import ModelError  # noqa: PLC0415
-    from pulmo_models.weights import list_sets, load_set, verify_set  # noqa: PLC0415
-
-    try:
-        for found in [load_set(name)] if name else list_sets():
-            verify_set(found)
-            out.print(f"{found.name}: ok, sha256 {found.sha256}", highlight=False)
-    except ModelError as exc:
-        err.print(f"[red]failed:[/] {exc}", highlight=False)
-        raise typer.Exit(1) from exc
 
 
 @config_app.command("show")

@@ -92,6 +92,7 @@ class AnalysisSection(_Retrying):
 
     __pydantic_config__ = _STRICT
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    weights_folder: str = ""  # empty: "weights" in the storage directory
     lease_seconds: Positive = 60.0
     max_attempts: AtLeastOne = 3
     first_delay_seconds: Positive = 30.0
@@ -178,6 +179,11 @@ class Config:
         return Path(self.node.storage)
 
     @property
+    def weights_folder(self) -> Path:
+        """Where fetched and imported sets of weights lie, absolute once the configuration was loaded."""
+        return Path(self.analysis.weights_folder or self.storage / "weights")
+
+    @property
     def database_url(self) -> str:
         """URL for SQLAlchemy."""
         return self.database.url or f"sqlite:///{self.storage / 'pulmo.sqlite'}"
@@ -232,7 +238,7 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
 
 
 def resolve(raw: Mapping[str, Any], *, base: Path, problems: list[str] | None = None) -> Config:
-    """Validate plain values and make the storage path absolute; `base` is the folder of the file.
+    """Validate plain values and make the paths of folders absolute; `base` is the folder of the file.
 
     Raises:
         ConfigError: with one line for every key that is wrong.
@@ -253,8 +259,15 @@ def resolve(raw: Mapping[str, Any], *, base: Path, problems: list[str] | None = 
     problems += _inconsistencies(config, peers=set(named) if isinstance(named, Mapping) else set())
     if problems:
         raise ConfigError(problems)
-    storage = (base / config.node.storage).expanduser().resolve()
-    return replace(config, node=replace(config.node, storage=str(storage)))
+    node = replace(config.node, storage=_absolute(base, config.node.storage))
+    analysis = config.analysis
+    if analysis.weights_folder:
+        analysis = replace(analysis, weights_folder=_absolute(base, analysis.weights_folder))
+    return replace(config, node=node, analysis=analysis)
+
+
+def _absolute(base: Path, folder: str) -> str:
+    return str((base / Path(folder).expanduser()).resolve())
 
 
 def _key(location: tuple[int | str, ...]) -> str:

@@ -3,7 +3,8 @@
 Input: HU at native spacing. Output: candidates with scores, best first. The protocol is the published one of Pulmo's
 `HeatmapUNet3D`: overlapping windows of 64 x 128 x 128 voxels, uniform averaging, peaks of the heat map, suppression of
 peaks closer than 6 mm. With a search mask, windows that do not touch it are skipped and peaks outside it are dropped;
-that is the only departure, and inside the mask a window's result is the same.
+that is the only departure, and inside the mask a window's result is the same. The pipeline's protocol ``published`` has
+no search mask.
 
 Errors: :class:`DeviceOutOfMemory`.
 """

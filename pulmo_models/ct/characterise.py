@@ -1,8 +1,8 @@
 """Stage 2: what a candidate is. Detection, eight concepts, malignancy through the concepts, and a mask.
 
 Input: HU at native spacing and candidates. Output: those candidates whose detection probability reaches the threshold,
-each with a 3D mask, duplicates merged. The input of the network is seven native slices of 64 x 64 voxels, the candidate
-at index (3, 32, 32), padded with -1000 HU, as published.
+each with a 3D mask, duplicates merged unless told otherwise. The input of the network is seven native slices of 64 x 64
+voxels, the candidate at index (3, 32, 32), padded with -1000 HU, as published.
 
 Malignancy is a linear read-out of the concepts: its logit is the sum of the concepts' contributions plus one bias, and
 a contribution is the difference of the two class weights times the network's output (zero baseline).
@@ -40,7 +40,7 @@ class CharacteriseSettings:
 
     detection_threshold: float = 0.5
     mask_threshold: float = 0.5
-    merge_overlap: float = 0.5  # share of the smaller mask from which two findings are one
+    merge_overlap: float | None = 0.5  # share of the smaller mask from which two findings are one; None: never
     batch: int = 32
 
 
@@ -129,11 +129,11 @@ def stage2_input(hu: _FloatVolume, centre: Index) -> _FloatVolume:
     return normalise(crop(hu, origin, (N_SLICES, ROWS_COLUMNS, ROWS_COLUMNS), AIR_HU))
 
 
-def merge_duplicates(found: Sequence[CharacterisedCandidate], overlap: float) -> list[CharacterisedCandidate]:
+def merge_duplicates(found: Sequence[CharacterisedCandidate], overlap: float | None) -> list[CharacterisedCandidate]:
     """Of findings whose masks overlap substantially, keep the one with the highest detection probability."""
     kept: list[CharacterisedCandidate] = []
     for finding in sorted(found, key=lambda f: -f.detection_probability):
-        if all(overlap_share(finding.mask, other.mask) < overlap for other in kept):
+        if overlap is None or all(overlap_share(finding.mask, other.mask) < overlap for other in kept):
             kept.append(finding)
     return kept
 

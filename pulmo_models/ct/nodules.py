@@ -1,7 +1,8 @@
 """The nodule pipeline: lungs, candidates (stage 1), characterisation (stage 2), measures.
 
-Input: a :class:`Volume`. Output: :class:`Findings`, nodules by malignancy probability, highest first. Errors:
-:class:`Rejection` ``NO_LUNGS``, :class:`DeviceOutOfMemory`; when it is built also :class:`WeightsMissing`,
+Input: a :class:`Volume`. Output: :class:`Findings`, nodules by malignancy probability, highest first. The protocol
+``published`` leaves out the lungs and all else that the published inference does not have. Errors: :class:`Rejection`
+``NO_LUNGS`` (protocol ``tuned`` only), :class:`DeviceOutOfMemory`; when it is built also :class:`WeightsMissing`,
 :class:`WeightsCorrupt`, :class:`DeviceUnavailable` and ``ValueError`` for settings.
 """
 
@@ -24,7 +25,7 @@ from pulmo_models.ct.characterise import (
     MalignancyHead,
     characterise,
 )
-from pulmo_models.ct.device import Runner, resolve_device
+from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.measure import measure
 from pulmo_models.ct.settings import NoduleSettings
@@ -35,7 +36,9 @@ from pulmo_models.weights import WeightSet, load_set
 LABEL = "ct-nodules"
 
 MAX_NODULES = 100
-"""The most probable are kept and a caution says that there were more: a report of hundreds helps nobody."""
+"""The most probable are kept and a caution says that there were more: a report of hundreds helps nobody.
+
+Protocol ``tuned`` only."""
 
 
 def build(settings: Mapping[str, Any], device: str = "auto") -> NodulePipeline:
@@ -53,15 +56,21 @@ class NodulePipeline:
     """Two networks, loaded once; call it for one volume after another."""
 
     def __init__(self, settings: NoduleSettings, device: str = "auto") -> None:
-        self._settings = settings
         self._device = resolve_device(device)
         weights = load_set(settings.weights)
         self._stage1 = load_stage1(weights)
         self._stage2 = load_stage2(weights)
         self._head = MalignancyHead.of(self._stage2, weights.concept_scale)
         self._candidates = CandidateSettings(peak_threshold=settings.peak_threshold, cluster_mm=settings.cluster_mm)
-        self._characterise = CharacteriseSettings(detection_threshold=settings.detection_threshold)
-        self._info = _describe(weights, settings)
+        self._published = settings.protocol == "published"
+        self._characterise = CharacteriseSettings(
+            detection_threshold=settings.detection_threshold,
+            merge_overlap=None if self._published else CharacteriseSettings.merge_overlap,
+        )
+        # The published arithmetic was bf16 on one GPU, which no other device reproduces; fp32 is what it rounds.
+        exact = self._published and settings.precision == "auto"
+        self._precision: Precision = "fp32" if exact else settings.precision
+        self._info = _describe(weights, settings, self._precision)
 
     @property
     def info(self) -> PipelineInfo:
@@ -72,19 +81,21 @@ class NodulePipeline:
         """Find, characterise and measure the nodules of one CT volume.
 
         Raises:
-            Rejection: there are no lungs in the volume.
+            Rejection: there are no lungs in the volume (protocol ``tuned``).
             DeviceOutOfMemory: not even the CPU has memory for one window.
         """
         if not isinstance(image, Volume):
             raise TypeError(f"{LABEL} analyses a CT volume, not a {type(image).__name__}")
-        detector = Runner(self._stage1, self._device, self._settings.precision)
+        detector = Runner(self._stage1, self._device, self._precision)
         characteriser = Runner(self._stage2, self._device, "fp32")
         timings: dict[str, float] = {}
-        with _step("lungs", timings, progress):
-            lungs = localise_lungs(image)
+        search = None
+        if not self._published:
+            with _step("lungs", timings, progress):
+                search = localise_lungs(image).search
         with _step("stage1", timings, progress):
             candidates = find_candidates(
-                image.hu, image.spacing_mm, detector, self._candidates, lungs.search, partial(progress, "stage1")
+                image.hu, image.spacing_mm, detector, self._candidates, search, partial(progress, "stage1")
             )
         with _step("stage2", timings, progress):
             found = characterise(
@@ -97,7 +108,7 @@ class NodulePipeline:
                 partial(progress, "stage2"),
             )
         with _step("measure", timings, progress):
-            reported = found[:MAX_NODULES]
+            reported = found if self._published else found[:MAX_NODULES]
             nodules = sorted((_nodule(image, f) for f in reported), key=lambda n: -n.malignancy_probability)
         cautions = [*image.cautions, *detector.cautions, *characteriser.cautions]
         if len(found) > len(reported):
@@ -132,7 +143,7 @@ def _nodule(volume: Volume, found: CharacterisedCandidate) -> Nodule:
     )
 
 
-def _describe(weights: WeightSet, settings: NoduleSettings) -> PipelineInfo:
+def _describe(weights: WeightSet, settings: NoduleSettings, precision: Precision) -> PipelineInfo:
     return PipelineInfo(
         label=LABEL,
         name="Pulmo Node lung nodules",
@@ -145,9 +156,10 @@ def _describe(weights: WeightSet, settings: NoduleSettings) -> PipelineInfo:
                 version=weights.version,
                 weights_sha256=weights.stage1.sha256,
                 parameters={
+                    "protocol": settings.protocol,
                     "peak_threshold": f"{settings.peak_threshold:g}",
                     "cluster_mm": f"{settings.cluster_mm:g}",
-                    "precision": settings.precision,
+                    "precision": precision,
                 },
             ),
             AlgorithmStage(

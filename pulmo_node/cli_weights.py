@@ -1,0 +1,197 @@
+"""`pulmo-node weights`: get, check and choose the weights of the networks.
+
+The conversion of checkpoints needs torch and is imported by its path when it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pulmo_models import registry
+from pulmo_models.errors import ModelError, WeightsMissing
+from pulmo_models.published import MODELS, PULMO
+from pulmo_models.weights import WeightSet, load_set, locate, manifests, read_manifest, verify_set
+from pulmo_node.cli_common import ConfigOption, JsonOption, err, out, print_json, progress_bar, read_config
+from pulmo_node.config import ENVIRONMENT_PREFIX, default_path
+from pulmo_node.config_edit import set_pipeline_weights
+from pulmo_node.errors import ConfigError, Permanent
+
+app = typer.Typer(help="Weights of the networks.", no_args_is_help=True)
+
+_IMPORTS = "pulmo_models.imports"
+
+
+class ConceptScale(StrEnum):
+    """What the concept outputs of imported weights are."""
+
+    raw = "raw"
+    unit = "unit"
+
+
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the new set (default: that of the model).")]
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except ModelError as exc:
+        raise Permanent(str(exc)) from exc
+
+
+@app.command("list")
+def weights_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the sets of weights that are there, shipped, fetched and imported, and where each lies."""
+    settings = read_config(config)
+    used = _used(settings.pipelines, settings.weights_folder)
+    sets: list[tuple[Path, WeightSet]] = []
+    faults = []
+    for path in manifests(settings.weights_folder):
+        try:
+            sets.append((path, read_manifest(path)))
+        except ModelError as exc:
+            faults.append(str(exc))
+    if as_json:
+        print_json([{**vars(s), "sha256": s.sha256, "manifest": path, "used": path in used} for path, s in sets])
+    else:
+        for path, s in sets:
+            about = f"version {s.version}, concept scale {s.concept_scale}, {s.licence}, sha256 {s.sha256[:16]}"
+            out.print(f"[bold]{path.stem}[/]{' (in use)' if path in used else ''}: {about}", highlight=False)
+            out.print(f"  {path}", highlight=False)
+    _report(faults)
+
+
+@app.command("verify")
+def weights_verify(
+    name: Annotated[
+        str | None, typer.Argument(help="Name or .toml path of a set (default: every one there is).")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Read every file of a set and compare its digest."""
+    folder = read_config(config).weights_folder
+    with _translated():
+        paths = [locate(name, folder)] if name else manifests(folder)
+    faults = []
+    for path in paths:
+        try:
+            found = read_manifest(path)
+            verify_set(found)
+        except ModelError as exc:
+            faults.append(str(exc))
+        else:
+            out.print(f"{path.stem}: ok, sha256 {found.sha256}", highlight=False)
+    _report(faults)
+
+
+@app.command("fetch")
+def weights_fetch(
+    model: Annotated[str, typer.Argument(help=f"Published model: {', '.join(MODELS)}.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of its repository.")] = "main",
+    name: NameOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Fetch published weights from the Hugging Face hub ($HF_ENDPOINT), check and convert them."""
+    folder = read_config(config).weights_folder
+    imports = importlib.import_module(_IMPORTS)
+    with progress_bar() as (progress, task):
+
+        def report(file: str, done: int, total: int) -> None:
+            progress.update(task, description=file, completed=done / total)
+
+        with _translated():
+            manifest = imports.fetch_published(model, folder, name=name, revision=revision, progress=report)
+    _announce(manifest)
+
+
+@app.command("import")
+def weights_import(
+    stage1: Annotated[Path, typer.Argument(help=f"Checkpoint of the detector, {PULMO.stage1.file}.")],
+    stage2: Annotated[Path, typer.Argument(help=f"Checkpoint of the characteriser, {PULMO.stage2.file}.")],
+    name: NameOption = None,
+    any_weights: Annotated[
+        bool, typer.Option("--any", help="Other weights of the same architecture are meant, not the published ones.")
+    ] = False,
+    concept_scale: Annotated[
+        ConceptScale | None,
+        typer.Option(help="With --any: the network gives LIDC ratings (raw) or (rating - 1) / 4 (unit)."),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Check two checkpoint files and convert them into a set of weights."""
+    if any_weights and concept_scale is None:
+        raise typer.BadParameter("--any needs --concept-scale raw or unit", param_hint="--concept-scale")
+    if any_weights and name is None:
+        raise typer.BadParameter("--any needs a name for the set", param_hint="--name")
+    if concept_scale is not None and not any_weights:
+        raise typer.BadParameter("the scale of the published weights is known; use it with --any", param_hint="--any")
+    folder = read_config(config).weights_folder
+    imports = importlib.import_module(_IMPORTS)
+    scale = None if concept_scale is None else concept_scale.value
+    try:
+        with _translated():
+            manifest = imports.import_checkpoints(stage1, stage2, folder, name=name or PULMO.name, concept_scale=scale)
+    except Permanent as exc:
+        if isinstance(exc.__cause__, imports.WeightsUnknown):
+            raise Permanent(f"{exc}; --any imports other weights of the same architecture") from exc
+        raise
+    _announce(manifest)
+
+
+@app.command("use")
+def weights_use(
+    name: Annotated[str, typer.Argument(help="Name or .toml path of a set.")],
+    pipeline: Annotated[str, typer.Option(help="Label of the pipeline.")] = "ct-nodules",
+    config: ConfigOption = None,
+) -> None:
+    """Let a pipeline use a set: writes its `weights` key into the configuration file."""
+    path = config or default_path()
+    if path is None:
+        raise ConfigError(["there is no configuration file to write: name one with --config"])
+    folder = read_config(path).weights_folder
+    with _translated():
+        weights = load_set(name, folder)
+        verify_set(weights)
+    if name.endswith(".toml"):
+        name = str(Path(name).resolve())
+    set_pipeline_weights(path, pipeline, name)
+    out.print(f"{path}: pipelines.{pipeline}.weights = {name}; a running node reads it when it is started again")
+    variable = f"{ENVIRONMENT_PREFIX}PIPELINES__{pipeline.replace('-', '_')}__WEIGHTS".upper()
+    if any(key.upper() == variable for key in os.environ):
+        err.print(f"[yellow]caution:[/] {variable} is set and goes before the file")
+
+
+def _used(pipelines: dict[str, dict[str, Any]], folder: Path) -> set[Path]:
+    """The manifests that the configured pipelines name, by default included."""
+    found = set()
+    for label, table in pipelines.items():
+        default = getattr(registry.entry(label).settings(), "weights", None)
+        if name := table.get("weights", default):
+            try:
+                found.add(locate(name, folder))
+            except WeightsMissing:
+                continue  # a list shows what there is; `healthchecks` says what is missing
+    return found
+
+
+def _announce(manifest: Path) -> None:
+    weights = read_manifest(manifest)
+    out.print(f"{weights.name}: sha256 {weights.sha256}", highlight=False)
+    out.print(f"  {weights.origin}", highlight=False)
+    out.print(f"  licence {weights.licence}; {weights.attribution}", highlight=False)
+    out.print(f"  {manifest}; choose it with: pulmo-node weights use {weights.name}", highlight=False)
+
+
+def _report(faults: list[str]) -> None:
+    for fault in faults:
+        err.print(f"[red]failed:[/] {fault}", highlight=False)
+    if faults:
+        raise typer.Exit(1)
