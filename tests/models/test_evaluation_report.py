@@ -73,7 +73,14 @@ def nodule_patch(number: int, malignancy: float, readers: int = 3) -> Patch:
 
 def other_patch(number: int) -> Patch:
     hu = np.random.default_rng(100 + number).normal(-700, 250, PATCH).astype(np.int16)
-    return Patch(hu=hu, spacing_mm=(2.0, 0.7, 0.7), detection=0, patient=f"N{number}", split="test", source="made")
+    return Patch(
+        hu=hu,
+        spacing_mm=(2.0, 0.7, 0.7),
+        detection=0,
+        patient="N",
+        split="test",
+        source=f"host: {'vessel' if number else 'pleura'}",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +169,14 @@ def test_stage_2_agrees_with_a_direct_computation(evaluation: Evaluation, store:
     assert (figures["patches"], figures["nodules"], figures["no_nodules"], figures["nodules_inserted"]) == (13, 8, 5, 4)
     area = figures["detection"]["auc"]
     assert area["value"] == pytest.approx(share_of_pairs(out["detection"][:8], out["detection"][8:]), abs=1e-4)
-    assert (area["positives"], area["negatives"], area["patients"]) == (8, 5, 9)
+    assert (area["positives"], area["negatives"], area["patients"]) == (8, 5, 5)
+    assert area["resamples_without_a_class"] <= 3  # of 40: the negatives are of one patient, and drawn one by one
+    kinds = {row["kind"]: row for row in figures["detection"]["by_kind_of_no_nodule"]}
+    assert kinds["vessel"]["number"] == 4
+    assert kinds["vessel"]["specificity_at_half"] == pytest.approx((out["detection"][9:] < 0.5).mean())
+    assert kinds["pleura"]["auc"] == pytest.approx(
+        share_of_pairs(out["detection"][:8], out["detection"][8:9]), abs=1e-4
+    )
     own = figures["detection"]["auc_of_nodules_in_their_own_lung"]
     assert own["value"] == pytest.approx(share_of_pairs(out["detection"][1:8:2], out["detection"][8:]), abs=1e-4)
     # Ratings 1, 4.5, 2, (3), 2.5, 3.5, 4; the last nodule has two readers.

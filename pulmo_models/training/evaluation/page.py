@@ -224,6 +224,10 @@ def _stage2(figures: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         for name, each in (("detection", detection), ("malignancy", malignancy))
         for row in [*each["operating_points"], {"rule": "probability 0.5", "threshold": 0.5, **each["at_half"]}]
     ]
+    kinds = [
+        (row["kind"], row["number"], number(row["auc"]), number(row["specificity_at_half"]))
+        for row in detection["by_kind_of_no_nodule"]
+    ]
     calibrations = [
         (name, number(each["calibration"]["ece"]), number(each["calibration"]["brier"]))
         for name, each in (("detection", detection), ("malignancy", malignancy))
@@ -260,6 +264,7 @@ def _stage2(figures: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         f"({figures['nodules_inserted']} inserted), {figures['no_nodules']} of none.</p>"
         f"<h3>Areas under the ROC curve</h3>{table(('', 'AUC', 'positive', 'negative', 'patients'), areas)}"
         f"{_pictures(images, 'stage2-roc')}"
+        f"{table(('nodules against', 'number', 'AUC', 'specificity at 0.5'), kinds) if kinds else ''}"
         f"<h3>Operating points</h3>"
         f"{table(('', 'rule', 'threshold', 'sensitivity', 'specificity'), points)}"
         f"<h3>Calibration</h3>{_muted('Of the share of positives in this sample, which is no prevalence.')}"

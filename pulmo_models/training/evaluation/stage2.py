@@ -17,6 +17,7 @@ from pulmo_models.ct.characterise import MalignancyHead
 from pulmo_models.training.evaluation import plots
 from pulmo_models.training.evaluation.characterisers import Characteriser, Output, central_box
 from pulmo_models.training.evaluation.classification import (
+    auc,
     auc_figures,
     calibration,
     dice,
@@ -39,7 +40,8 @@ PROTOCOL = (
     f"of none. Malignancy: mean rating up to {BENIGN_UP_TO} against {MALIGNANT_FROM} or more, at least {READERS} "
     f"readers. Concepts and signs: mean ratings of at least {READERS} readers on the LIDC scale. Masks: half of the "
     "readers; 2D is the central slice at probability 0.5, 3D the mask that the node builds slice by slice (a teacher "
-    "predicts it). Intervals by bootstrap of the patients."
+    "predicts it). Intervals by bootstrap of the patients of nodules; patches of no nodule, which are of few patients, "
+    "are drawn one by one, so the intervals of detection say nothing of other lungs."
 )
 
 _Bools = npt.NDArray[np.bool_]
@@ -65,6 +67,14 @@ class Predictions:
     central: npt.NDArray[np.int16]  # HU (n, 64, 64) of the central slice
     truth: _Bools  # (n, 64, 64)
     drawn: _Bools  # (n, 64, 64)
+
+    def groups(self) -> npt.NDArray[Any]:
+        """What the bootstrap draws together: the nodules of a patient, but each patch of no nodule by itself.
+
+        Those come from very few lungs, often one: drawn by patient, most resamples would have all of them or none.
+        """
+        alone = [f"{source} {row}" for row, source in enumerate(self.source)]
+        return np.where(self.detection == 0, np.array(alone), self.patient.astype(str))
 
     def graded(self) -> _Bools:
         """Nodules with a malignancy label."""
@@ -130,8 +140,11 @@ def stage2_figures(seen: Predictions, head: MalignancyHead, *, seed: int, resamp
     malignant = seen.malignancy_rating >= MALIGNANT_FROM
     in_question = graded & (seen.diameter_mm >= IN_QUESTION_MM[0]) & (seen.diameter_mm <= IN_QUESTION_MM[1])
 
+    groups = seen.groups()
+
     def area(scores: Floats, positive: _Bools, chosen: _Bools) -> dict[str, Any]:
-        return auc_figures(scores[chosen], positive[chosen], seen.patient[chosen], seed, resamples)
+        figures = auc_figures(scores[chosen], positive[chosen], groups[chosen], seed, resamples)
+        return figures | {"patients": len(np.unique(seen.patient[chosen].astype(str)))}
 
     return {
         "protocol": PROTOCOL,
@@ -141,6 +154,7 @@ def stage2_figures(seen: Predictions, head: MalignancyHead, *, seed: int, resamp
         "no_nodules": int((seen.detection == 0).sum()),
         "detection": {
             "auc": area(seen.detection_probability, nodules, labelled),
+            "by_kind_of_no_nodule": _by_kind(seen),
             "auc_of_nodules_in_their_own_lung": area(
                 seen.detection_probability, nodules, labelled & ~(nodules & seen.inserted)
             ),
@@ -174,6 +188,26 @@ def stage2_figures(seen: Predictions, head: MalignancyHead, *, seed: int, resamp
         ),
         "bootstrap": {"by": "patient", "resamples": resamples, "seed": seed},
     }
+
+
+def _by_kind(seen: Predictions) -> list[dict[str, Any]]:
+    """Nodules against each kind of patch without one, as its source names it after the colon."""
+    nodules, none = seen.detection == 1, seen.detection == 0
+    kinds = np.array([str(source).partition(": ")[2] for source in seen.source])
+    rows = []
+    for kind in sorted(set(kinds[none]) - {""}):
+        of_kind = none & (kinds == kind)
+        chosen = nodules | of_kind
+        area = auc(seen.detection_probability[chosen], nodules[chosen])
+        rows.append(
+            {
+                "kind": kind,
+                "number": int(of_kind.sum()),
+                "auc": None if np.isnan(area) else rounded(area),
+                "specificity_at_half": rounded((seen.detection_probability[of_kind] < 0.5).mean()),
+            }
+        )
+    return rows
 
 
 def _mean(values: Floats, seen: Predictions, seed: int, resamples: int) -> Any:
