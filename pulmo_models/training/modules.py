@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pulmo_models.training.plan import Plan, rate_factor
+from pulmo_models.training.precision import make_safe
 from pulmo_models.training.recipe import Optimiser
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class PlannedModule(LightningModule):
     def __init__(self, network: nn.Module, plan: Plan, optimiser: Optimiser, seed: int) -> None:
         """`network` is freshly made, or has the weights to go on from."""
         super().__init__()
-        self.network = network
+        self.network = make_safe(network)
         self.average: AveragedModel | None = None
         if optimiser.average_decay:
             self.average = AveragedModel(network, multi_avg_fn=_running_mean(optimiser.average_decay))
@@ -53,6 +54,18 @@ class PlannedModule(LightningModule):
         schedule = LambdaLR(adam, lambda step: rate_factor(self._plan, how, step))
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is of the end of a chunk: nothing of the next one, whatever its length, has begun.
+
+        Lightning would take the number of batches that are done from the chunk before.
+        """
+        progress = checkpoint["loops"]["fit_loop"]
+        for counts in progress["epoch_progress"].values():
+            counts.update(dict.fromkeys(counts, counts["processed"]))
+        batches = progress["epoch_loop.batch_progress"]
+        batches["current"].update(dict.fromkeys(batches["current"], 0))
+        batches["is_last_batch"] = False
+
     def on_train_epoch_start(self) -> None:
         """To Lightning a chunk is an epoch; only the last one of ours is validated."""
         chunk = self._plan.chunk_at(self.global_step)
@@ -63,10 +76,7 @@ class PlannedModule(LightningModule):
         torch.manual_seed((self._seed << 32) + self.global_step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip; leave out a step whose gradients are not finite.
-
-        An instance norm over nearly constant air amplifies gradients beyond all bounds now and then.
-        """
+        """Clip; leave out a step whose gradients are not finite, which would spoil the weights for good."""
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._optimiser.clip_norm or math.inf)
         if not torch.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
