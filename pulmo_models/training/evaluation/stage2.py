@@ -158,9 +158,7 @@ def stage2_figures(seen: Predictions, head: MalignancyHead, *, seed: int, resamp
             "auc_of_nodules_in_their_own_lung": area(
                 seen.detection_probability, nodules, labelled & ~(nodules & seen.inserted)
             ),
-            "operating_points": operating_points(seen.detection_probability[labelled], nodules[labelled]),
-            "at_half": _at_half(seen.detection_probability[labelled], nodules[labelled]),
-            "calibration": calibration(seen.detection_probability[labelled], nodules[labelled]),
+            **_as_classifier(seen.detection_probability[labelled], nodules[labelled]),
         },
         "malignancy": {
             "auc": area(seen.malignancy_probability, malignant, graded),
@@ -169,9 +167,7 @@ def stage2_figures(seen: Predictions, head: MalignancyHead, *, seed: int, resamp
                 "auc": area(seen.malignancy_probability, malignant, in_question),
                 "auc_of_the_diameter_alone": area(seen.diameter_mm, malignant, in_question),
             },
-            "operating_points": operating_points(seen.malignancy_probability[graded], malignant[graded]),
-            "at_half": _at_half(seen.malignancy_probability[graded], malignant[graded]),
-            "calibration": calibration(seen.malignancy_probability[graded], malignant[graded]),
+            **_as_classifier(seen.malignancy_probability[graded], malignant[graded]),
         },
         "dice": {
             "central_slice": _mean(seen.dice_2d, seen, seed, resamples),
@@ -213,6 +209,14 @@ def _by_kind(seen: Predictions) -> list[dict[str, Any]]:
 def _mean(values: Floats, seen: Predictions, seed: int, resamples: int) -> Any:
     known = np.isfinite(values)
     return mean_figures(values[known], seen.patient[known], seed, resamples)
+
+
+def _as_classifier(probabilities: Floats, positive: _Bools) -> dict[str, Any]:
+    return {
+        "operating_points": operating_points(probabilities, positive),
+        "at_half": _at_half(probabilities, positive),
+        "calibration": calibration(probabilities, positive),
+    }
 
 
 def _at_half(probabilities: Floats, positive: _Bools) -> dict[str, float | None]:
