@@ -25,7 +25,7 @@ from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.training import cli_evaluate
-from pulmo_models.training.evaluation import series, stage1
+from pulmo_models.training.evaluation import sections, series, stage1
 from pulmo_models.training.evaluation.analysis import Analyst
 from pulmo_models.training.evaluation.characterisers import student
 from pulmo_models.training.evaluation.compare import comparison, markdown
@@ -39,7 +39,7 @@ from pulmo_models.training.evaluation.truth import TrueNodule, own_places, true_
 from pulmo_models.training.evaluation.windows import window_figures
 from pulmo_models.training.luna16 import CollectionInvalid
 from pulmo_models.training.nodules import RealNodule
-from pulmo_models.training.phantoms import make_phantom
+from pulmo_models.training.phantoms import NoduleSpec, make_phantom
 from pulmo_models.training.store import Patch, PatchStore, StoreWriter, Window
 from pulmo_models.types import CONCEPT_NAMES, SeriesDescription, SliceSource, Volume
 
@@ -399,6 +399,10 @@ def test_a_scan_is_matched_in_the_patient_frame(analyst: Analyst) -> None:
     ]
     assert figures["undoubted"]["candidates_on_nothing"] == 0
     assert figures["operating_point"]["peak_threshold"] == pytest.approx(heats[1], abs=1e-4)
+    text = sections.stage1({"inserted": {**figures, "synthetic": "placed"}}, {})
+    assert "Whole series with inserted nodules (synthetic)" in text
+    assert "<td>CPM</td><td>0.667 [0.667, 0.667]</td>" in text
+    assert "stage 1, doubtful left out" in text
     assert set(scan_images([scored], figures, "inserted", 1, 10)) == {
         "inserted-froc", "inserted-sizes", "inserted-missed", "inserted-false",
     }  # fmt: skip
@@ -512,9 +516,31 @@ def test_a_series_says_what_was_found_missed_and_unmatched(analyst: Analyst) -> 
     assert (figures["candidates"], figures["findings"], figures["unmatched"]) == (4, 2, 1)
     assert figures["unmatched_findings"][0]["index"] == [12, 10, 50]
     assert {kind: len(sheet) for kind, sheet in crops.items()} == {"missed": 2, "found": 1, "unmatched": 1}
+    row = {"series": "ct <a>", "role": "test", "readers_marked_everything": True, **figures}
+    text = sections.series({"protocol": "p", "series": [row]}, {})
+    assert "ct &lt;a&gt;" in text
+    assert "of them false 1;" in text
+    assert "found, 1.1 mm off" in text
     outline = crops["unmatched"][0].drawn
     assert outline is not None
     assert outline.sum() == 1
+
+
+def test_phantoms_are_searched_for_what_was_planted(analyst: Analyst, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = [
+        NoduleSpec(place=(-72.0, 30.0, -10.0), diameter_mm=16.0),
+        NoduleSpec(place=(70, -30, 20), diameter_mm=14),
+    ]
+    phantom = make_phantom(5, shape=(64, 192, 192), spacing_mm=(3.0, 1.6, 1.6), nodules=planted)
+    monkeypatch.setattr(series, "make_demo_phantom", lambda: phantom)
+    monkeypatch.setattr(series, "PHANTOM_SEEDS", ())
+    blind = replace(analyst, detection_threshold=1.1)
+    figures = series.phantom_part(blind)
+    (demo,) = figures["phantoms"]
+    assert demo["findings"] == 0
+    assert [row["found_at_mm"] for row in demo["known"]] == [None, None]
+    assert all(row["heat"] > 0.4 for row in demo["known"])  # 10 to 60 HU against lung: the nodules are where it looks
+    assert "solid 16 mm, solid 14 mm" in sections.phantoms(figures, {})
 
 
 def test_series_that_are_not_there_are_named(analyst: Analyst, tmp_path: Path) -> None:
