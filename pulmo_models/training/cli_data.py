@@ -9,5 +9,6 @@ from pulmo_models.training import cli_collections, cli_inserted
 data_app = typer.Typer(help="Make patch stores, the input of every training and evaluation.", no_args_is_help=True)
 
 data_app.command()(cli_inserted.inserted)
+data_app.command()(cli_inserted.patches)
 data_app.command()(cli_collections.luna16)
 data_app.command()(cli_collections.lidc)

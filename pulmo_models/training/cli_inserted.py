@@ -59,6 +59,19 @@ def inserted(  # noqa: PLR0913, PLR0917 - each is an option of the command
     typer.echo(describe(out))
 
 
+def patches(
+    folder: Annotated[Path, typer.Argument(help="Folder lidc_patches.")],
+    out: OutOption,
+    patch: Annotated[str, typer.Option(help="Slices,rows,columns of a patch.")] = "9,72,72",
+) -> None:
+    """LIDC's cut-outs in their own surroundings, those with enough slices: patches of nodules for stage 2."""
+    from pulmo_models.training.patches import write_patches  # noqa: PLC0415
+
+    with _plain_errors():
+        write_patches(folder, out, parse_shape(patch))
+    typer.echo(describe(out))
+
+
 def parse_counts(text: str, splits: str) -> dict[Split, int]:
     """``1200`` for each of the splits named in `splits`, or ``train=1200,test=60``.
 

@@ -27,8 +27,9 @@ TISSUE_HU = 40.0
 _FADE_MM = 1.5  # from the outline outwards
 _BLURS = (1.0, 0.8, 0.65, 0.5, 0.35)  # sigma in pixels
 _SHARPENINGS = (0.3, 0.6, 1.0)  # of the unsharp mask
+_LEAST_NOISE_HU = 0.5
 _NOISE_BLUR = 0.6  # sigma in pixels of what is added: reconstructed noise is never white
-_NOISE_GAIN = 2.07  # 1 / the spread that `noise_of` sees of such noise made from white noise of 1 HU
+_NOISE_GAIN = 2.81  # 1 / the spread that `noise_of` sees of such noise made from white noise of 1 HU
 _LEAST_LEFT = 0.6  # of the outline's volume that must lie in the host's lung
 _LEAST_CONTRAST_HU = 100.0  # that the nodule must add within its outline: nobody finds one in a vessel or a thick slice
 
@@ -136,19 +137,20 @@ def match_noise(nodule: RealNodule, noise_hu: float) -> tuple[npt.NDArray[np.flo
     hu = nodule.hu.astype(np.float64)
     if np.isnan(noise_hu) or np.isnan(nodule.noise_hu):
         return hu, 0.0
-    ratio = noise_hu / nodule.noise_hu
+    noise_hu, own_hu = max(noise_hu, _LEAST_NOISE_HU), max(nodule.noise_hu, _LEAST_NOISE_HU)
+    ratio = noise_hu / own_hu
     if 0.9 < ratio < 1.1:
         return hu, 0.0
     middle = int(nodule.mask.sum(axis=(1, 2)).argmax())
 
     def left_over(filtered: npt.NDArray[np.float64]) -> float:
         measured = noise_of(filtered, nodule.reach[middle])[1]
-        return nodule.noise_hu if np.isnan(measured) else measured
+        return own_hu if np.isnan(measured) else max(measured, _LEAST_NOISE_HU)
 
     strengths = _BLURS if ratio < 1 else _SHARPENINGS
-    found = {0.0: nodule.noise_hu}
+    found = {0.0: own_hu}
     found.update({strength: left_over(_filtered(hu[middle], strength, ratio < 1)) for strength in strengths})
-    best = min(found, key=lambda strength: abs(np.log(max(found[strength], 0.5) / noise_hu)))
+    best = min(found, key=lambda strength: abs(np.log(found[strength] / noise_hu)))
     missing = float(np.sqrt(max(0.0, noise_hu**2 - found[best] ** 2)))
     return (_filtered(hu, best, ratio < 1) if best else hu), missing
 

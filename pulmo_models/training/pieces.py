@@ -95,7 +95,7 @@ def scanner(random: np.random.Generator, hu: npt.NDArray[np.float32]) -> npt.NDA
         sigma = float(random.uniform(0.4, 0.8))
         hu = ndimage.gaussian_filter(hu, (0, sigma, sigma))
     if random.random() < 0.5:
-        hu = hu + float(random.uniform(5, 40)) * host_noise(random, hu.shape)
+        hu = hu + float(random.uniform(5, 30)) * host_noise(random, hu.shape)
     return (hu + float(random.uniform(-15, 15))).astype(np.float32)
 
 
