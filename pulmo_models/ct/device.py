@@ -79,13 +79,15 @@ class Runner:
 
     def _forward(self, batch: Tensor) -> dict[str, Tensor]:
         self._network.to(self.device)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._arithmetic():
             output = self._network(batch.to(self.device))
         if isinstance(output, Tensor):
             output = {"output": output}
         return {key: value.float().cpu() for key, value in output.items()}
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
+        if self._precision == "fp32":  # else a GPU would convolve with the ten bits of TF32
+            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         use_bf16 = self._precision == "bf16" or (self._precision == "auto" and has_native_bf16(self.device))
         return torch.autocast(self.device.type, torch.bfloat16) if use_bf16 else contextlib.nullcontext()
 

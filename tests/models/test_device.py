@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pulmo_models.ct.device import Runner, resolve_device
+from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.errors import DeviceOutOfMemory, DeviceUnavailable
 
 
@@ -54,6 +54,21 @@ def test_a_device_without_room_for_one_item_hands_over_to_the_cpu() -> None:
 def test_no_memory_anywhere() -> None:
     with pytest.raises(DeviceOutOfMemory, match="Hungry does not fit into memory"):
         Runner(Hungry(room=0, cpu_room=0), torch.device("meta"))(torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_fp32_is_not_tf32(precision: Precision) -> None:
+    seen: list[bool] = []
+
+    class Watched(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x
+
+    before = torch.backends.cudnn.allow_tf32
+    Runner(Watched(), torch.device("cpu"), precision)(torch.zeros(2, 1))
+    assert seen == [before and precision != "fp32"]
+    assert torch.backends.cudnn.allow_tf32 is before
 
 
 def test_other_errors_of_a_network_are_not_taken_for_memory() -> None:

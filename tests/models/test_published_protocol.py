@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from pulmo_models import registry
 from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.ct import nodules
 from pulmo_models.ct.candidates import CandidateSettings, find_candidates, heatmap
-from pulmo_models.ct.characterise import stage2_input
+from pulmo_models.ct.characterise import CharacteriseSettings, stage2_input
 from pulmo_models.ct.device import Precision, Runner
+from pulmo_models.ct.masks import overlap_share
 from pulmo_models.imports import import_checkpoints
 from pulmo_models.pipeline import Rejection
 from pulmo_models.types import CONCEPT_NAMES, Findings
@@ -120,8 +122,7 @@ def networks(manifest: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
     detector, characteriser = load_stage1(weights), load_stage2(weights)
     with torch.no_grad():
         detector.out.weight.mul_(3)
-        characteriser.cnn.final.weight.mul_(3)
-        characteriser.cnn.final.bias.sub_(3)
+        characteriser.cnn.final.bias.sub_(0.5)
     return detector, characteriser
 
 
@@ -147,9 +148,9 @@ def heat(hu: np.ndarray, networks: tuple[torch.nn.Module, torch.nn.Module]) -> n
 def expected(
     hu: np.ndarray, heat: np.ndarray, networks: tuple[torch.nn.Module, torch.nn.Module]
 ) -> list[reference.Finding]:
-    """The reference's findings from a threshold on that leaves about thirty."""
+    """The reference's findings from a threshold on that leaves about twenty."""
     peaks = reference.candidates(heat, SPACING, float(np.quantile(heat, 0.998)))
-    threshold = between([float(heat[index]) for index in peaks], 30)
+    threshold = between([float(heat[index]) for index in peaks], 20)
     return reference.characterise(hu, heat, reference.candidates(heat, SPACING, threshold), networks[1])
 
 
@@ -159,7 +160,7 @@ def settings(manifest: Path, expected: list[reference.Finding]) -> dict[str, obj
         "weights": str(manifest),
         "protocol": "published",
         "peak_threshold": min(f.score for f in expected),
-        "detection_threshold": between([f.detection for f in expected], 15),
+        "detection_threshold": between([f.detection for f in expected], 9),
     }
 
 
@@ -177,7 +178,7 @@ def test_the_whole_pipeline_with_the_real_networks(
     monkeypatch.setattr(nodules, "MAX_NODULES", 1)
     found: Findings = registry.build("ct-nodules", settings, "cpu")(make_volume(hu, SPACING))
     wanted = [f for f in expected if f.detection >= settings["detection_threshold"]]
-    assert 5 < len(wanted) < len(expected)
+    assert 3 < len(wanted) < len(expected)
     wanted.sort(key=lambda f: -f.malignancy)
     assert [n.centre_index for n in found.nodules] == [f.index for f in wanted]
     for nodule, finding in zip(found.nodules, wanted, strict=True):
@@ -188,6 +189,8 @@ def test_the_whole_pipeline_with_the_real_networks(
         assert [c.name for c in nodule.concepts] == list(CONCEPT_NAMES)
         assert [c.value for c in nodule.concepts] == pytest.approx(finding.concepts, abs=1e-5)
         assert [c.contribution for c in nodule.concepts] == pytest.approx(contributions, abs=1e-5)
+    masks = [nodule.mask for nodule in found.nodules]
+    assert max(overlap_share(a, b) for a, b in itertools.combinations(masks, 2)) > CharacteriseSettings().merge_overlap
     assert found.cautions == ()
     assert list(found.timings_seconds) == ["stage1", "stage2", "measure"]
 

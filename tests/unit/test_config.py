@@ -68,6 +68,13 @@ def test_no_file_gives_the_defaults(tmp_path: Path) -> None:
     assert config.database_url == f"sqlite:///{config.storage}/pulmo.sqlite"
 
 
+def test_the_weights_lie_in_the_storage_folder_unless_told_otherwise(tmp_path: Path) -> None:
+    assert resolve({"node": {"storage": "s"}}, base=tmp_path).weights_folder == tmp_path / "s" / "weights"
+    for named in ("sets", str(tmp_path / "sets")):
+        config = resolve({"analysis": {"weights_folder": named}}, base=tmp_path)
+        assert config.weights_folder == tmp_path / "sets"
+
+
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, '[node]\nport = 1\nae_title = "FILE"\n[peers.orthanc]\nae_title="O"\nhost="h"\nport=2\n')
     environment = {
