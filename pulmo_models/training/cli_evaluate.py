@@ -163,11 +163,12 @@ def _plain_errors() -> Iterator[None]:
     """What the user can put right is said in one sentence."""
     from pulmo_models.errors import ModelError  # noqa: PLC0415
     from pulmo_models.training.lidc_database import LidcDatabaseInvalid  # noqa: PLC0415
+    from pulmo_models.training.stage2_data import StoreUnfit  # noqa: PLC0415
     from pulmo_models.training.store import StoreInvalid  # noqa: PLC0415
 
     try:
         yield
-    except (ModelError, StoreInvalid, LidcDatabaseInvalid, FileNotFoundError) as exc:
+    except (ModelError, StoreInvalid, StoreUnfit, LidcDatabaseInvalid, FileNotFoundError) as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(1) from exc
 

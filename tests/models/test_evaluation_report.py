@@ -27,7 +27,7 @@ from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.training import cli_evaluate
 from pulmo_models.training.evaluation import sections, series, stage1
 from pulmo_models.training.evaluation.analysis import Analyst
-from pulmo_models.training.evaluation.characterisers import student
+from pulmo_models.training.evaluation.characterisers import student, teacher_box
 from pulmo_models.training.evaluation.compare import comparison, markdown
 from pulmo_models.training.evaluation.froc import Places
 from pulmo_models.training.evaluation.networks import Networks, load_networks
@@ -40,6 +40,7 @@ from pulmo_models.training.evaluation.windows import window_figures
 from pulmo_models.training.luna16 import CollectionInvalid
 from pulmo_models.training.nodules import RealNodule
 from pulmo_models.training.phantoms import NoduleSpec, make_phantom
+from pulmo_models.training.stage2_data import StoreUnfit
 from pulmo_models.training.store import Patch, PatchStore, StoreWriter, Window
 from pulmo_models.types import CONCEPT_NAMES, SeriesDescription, SliceSource, Volume
 
@@ -599,6 +600,11 @@ def test_a_teacher_predicts_its_volume(tmp_path: Path, networks: Networks) -> No
     figures = evaluate(seeing, Plan(parts=("stage2",), stores=(path,), device="cpu", resamples=5)).report["stage2"]
     assert figures["dice"]["central_slice"]["value"] == 1.0
     assert figures["dice"]["volume"]["value"] == 1.0
+
+
+def test_a_patch_too_thin_for_the_teacher_is_named() -> None:
+    with pytest.raises(StoreUnfit, match="made: a patch of 9 slices"):
+        teacher_box(nodule_patch(1, 4.0))
 
 
 def test_sets_are_compared_on_the_same_data(evaluation: Evaluation, store: Path) -> None:

@@ -13,6 +13,7 @@ from pulmo_models.ct.candidates import Candidate, normalise
 from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise, stage2_input
 from pulmo_models.ct.device import Runner
 from pulmo_models.training.evaluation.resampling import Floats
+from pulmo_models.training.stage2_data import StoreUnfit
 from pulmo_models.training.store import Patch
 
 ROWS_COLUMNS = 64
@@ -53,11 +54,11 @@ def teacher_box(patch: Patch) -> Box:
     """What of a patch the teacher sees: as many multiples of 16 slices as there are, 64 at most.
 
     Raises:
-        ValueError: the patch has fewer than 16 slices.
+        StoreUnfit: the patch has fewer than 16 slices.
     """
     depth = min(patch.hu.shape[0] // _TEACHER_STEP * _TEACHER_STEP, _TEACHER_MOST)
     if depth == 0:
-        raise ValueError(f"a patch of {patch.hu.shape[0]} slices is too thin for the teacher, which needs 16")
+        raise StoreUnfit(f"{patch.source}: a patch of {patch.hu.shape[0]} slices; the teacher needs {_TEACHER_STEP}")
     z, rows, columns = central_box(patch)
     return slice(z - depth // 2, z - depth // 2 + depth), rows, columns
 
