@@ -10,5 +10,6 @@ data_app = typer.Typer(help="Make patch stores, the input of every training and 
 
 data_app.command()(cli_inserted.inserted)
 data_app.command()(cli_inserted.patches)
+data_app.command()(cli_inserted.realism)
 data_app.command()(cli_collections.luna16)
 data_app.command()(cli_collections.lidc)

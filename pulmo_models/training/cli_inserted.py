@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,21 @@ def patches(
     with _plain_errors():
         write_patches(folder, out, parse_shape(patch))
     typer.echo(describe(out))
+
+
+def realism(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="File for the figures, JSON.")] = Path("realism.json"),
+    seed: Annotated[int, typer.Option(help="Of places, nodules and the classifier.")] = 1,
+    work: WorkOption = WORK,
+) -> None:
+    """Ask a small classifier whether insertions give themselves away, and measure the levels of the 8-bit cut-outs."""
+    from pulmo_models.training.realism import realism as measure  # noqa: PLC0415
+
+    with _bar() as progress, _plain_errors():
+        figures = measure(data, work, seed, lambda text: progress(text, 0.0))
+    out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    typer.echo(json.dumps(figures, indent=1))
 
 
 def parse_counts(text: str, splits: str) -> dict[Split, int]:
