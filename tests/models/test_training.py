@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from pulmo_models.training.sampler import Material, Stage1Samples, Stage2Samples, malignancy_label, unit_concepts
 
 from pulmo_models.training import insertion
-from pulmo_models.training.heatmap import draw_peak, focal_loss
 from pulmo_models.training.hosts import (
     LOOKS_LIKE_A_NODULE,
     TEST_HOSTS,
@@ -24,60 +21,10 @@ from pulmo_models.training.hosts import (
     Host,
     KnownNodule,
 )
-from pulmo_models.training.loop import LoopSettings, Phase, train
 from pulmo_models.training.mining import load_hard_negatives
 from pulmo_models.training.nodules import RealNodule, calibrate, fit_slice, load_nodules, split_of
-from pulmo_models.training.sampler import Material, Stage1Samples, Stage2Samples, malignancy_label, unit_concepts
-from pulmo_models.training.stages import mask_loss, stage1_loss, stage2_loss
 from pulmo_models.types import CONCEPT_NAMES
 from tests.conftest import data_folder
-
-
-def test_a_peak_has_the_sigma_of_the_specification() -> None:
-    target = torch.zeros(21, 41, 41)
-    draw_peak(target, (10.2, 20.4, 19.6), 12.0, (2.5, 0.75, 0.75))
-    assert target[10, 20, 20] == 1.0
-    sigma_z, sigma_y = 12 / (4 * 2.5), 12 / (4 * 0.75)
-    assert target[12, 20, 20].item() == pytest.approx(math.exp(-4 / (2 * sigma_z**2)), rel=1e-5)
-    assert target[10, 25, 20].item() == pytest.approx(math.exp(-25 / (2 * sigma_y**2)), rel=1e-5)
-
-
-def test_a_small_nodule_still_has_a_peak_of_a_voxel_and_a_half() -> None:
-    target = torch.zeros(9, 9, 9)
-    draw_peak(target, (4, 4, 4), 1.0, (5.0, 1.0, 1.0))
-    assert target[5, 4, 4].item() == pytest.approx(math.exp(-1 / 2), rel=1e-5)
-    assert target[4, 5, 4].item() == pytest.approx(math.exp(-1 / (2 * 1.5**2)), rel=1e-5)
-
-
-def test_peaks_are_combined_by_maximum_and_one_outside_changes_nothing() -> None:
-    target = torch.zeros(8, 16, 16)
-    draw_peak(target, (4, 4, 4), 8.0, (1, 1, 1))
-    before = target.clone()
-    draw_peak(target, (40, 4, 4), 8.0, (1, 1, 1))
-    assert torch.equal(target, before)
-    draw_peak(target, (4, 4, 8), 8.0, (1, 1, 1))
-    assert target.max() == 1.0
-    assert (target >= before).all()
-
-
-def test_the_focal_loss_is_the_one_of_the_paper() -> None:
-    logits = torch.tensor([0.5, -1.0, 2.0])
-    target = torch.tensor([1.0, 0.6, 0.0])
-    p = [1 / (1 + math.exp(-value)) for value in (0.5, -1.0, 2.0)]
-    by_hand = (
-        -((1 - p[0]) ** 2) * math.log(p[0])
-        - (1 - 0.6) ** 4 * p[1] ** 2 * math.log(1 - p[1])
-        - p[2] ** 2 * math.log(1 - p[2])
-    )
-    assert focal_loss(logits, target).item() == pytest.approx(by_hand, rel=1e-5)
-    without_last = focal_loss(logits, target, torch.tensor([1.0, 1.0, 0.0])).item()
-    assert without_last == pytest.approx(by_hand + p[2] ** 2 * math.log(1 - p[2]), rel=1e-5)
-
-
-def test_the_mask_loss_is_dice_plus_cross_entropy() -> None:
-    logits, mask = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
-    dice = 1 - (2 * 0.5 + 1) / (4 * 0.5 + 1 + 1)
-    assert mask_loss(logits, mask).item() == pytest.approx(dice + math.log(2), rel=1e-5)
 
 
 def test_patients_are_split_by_their_number() -> None:
@@ -257,58 +204,3 @@ def test_hard_negatives_are_drawn_and_never_near_what_looks_like_a_nodule(tmp_pa
     assert not known.may_be_nodule((30, 100, 160))
     tumour = LOOKS_LIKE_A_NODULE["ct_qin_lsc_0055"][0]
     assert replace(host(), name="ct_qin_lsc_0055").may_be_nodule(np.add(tumour, (2, 5, 5)))
-
-
-class TinyDetector(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv3d(1, 1, 3, padding=1)
-        self.drop = nn.Dropout(0.2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.drop(x))
-
-
-def run(work: Path, samples: Dataset[Any], stop_after: int | None) -> nn.Module:
-    torch.manual_seed(3)
-    settings = LoopSettings(learning_rate=1e-2, checkpoint_steps=100, report_steps=2, workers=0, warm_up_steps=3)
-    phases = [Phase(samples=samples, batch=2, steps=4), Phase(samples=samples, batch=1, steps=4)]
-    return train(TinyDetector(), phases, stage1_loss, settings, work, stop_after=stop_after)
-
-
-def test_a_training_that_was_stopped_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
-    samples = Stage1Samples(material(), (16, 32, 32), 100)
-    whole = run(tmp_path / "whole", samples, None)
-    for stop_after in (3, 3, None):
-        resumed = run(tmp_path / "parts", samples, stop_after)
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
-    )
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 6, 8]
-
-
-def test_the_loss_of_stage_2_ignores_what_is_not_known() -> None:
-    class Constant(nn.Module):
-        def forward(self, image: Tensor) -> dict[str, Tensor]:
-            count = len(image)
-            return {
-                "detection": torch.zeros(count, 2),
-                "malignancy": torch.tensor([[0.0, 0.0], [9.0, -9.0]]),
-                "concepts": torch.full((count, 8), 0.5),
-                "segmentation": torch.zeros(count, 1, 2, 2),
-            }
-
-    batch = {
-        "image": torch.zeros(2, 7, 2, 2),
-        "detection": torch.tensor([1, 0]),
-        "malignancy": torch.tensor([1, -1]),
-        "concepts": torch.stack([torch.full((8,), 0.75), torch.full((8,), -1.0)]),
-        "mask": torch.zeros(2, 1, 2, 2),
-    }
-    unlabelled = {**batch, "detection": torch.tensor([1, -1])}
-    assert stage2_loss(Constant(), unlabelled)[1]["detection"] == pytest.approx(math.log(2), rel=1e-5)
-    _, figures = stage2_loss(Constant(), batch)
-    assert figures["malignancy"] == pytest.approx(math.log(2), rel=1e-5)
-    assert figures["concepts"] == pytest.approx(0.0625)
-    assert figures["detection"] == pytest.approx(math.log(2), rel=1e-5)
