@@ -24,9 +24,9 @@ from pulmo_models.training.nodules import RealNodule, noise_of
 Floats = npt.NDArray[np.floating[Any]]
 
 TISSUE_HU = 40.0
-_FADE_MM = 1.5  # from the outline outwards
+_FADE_MM = 2.2  # from the outline outwards
 _BLURS = (1.0, 0.8, 0.65, 0.5, 0.35)  # sigma in pixels
-_SHARPENINGS = (0.3, 0.6, 1.0)  # of the unsharp mask
+_SHARPENINGS = (0.25, 0.5)  # of the unsharp mask
 _LEAST_NOISE_HU = 0.5
 _NOISE_BLUR = 0.6  # sigma in pixels of what is added: reconstructed noise is never white
 _NOISE_GAIN = 2.81  # 1 / the spread that `noise_of` sees of such noise made from white noise of 1 HU
@@ -73,7 +73,7 @@ def draw_pose(
         flips=flips,
         angle=angle,
         scale=float(random.uniform(*size_range)),
-        phase=tuple(random.uniform(-0.5, 0.5, 3).tolist()),  # type: ignore[arg-type]
+        phase=(float(random.uniform(-0.5, 0.5)), float(random.uniform(-0.5, 0.5)), float(random.uniform(-0.5, 0.5))),
     )
 
 
@@ -102,12 +102,12 @@ def real_insert(
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     own = np.array(nodule.spacing_mm) * pose.scale
-    hu, missing = match_noise(nodule, noise_hu)
+    matched, missing = match_noise(nodule, noise_hu)
     depth = np.stack([_signed_distance(plane) for plane in nodule.mask]) * own[1]
     reach = np.stack([_signed_distance(plane) for plane in nodule.reach]) * own[1]
     axes = tuple(axis for axis in range(3) if pose.flips[axis])
-    hu, depth, reach = (np.flip(values, axes) for values in (hu, depth, reach))
-    hu, depth, reach = _turned(hu, depth, reach, own, spacing, pose)
+    flipped = [np.flip(values, axes) for values in (matched, depth, reach)]
+    hu, depth, reach = _turned(flipped[0], flipped[1], flipped[2], own, spacing, pose)
     fade = max(_FADE_MM, 2 * own[1])
     window = np.clip(1 + reach / fade, 0, 1)
     window = window**2 * (3 - 2 * window)
@@ -210,7 +210,9 @@ def _along_slices(values: Floats, own_mm: float, target_mm: float, phase: float)
     half = int(np.ceil(((count + 1) / 2 * own_mm + target_mm) / target_mm))
     targets = (np.arange(-half, half + 1) + phase) * target_mm
     sources = (np.arange(count) - (count - 1) / 2) * own_mm
-    return np.einsum("ts,ksyx->ktyx", slice_weights(sources, own_mm, targets, target_mm), values, optimize=True)
+    return np.asarray(
+        np.einsum("ts,ksyx->ktyx", slice_weights(sources, own_mm, targets, target_mm), values, optimize=True)
+    )
 
 
 def slice_weights(

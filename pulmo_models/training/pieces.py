@@ -81,7 +81,7 @@ def _weights(count: int, positions: npt.NDArray[np.float64], step: float, cubic:
     a = _CUBIC
     near = ((a + 2) * t - (a + 3)) * t**2 + 1
     far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+    return np.asarray(np.where(t <= 1, near, np.where(t < 2, far, 0.0)))
 
 
 def scanner(random: np.random.Generator, hu: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -101,4 +101,4 @@ def scanner(random: np.random.Generator, hu: npt.NDArray[np.float32]) -> npt.NDA
 
 def as_stored(hu: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int16]:
     """HU as a scanner stores them."""
-    return np.rint(np.clip(hu, -1024, 3071)).astype(np.int16)
+    return np.asarray(np.rint(np.clip(hu, -1024, 3071)), dtype=np.int16)

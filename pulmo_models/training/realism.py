@@ -38,6 +38,7 @@ _SIZES_MM = (4.0, 10.0)
 _OFF_MM = (13.0, 17.0)  # from the host's own nodule: apart from it, and inside of its cut-out
 _CHANNELS = (16, 32, 32)
 _EPOCHS, _BATCH, _RATE = 25, 32, 2e-3
+_MOST_DENSE = 0.15  # share around a place: vessels may touch it, as they touch the originals
 _SQUARE, _CUT = 128, 72
 
 
@@ -110,13 +111,14 @@ def _middle_slice(nodule: RealNodule) -> RealNodule:
 
 
 def _beside(random: np.random.Generator, host: RealNodule, giver: RealNodule, *, matched: bool) -> Images | None:
-    """A crop around a nodule placed into plain lung of another's slice; None where that has none."""
+    """A crop around a nodule placed into the lung of another's slice, on a vessel or not; None where there is no room."""
     hu = host.hu.astype(np.float32)
-    smooth = ndimage.uniform_filter(hu[0], 3)
-    clear = ndimage.distance_transform_edt((smooth < -600) & ~host.reach[0]) * host.spacing_mm[1]
+    lung = ndimage.binary_closing(ndimage.uniform_filter(hu[0], 3) < -500, iterations=4)
+    width = max(3, round((giver.diameter_mm + 8.0) / host.spacing_mm[1]))
+    dense = ndimage.uniform_filter(((hu[0] > -250) | host.mask[0]).astype(np.float32), width)
     own = np.argwhere(host.mask[0]).mean(axis=0)
-    away = np.linalg.norm(np.indices(clear.shape) - own[:, None, None], axis=0) * host.spacing_mm[1]
-    fits = (clear > giver.diameter_mm / 2) & (away > _OFF_MM[0]) & (away < _OFF_MM[1])
+    away = np.linalg.norm(np.indices(lung.shape) - own[:, None, None], axis=0) * host.spacing_mm[1]
+    fits = lung & (dense < _MOST_DENSE) & (away > _OFF_MM[0]) & (away < _OFF_MM[1])
     places = np.argwhere(fits)
     if not len(places):
         return None

@@ -367,7 +367,7 @@ def _unknown(host: Host, piece: Piece) -> npt.NDArray[np.int32]:
 
 def _flipped(random: np.random.Generator, patch: Patch, shape: Shape) -> Patch:
     """Rows or columns mirrored about the middle of a patch of odd size; then cut to its shape."""
-    axes = [axis for axis in (1, 2) if random.random() < 0.5]
+    axes = tuple(axis for axis in (1, 2) if random.random() < 0.5)
     box = tuple(slice(size) for size in shape)
     mask = None if patch.mask is None else np.ascontiguousarray(np.flip(patch.mask, axes)[box])
     return replace(patch, hu=np.ascontiguousarray(np.flip(patch.hu, axes)[box]), mask=mask)

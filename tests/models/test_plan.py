@@ -6,8 +6,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from pulmo_models.training.augmentation import Turn, change_intensities, cut_around, draw_offset, draw_turn, normalised
+from pulmo_models.training.fit import PlannedData, workers_for
 from pulmo_models.training.plan import Course, batches, make_plan, rate_factor
 from pulmo_models.training.recipe import load_recipe
 
@@ -136,3 +140,22 @@ def test_turns_and_offsets_are_drawn_as_the_recipe_says() -> None:
     assert {turn.quarters for turn in turns} == {0, 1, 2, 3}
     assert np.mean([turn.flips for turn in turns], axis=0) == pytest.approx([0.5, 0.5, 0.5], abs=0.1)
     assert {draw_turn(random, how, square=False).quarters for _ in range(50)} == {0, 2}
+
+
+class Numbers(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        return torch.tensor([*key])
+
+
+def test_loader_processes_give_the_same_batches() -> None:
+    plan = make_plan([Course(batch=2, epochs=1, samples_per_epoch=5)], checkpoint_steps=1)
+    seen = []
+    for workers in (0, 2):
+        data = PlannedData(plan, [Numbers()], np.ones(5), Numbers(), validation_batch=3, seed=1, workers=workers)
+        seen.append([batch.tolist() for batch in data.val_dataloader()])
+    assert seen[0] == seen[1] == [[[0, 0], [1, 0], [2, 0]], [[3, 0], [4, 0]]]
+    assert workers_for(torch.device("cpu")) == 0
+    assert workers_for(torch.device("cuda")) > 0
