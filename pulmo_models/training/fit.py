@@ -78,12 +78,12 @@ class PlannedData(LightningDataModule):
     def _loader(self, samples: Dataset[Any], order: list[list[tuple[int, int]]]) -> DataLoader[Any]:
         return DataLoader(
             samples,
-            batch_sampler=order,  # type: ignore[arg-type]
+            batch_sampler=order,
             num_workers=self._workers,
             # Its own generator: otherwise each new loader draws from the one that the dropout uses.
             generator=torch.Generator().manual_seed(self._seed),
             worker_init_fn=_one_thread,
-            pin_memory=self._workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from pulmo_models.training.plan import Plan, rate_factor
 from pulmo_models.training.precision import make_safe
@@ -109,11 +109,11 @@ class PlannedModule(LightningModule):
                  self._plan.epochs, text)  # fmt: skip
 
 
-def _running_mean(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def _running_mean(decay: float) -> Callable[[Any, Any, Any], None]:
     """Exponential, but shorter in the beginning, so that the first weights are soon forgotten."""
 
-    def update(mean: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    def update(mean: Any, current: Any, count: Any) -> None:
         number = int(count)
-        get_ema_multi_avg_fn(min(decay, (1 + number) / (10 + number)))(mean, current, count)  # type: ignore[arg-type]
+        torch._foreach_lerp_(mean, current, 1 - min(decay, (1 + number) / (10 + number)))
 
     return update

@@ -78,8 +78,9 @@ def trained_state(path: Path) -> dict[str, Tensor]:
         raise WeightsMissing(f"checkpoint {path} does not exist")
     stored = torch.load(path, map_location="cpu", weights_only=True)
     state = stored.get("state_dict") if isinstance(stored, Mapping) else None
-    for prefix in _PREFIXES if isinstance(state, Mapping) else ():
-        found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    tensors = state if isinstance(state, Mapping) else {}
+    for prefix in _PREFIXES:
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if found:
             return found
     raise WeightsCorrupt(f"checkpoint {path} is none of pulmo-train")

@@ -61,7 +61,8 @@ def window_weights(rows: WindowRows, nodule_windows: float) -> npt.NDArray[np.fl
     has = rows.nodules > 0
     if nodule_windows == 0 or has.all() or not has.any():
         return np.ones(len(rows))
-    return np.where(has, nodule_windows / has.sum(), (1 - nodule_windows) / (~has).sum())
+    weights = np.where(has, nodule_windows / has.sum(), (1 - nodule_windows) / (~has).sum())
+    return np.asarray(weights, dtype=np.float64)
 
 
 class Crops(Dataset[tuple[Tensor, Tensor, Tensor]]):
