@@ -111,7 +111,7 @@ def _middle_slice(nodule: RealNodule) -> RealNodule:
 
 
 def _beside(random: np.random.Generator, host: RealNodule, giver: RealNodule, *, matched: bool) -> Images | None:
-    """A crop around a nodule placed into the lung of another's slice, on a vessel or not; None where there is no room."""
+    """A crop around a nodule placed into the lung of another's slice, vessels or not; None without room."""
     hu = host.hu.astype(np.float32)
     lung = ndimage.binary_closing(ndimage.uniform_filter(hu[0], 3) < -500, iterations=4)
     width = max(3, round((giver.diameter_mm + 8.0) / host.spacing_mm[1]))
