@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pulmo_models.training.plan import Plan, rate_factor
 from pulmo_models.training.precision import make_safe
@@ -114,6 +114,6 @@ def _running_mean(decay: float) -> Callable[[Any, Any, Any], None]:
 
     def update(mean: Any, current: Any, count: Any) -> None:
         number = int(count)
-        torch._foreach_lerp_(mean, current, 1 - min(decay, (1 + number) / (10 + number)))
+        get_ema_multi_avg_fn(min(decay, (1 + number) / (10 + number)))(mean, current, count)  # type: ignore[no-untyped-call]
 
     return update
