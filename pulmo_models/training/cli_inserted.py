@@ -29,7 +29,9 @@ def inserted(  # noqa: PLR0913, PLR0917 - each is an option of the command
     patch: Annotated[str, typer.Option(help="Slices,rows,columns of a patch.")] = "20,72,72",
     hosts: Annotated[list[str] | None, typer.Option(help="Series to train on, instead of the usual; repeat.")] = None,
     leave_out: Annotated[list[str] | None, typer.Option(help="Series that serves no split; repeat.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Set of weights whose detector finds hard negatives.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Set, or checkpoint of stage 1, whose false findings become hard negatives.")
+    ] = None,
     phantoms: Annotated[float, typer.Option(min=0, max=1, help="Share of phantoms among the hosts.")] = 0.05,
     drawn: Annotated[float, typer.Option(min=0, max=1, help="Share of drawn nodules, of rare kinds.")] = 0.12,
     processes: Annotated[int, typer.Option(min=1, help="The store is the same for any number.")] = 1,

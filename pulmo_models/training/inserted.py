@@ -17,13 +17,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from pulmo_models import __version__
+from pulmo_models.errors import WeightsMissing
 from pulmo_models.training.drawn import drawn_nodules
 from pulmo_models.training.hosts import SPLIT_HOSTS, Host, load_hosts, load_phantoms
 from pulmo_models.training.mining import Places, mine
 from pulmo_models.training.nodules import RealNodule, load_nodules, split_of
 from pulmo_models.training.samples import Material, Sampler, Shape, Shares
 from pulmo_models.training.store import Patch, Split, Stage, StoreWriter, Window
-from pulmo_models.weights import load_set
 
 PHANTOM_SEEDS = range(100, 106)  # the demo's is another one
 _CHUNK = 8  # samples that a process is given at a time
@@ -49,7 +49,7 @@ class Request:
     patch: Shape = (20, 72, 72)
     train_hosts: Sequence[str] = SPLIT_HOSTS["train"]
     leave_out: Sequence[str] = ()
-    weights: str | None = None  # a set, whose detector's false findings become hard negatives
+    weights: str | None = None  # a set, or a checkpoint of stage 1: its false findings become hard negatives
     processes: int = 1
     shares: Shares = field(default_factory=Shares)
 
@@ -134,11 +134,13 @@ def load_material(request: Request, split: Split, dropped: Counter[str], progres
 
 
 def _hard_negatives(request: Request, hosts: Sequence[Host], progress: Progress) -> Mapping[str, Places]:
-    from pulmo_models.checkpoints import load_stage1  # noqa: PLC0415 - torch is needed for this alone
+    from pulmo_models.training.evaluation.networks import load_networks  # noqa: PLC0415 - torch is for this alone
 
-    weights = load_set(str(request.weights))
-    name = f"{weights.name}-{weights.stage1.sha256[:12]}"
-    return mine(load_stage1(weights), name, hosts, request.work, lambda host: progress(f"detector on {host.name}", 0.0))
+    networks = load_networks(str(request.weights))
+    if networks.stage1 is None:
+        raise WeightsMissing(f"{request.weights}: holds no detector, so it finds no hard negatives")
+    name = f"{networks.name}-{networks.digests['stage1'][:12]}"
+    return mine(networks.stage1, name, hosts, request.work, lambda host: progress(f"detector on {host.name}", 0.0))
 
 
 _Job = tuple[Split, Stage, int]
