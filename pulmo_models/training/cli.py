@@ -54,7 +54,7 @@ def _plain_errors() -> Iterator[None]:
     """What the user can put right is said in one sentence."""
     from pulmo_models.errors import DeviceUnavailable, WeightsCorrupt, WeightsMissing  # noqa: PLC0415
     from pulmo_models.training.recipe import RecipeInvalid  # noqa: PLC0415
-    from pulmo_models.training.runs import RunMismatch  # noqa: PLC0415
+    from pulmo_models.training.runs import RunBusy, RunMismatch  # noqa: PLC0415
     from pulmo_models.training.stage2_data import StoreUnfit  # noqa: PLC0415
     from pulmo_models.training.store import StoreInvalid  # noqa: PLC0415
 
@@ -63,6 +63,7 @@ def _plain_errors() -> Iterator[None]:
     except (
         DeviceUnavailable,
         RecipeInvalid,
+        RunBusy,
         RunMismatch,
         StoreInvalid,
         StoreUnfit,

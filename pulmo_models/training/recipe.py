@@ -131,6 +131,7 @@ class Bottleneck(_Table):
     dropout: Annotated[float, Field(ge=0, lt=1)]  # of the detection head
     concept_dropout: Annotated[float, Field(ge=0, lt=1)]
     concept_bias: Literal["default", "mean"]  # mean: the head begins at the mean ratings
+    start_gain: NotNegative  # each weight begins at gain * correlation / deviation of its rating; 0: at random
     signs: Literal["free", "held"]  # held: the sign of each weight is that of the rating's correlation with malignancy
     least_weight: NotNegative  # W[1] - W[0] is at least that where the sign is held
     without: tuple[str, ...]  # concepts whose weight is held at 0

@@ -7,8 +7,10 @@ stores, versions), ``last.ckpt`` (everything to go on from), ``best.ckpt`` (weig
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +28,26 @@ _PREFIXES = ("average.module.", "network.")
 
 class RunMismatch(Exception):
     """The folder holds another training than the one that is asked for. The message says what differs."""
+
+
+class RunBusy(Exception):
+    """Another process trains in the folder. The message names it."""
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep the folder for this process; the lock ends with the process, however that ends.
+
+    Raises:
+        RunBusy: another one has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise RunBusy(f"{folder}: another process trains there") from exc
+        yield
 
 
 def begin_run(folder: Path, about: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:

@@ -24,26 +24,31 @@ class ConceptFacts:
 
     means: tuple[float, ...]
     variances: tuple[float, ...]
-    signs: tuple[int, ...]  # of the correlation with the malignancy rating; 0: it does not vary, or nobody rated
+    correlations: tuple[float, ...]  # with the malignancy rating; 0: it does not vary, or nobody rated
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """Of the correlations: -1, 0 or 1."""
+        return tuple(int(np.sign(value)) for value in self.correlations)
 
 
 def concept_facts(rows: Rows, labels: Labels) -> ConceptFacts:
-    """Means, variances and signs of the rated rows."""
+    """Means, variances and correlations of the rated rows."""
     targets = concept_targets(torch.from_numpy(rows.ratings), labels).numpy().astype(np.float64)
-    means, variances, signs = [], [], []
+    means, variances, correlations = [], [], []
     for column in targets.T:
         known = np.isfinite(column)
         means.append(float(column[known].mean()) if known.any() else 0.0)
         variances.append(float(column[known].var()) if known.any() else 0.0)
         both = known & np.isfinite(rows.malignancy)
-        signs.append(_correlation_sign(column[both], rows.malignancy[both].astype(np.float64)))
-    return ConceptFacts(means=tuple(means), variances=tuple(variances), signs=tuple(signs))
+        correlations.append(_correlation(column[both], rows.malignancy[both].astype(np.float64)))
+    return ConceptFacts(means=tuple(means), variances=tuple(variances), correlations=tuple(correlations))
 
 
-def _correlation_sign(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> int:
-    if len(first) < 2:
-        return 0
-    return int(np.sign(((first - first.mean()) * (second - second.mean())).sum()))
+def _correlation(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+    if len(first) < 2 or first.std() == 0 or second.std() == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def concept_targets(ratings: Tensor, labels: Labels) -> Tensor:
@@ -133,6 +138,18 @@ def soft_loss(out: Mapping[str, Tensor], taught: Mapping[str, Tensor], temperatu
     parts["segmentation"] = functional.mse_loss(torch.sigmoid(out["segmentation"]), torch.sigmoid(slice_logits))
     parts["concepts"] = functional.mse_loss(out["concepts"], taught["concepts"])
     return parts
+
+
+@torch.no_grad()
+def start_weights(head: nn.Linear, bottleneck: Bottleneck, facts: ConceptFacts) -> None:
+    """Begin the malignancy head where each rating speaks as its correlation says, and mean ratings say even odds."""
+    if bottleneck.start_gain == 0:
+        return
+    spread = torch.tensor(facts.variances).clamp(min=1e-4).sqrt()
+    weight = bottleneck.start_gain * torch.tensor(facts.correlations) / spread
+    bias = -(weight * torch.tensor(facts.means)).sum()
+    head.weight.copy_(torch.stack([-weight, weight]) / 2)
+    head.bias.copy_(torch.stack([-bias, bias]) / 2)
 
 
 @torch.no_grad()

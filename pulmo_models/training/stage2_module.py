@@ -15,7 +15,15 @@ from pulmo_models.training.evaluation.classification import auc
 from pulmo_models.training.modules import PlannedModule
 from pulmo_models.training.plan import Plan
 from pulmo_models.training.recipe import Bottleneck, DistillRecipe, TeacherRecipe
-from pulmo_models.training.stage2_loss import TASKS, ConceptFacts, HardLoss, concept_targets, hold_signs, soft_loss
+from pulmo_models.training.stage2_loss import (
+    TASKS,
+    ConceptFacts,
+    HardLoss,
+    concept_targets,
+    hold_signs,
+    soft_loss,
+    start_weights,
+)
 from pulmo_models.types import CONCEPT_NAMES
 
 CRITERION = "validation/criterion"
@@ -26,12 +34,14 @@ Batch = Mapping[str, Tensor]
 
 
 def prepare(network: nn.Module, bottleneck: Bottleneck, facts: ConceptFacts, *, fresh: bool) -> None:
-    """Set the dropout of the heads and, in a fresh network, where the concept head begins; hold the signs."""
+    """Set the dropout of the heads and, in a fresh network, where the bottleneck begins; hold the signs."""
     network.detection_head[3].p = bottleneck.dropout  # type: ignore[index, union-attr]
     network.concept_head[3].p = bottleneck.concept_dropout  # type: ignore[index, union-attr]
     if fresh and bottleneck.concept_bias == "mean":
         with torch.no_grad():
             network.concept_head[4].bias.copy_(torch.tensor(facts.means))  # type: ignore[index, union-attr]
+    if fresh:
+        start_weights(network.malignancy_head, bottleneck, facts)  # type: ignore[arg-type]
     hold_signs(network.malignancy_head, bottleneck, facts)  # type: ignore[arg-type]
 
 

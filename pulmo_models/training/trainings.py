@@ -22,7 +22,7 @@ from pulmo_models.training.fit import PlannedData, Watch, fit, workers_for
 from pulmo_models.training.modules import PlannedModule
 from pulmo_models.training.plan import Course, Plan, make_plan
 from pulmo_models.training.recipe import DistillRecipe, Stage1Recipe, TeacherRecipe
-from pulmo_models.training.runs import BEST, Training, begin_run, finish_run, trained_state
+from pulmo_models.training.runs import BEST, Training, begin_run, finish_run, only_one, trained_state
 from pulmo_models.training.stage1_data import Crops, read_window_rows, window_weights
 from pulmo_models.training.stage1_module import Stage1Module, new_detector
 from pulmo_models.training.stage2_data import (
@@ -218,13 +218,14 @@ def _run(
     }
     notes = {"pulmo": pulmo_models.__version__, "torch": str(torch.__version__), "device": str(job.device)}
     best = folder / BEST
-    if begin_run(folder, about, notes):
-        log.info("%s is trained already", folder)
-        return best
-    log.info("%s: %d steps in %d epochs", training, plan.steps, plan.epochs)
-    seed_everything(job.seed, workers=False, verbose=False)
-    fit(module(), data, plan, folder, job.device, watch)
-    finish_run(folder)
+    with only_one(folder):
+        if begin_run(folder, about, notes):
+            log.info("%s is trained already", folder)
+            return best
+        log.info("%s: %d steps in %d epochs", training, plan.steps, plan.epochs)
+        seed_everything(job.seed, workers=False, verbose=False)
+        fit(module(), data, plan, folder, job.device, watch)
+        finish_run(folder)
     return best
 
 

@@ -37,7 +37,9 @@ TINY = changes(
     "distill.validation_samples = 6",
 )
 PLAN = make_plan([Course(batch=4, epochs=1, samples_per_epoch=8)], checkpoint_steps=2)
-FACTS = ConceptFacts(means=(0.5,) * 8, variances=(0.04, 0.0, *(0.04,) * 6), signs=(1, 0, -1, -1, 1, 1, 1, 1))
+FACTS = ConceptFacts(
+    means=(0.5,) * 8, variances=(0.04, 0.0, *(0.04,) * 6), correlations=(0.5, 0, -0.3, -0.2, 0.1, 0.6, 0.6, 0.1)
+)
 
 
 def distill(*lines: str, name: str = "tuned") -> DistillRecipe:
@@ -297,6 +299,19 @@ def test_a_fresh_network_begins_at_the_mean_ratings() -> None:
     prepare(network, recipe.bottleneck, FACTS, fresh=True)
     assert network.concept_head[4].bias.tolist() == [0.5] * 8
     assert (network.detection_head[3].p, network.concept_head[3].p) == (0.1, 0.2)
+    with torch.no_grad():
+        even = torch.softmax(network.malignancy_head(torch.full((1, 8), 0.5)), 1)
+    assert even[0].tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
+    difference = (network.malignancy_head.weight[1] - network.malignancy_head.weight[0]).tolist()
+    assert difference[0] == pytest.approx(0.8 * 0.5 / 0.2, rel=1e-5)
+    assert difference[1] == pytest.approx(0, abs=1e-6)
+    trained = network.malignancy_head.weight.detach() + 1
+    torch.nn.init.constant_(network.concept_head[4].bias, 0.1)
+    with torch.no_grad():
+        network.malignancy_head.weight.copy_(trained)
+    prepare(network, recipe.bottleneck, FACTS, fresh=False)
+    assert network.concept_head[4].bias.tolist() == pytest.approx([0.1] * 8)
+    assert torch.allclose(network.malignancy_head.weight, trained, atol=1e-6)
 
 
 # Figures

@@ -13,7 +13,7 @@ from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.training.export import export_set
-from pulmo_models.training.runs import RunMismatch, begin_run, finish_run, read_run, trained_state
+from pulmo_models.training.runs import RunBusy, RunMismatch, begin_run, finish_run, only_one, read_run, trained_state
 from pulmo_models.training.trainings import start_state
 from pulmo_models.weights import load_set, verify_set
 from tests.models.tiny_store import write_tiny_store
@@ -90,6 +90,16 @@ def test_a_folder_keeps_one_training(tmp_path: Path) -> None:
     other = {**about, "recipe": {"optimiser": {"learning_rate": 0.2}}}
     with pytest.raises(RunMismatch, match=r"another recipe\.optimiser\.learning_rate \(0\.1 there, 0\.2 asked for\)"):
         begin_run(tmp_path / "a", other, {})
+
+
+def test_a_folder_is_for_one_process(tmp_path: Path) -> None:
+    with only_one(tmp_path / "a"):
+        with pytest.raises(RunBusy, match="another process trains there"), only_one(tmp_path / "a"):
+            pass
+        with only_one(tmp_path / "b"):
+            pass
+    with only_one(tmp_path / "a"):
+        pass
 
 
 def test_a_wrong_call_is_answered_with_a_sentence(tmp_path: Path) -> None:
