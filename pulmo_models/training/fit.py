@@ -158,8 +158,15 @@ def _callbacks(folder: Path, watch: Watch) -> list[Callback]:
             ),
         )
     if sys.stderr.isatty():
-        callbacks.append(RichProgressBar())
+        callbacks.append(_Bar())
     return callbacks
+
+
+class _Bar(RichProgressBar):
+    """Without the number of the log's version. What it calls an epoch is the part up to the next checkpoint."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
 
 
 class _WholeFiles(TorchCheckpointIO):

@@ -92,6 +92,7 @@ class PlannedModule(LightningModule):
     def report(self, figures: Mapping[str, Tensor | float]) -> None:
         """Figures of a training step; one that is not finite (nothing of its kind in the batch) is left out."""
         finite = {f"train/{name}": float(value) for name, value in figures.items() if math.isfinite(float(value))}
+        self.log("train/loss", finite.pop("train/loss", math.nan), batch_size=1, prog_bar=True)
         self.log_dict(finite, batch_size=1)
         self.log("train/rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
         self.log("train/skipped", self.skipped.float(), batch_size=1)
