@@ -1,4 +1,4 @@
-# Targets for people: install, demo, test, test-all, lint. Everything happens in .venv; see README.md.
+# Targets for people: install, install-train, demo, test, test-all, lint. Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ CT ?=
 OUT ?= demo-out
 DEBIAN_TEST_PACKAGES := orthanc dcmtk dicom3tools gcc libc6-dev
 
-.PHONY: install install-dev debian-packages demo test test-all lint format clean
+.PHONY: install install-train install-dev debian-packages demo test test-all lint format clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +16,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	touch $@
+
+# What `pulmo-train` needs besides: Lightning, HDF5, plots, the database of LIDC's readers.
+install-train: $(VENV)/.installed-train
+
+$(VENV)/.installed-train: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train]' -c constraints.txt
 	touch $@
 
 install-dev: $(VENV)/.installed-dev
