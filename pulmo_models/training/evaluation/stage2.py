@@ -197,7 +197,7 @@ def _by_kind(seen: Predictions) -> list[dict[str, Any]]:
         area = auc(seen.detection_probability[chosen], nodules[chosen])
         rows.append(
             {
-                "kind": kind,
+                "kind": str(kind),
                 "number": int(of_kind.sum()),
                 "auc": None if np.isnan(area) else rounded(area),
                 "specificity_at_half": rounded((seen.detection_probability[of_kind] < 0.5).mean()),
