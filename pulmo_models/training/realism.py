@@ -2,7 +2,8 @@
 
 - Inserted or original: the middle slice of a free nodule of 4 to 10 mm as it is, against one that was placed beside
   another patient's nodule in that patient's own slice. Both are LIDC slices with a nodule in plain lung, so nothing
-  but the insertion tells them apart; patients of the test are others than those of the training.
+  but the insertion, or the choice of the place, tells them apart; patients of the test are others than those of the
+  training. The same is asked of the surroundings alone.
 - Retouched or untouched: places without a nodule, processed as an insertion does or not, of a series that the
   classifier did not see.
 - Levels: squares of whole series, stretched to 8 bits as the cut-outs were, mapped back from their middle slice.
@@ -34,6 +35,7 @@ from pulmo_models.training.samples import retouch, structure
 Images = npt.NDArray[np.float32]
 
 _CROP = 28  # pixels
+_BLANK = 11  # pixels: a nodule of 10 mm and its edge
 _SIZES_MM = (4.0, 10.0)
 _OFF_MM = (13.0, 17.0)  # from the host's own nodule: apart from it, and inside of its cut-out
 _CHANNELS = (16, 32, 32)
@@ -66,6 +68,8 @@ def realism(data: Path, work: Path, seed: int, progress: Callable[[str], None] =
         progress(f"inserted or original, {name}")
         question = inserted_or_original(nodules, seed, matched=matched)
         figures[f"AUC, inserted or original, {name}"] = ask(question, seed)
+        if matched:
+            figures["AUC, inserted or original, from the surroundings alone"] = ask(blanked(question), seed)
     progress("retouched or untouched")
     figures["AUC, retouched or untouched"] = ask(retouched_or_untouched(hosts, nodules, 300, seed), seed)
     progress("levels")
@@ -137,6 +141,13 @@ def _crop(hu: npt.NDArray[np.float32], centre: npt.NDArray[np.floating | np.inte
     if min(top, left) < 0 or top + _CROP > hu.shape[0] or left + _CROP > hu.shape[1]:
         return None
     return hu[top : top + _CROP, left : left + _CROP]
+
+
+def blanked(question: Question) -> Question:
+    """The same without the nodules: what the places alone give away, which is no fault of the insertion."""
+    rows, columns = np.mgrid[:_CROP, :_CROP] - _CROP // 2
+    inside = rows**2 + columns**2 < _BLANK**2
+    return replace(question, images=np.where(inside, np.float32(-850), question.images))
 
 
 def retouched_or_untouched(hosts: Sequence[Host], nodules: Sequence[RealNodule], count: int, seed: int) -> Question:

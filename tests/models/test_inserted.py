@@ -18,7 +18,7 @@ from pulmo_models.training.cli_inserted import parse_counts, parse_shape
 from pulmo_models.training.hosts import Host, KnownNodule
 from pulmo_models.training.inserted import NothingToInsert, Request, write_store
 from pulmo_models.training.nodules import load_nodules
-from pulmo_models.training.realism import Question, ask, level_errors
+from pulmo_models.training.realism import Question, ask, blanked, inserted_or_original, level_errors
 from pulmo_models.training.samples import Material, Sampler, Shares, choose_place
 from pulmo_models.training.store import PatchStore
 from tests.models.made_nodules import lidc_patches, made_host, real_nodule
@@ -260,6 +260,19 @@ def test_the_classifier_finds_what_is_there_and_nothing_where_nothing_is() -> No
     assert abs(ask(Question(images=images, changed=changed, held_out=held_out), 1, epochs=5) - 0.5) < 0.25
     images[changed, 10:18, 10:18] += 60  # a square seam
     assert ask(Question(images=images, changed=changed, held_out=held_out), 1, epochs=5) > 0.95
+
+
+def test_originals_and_inserted_ones_are_of_other_patients_in_training_and_test() -> None:
+    nodules = [real_nodule(patient=f"LIDC-IDRI-{number:04}") for number in range(1, 29)]
+    question = inserted_or_original(nodules, 1, matched=True)
+    assert 0.3 < question.changed.mean() < 0.6
+    assert 0.2 < question.held_out.mean() < 0.6
+    middles = question.images[:, 14, 14]
+    assert (middles > -100).all()  # a nodule in the middle, whichever it is
+    assert (blanked(question).images[:, 10:19, 10:19] == -850).all()
+    assert np.array_equal(blanked(question).images[:, 0], question.images[:, 0])
+    originals = question.images[~question.changed]
+    assert np.ptp(originals, axis=0).max() == 0  # untouched
 
 
 def test_level_errors_are_measured_by_distance() -> None:
