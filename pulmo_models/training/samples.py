@@ -31,7 +31,7 @@ _TRIES, _TRIES_OF_A_NODULE = 80, 8
 _APART_MM = 12.0  # between the surfaces of two nodules of a window
 _DENSE_HU = -450.0
 _CLEAR_MM = 12.0
-_AIRWAY_MM, _AIRWAY_HU = 6.0, -960
+_AROUND_MM, _AERATED_HU, _LEAST_LUNG = 10.0, (-960, -600), 0.25
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -274,17 +274,22 @@ def choose_place(
     for kind in (first, *kinds):
         candidates = places[fits[kind]]
         for place in candidates[:20]:
-            if not in_airway(host, place) and not host.may_be_nodule(place, _CLEAR_MM + radius):
+            if in_plain_lung(host, place) and not host.may_be_nodule(place, _CLEAR_MM + radius):
                 return np.asarray(place)
     return None
 
 
-def in_airway(host: Host, place: npt.NDArray[np.integer]) -> bool:
-    """Whether a place is in the trachea or a main bronchus, which the mask of the lungs may hold, or at its wall."""
+def in_plain_lung(host: Host, place: npt.NDArray[np.integer]) -> bool:
+    """Whether a square of 20 mm around a place holds aerated lung and no wide airway.
+
+    The mask of the lungs may hold trachea and main bronchi, and nodules do not sit at their walls.
+    """
     z, y, x = (int(value) for value in place)
-    half = max(1, round(_AIRWAY_MM / host.spacing_mm[1]))
+    half = max(1, round(_AROUND_MM / host.spacing_mm[1]))
     around = host.hu[z, max(0, y - half) : y + half + 1, max(0, x - half) : x + half + 1]
-    return float((around < _AIRWAY_HU).mean()) > 0.35
+    low, high = _AERATED_HU
+    aerated, air = ((around > low) & (around < high)).mean(), (around <= low).mean()
+    return float(aerated) > _LEAST_LUNG > float(air)
 
 
 def structure(random: np.random.Generator, host: Host) -> tuple[npt.NDArray[np.int64], str]:

@@ -19,7 +19,7 @@ from pulmo_models.training.hosts import Host, KnownNodule
 from pulmo_models.training.inserted import NothingToInsert, Request, write_store
 from pulmo_models.training.nodules import load_nodules
 from pulmo_models.training.realism import Question, ask, blanked, inserted_or_original, level_errors
-from pulmo_models.training.samples import Material, Sampler, Shares, choose_place
+from pulmo_models.training.samples import Material, Sampler, Shares, choose_place, in_plain_lung
 from pulmo_models.training.store import PatchStore
 from tests.models.made_nodules import lidc_patches, made_host, real_nodule
 
@@ -148,6 +148,17 @@ def test_places_are_free_on_vessels_or_at_the_pleura() -> None:
     known = made_host((KnownNodule(centre_index=(30.0, 100.0, 100.0), diameter_mm=40.0),))
     places = np.array([choose_place(np.random.default_rng(n), known, nodule) for n in range(50)])
     assert (np.linalg.norm((places - [30, 100, 100]) * known.spacing_mm, axis=1) > 20 + 12).all()
+
+
+def test_no_nodule_is_put_at_the_wall_of_an_airway() -> None:
+    host = made_host()
+    assert in_plain_lung(host, np.array([30, 100, 100]))
+    assert in_plain_lung(host, np.array([30, 100, 42]))  # at the pleura
+    assert not in_plain_lung(host, np.array([30, 36, 36]))  # in the wall of a corner
+    host.hu[:, 90:120, 100:130] = -1000
+    assert not in_plain_lung(host, np.array([30, 105, 100]))
+    places = np.array([choose_place(np.random.default_rng(n), host, real_nodule()) for n in range(100)])
+    assert not ((np.abs(places[:, 1] - 105) < 14) & (np.abs(places[:, 2] - 115) < 14)).any()
 
 
 @pytest.fixture
