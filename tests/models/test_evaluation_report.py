@@ -471,6 +471,10 @@ def test_nodules_are_inserted_where_the_truth_says() -> None:
         assert hu[tuple(round(value) for value in index)] > -100
         far = np.linalg.norm((np.argwhere(hu != before) - index) * empty.spacing_mm, axis=1)
         assert far.min() < 4
+    air = replace(empty, hu=np.where(phantom.hu < -600, -956, phantom.hu).astype(np.float32))
+    for centre in insert_nodules(air, [nodule], own, np.random.default_rng(3))[1].centres_mm:
+        z, y, x = (round(value) for value in lps_to_index(air.affine, centre))
+        assert air.hu[z, y - 5 : y + 6, x - 5 : x + 6].max() > -600  # beside something, never in an open airway
     same = insert_nodules(empty, [nodule], own, np.random.default_rng(3))[1]
     assert (same.centres_mm == placed.centres_mm).all()
 

@@ -35,6 +35,7 @@ HOSTS: Mapping[Split, Sequence[str]] = {
 INSERTED_PER_SCAN = 10
 APART_MM = 30.0
 NOISE_REACH = 36  # pixels
+AIRWAY_BELOW_HU = -950.0
 OWN_MARGIN_MM = 5.0  # the places of a series' own nodules are known roughly
 
 
@@ -89,7 +90,8 @@ def insert_nodules(
         index = voxels[int(random.integers(len(voxels)))]
         nodule = nodules[int(random.integers(len(nodules)))]
         taken = np.array([*own.centres_mm, *centres]).reshape(-1, 3)
-        if (np.linalg.norm(taken - index_to_lps(volume.affine, index.tolist()), axis=1) < APART_MM).any():
+        near = np.linalg.norm(taken - index_to_lps(volume.affine, index.tolist()), axis=1) < APART_MM
+        if near.any() or _in_airway(volume.hu, index):
             continue
         pose = insertion.draw_pose(random, nodule, (1.0, 1.0))
         insert = insertion.real_insert(random, nodule, volume.spacing_mm, pose, _noise_hu(volume.hu, lung, index))
@@ -98,6 +100,12 @@ def insert_nodules(
             centres.append(index_to_lps(volume.affine, placed.centre.tolist()))
             diameters.append(insert.diameter_mm)
     return hu, Places(centres_mm=np.array(centres).reshape(-1, 3), diameters_mm=np.array(diameters))
+
+
+def _in_airway(hu: npt.NDArray[np.float32], index: npt.NDArray[np.int64]) -> bool:
+    """Whether a voxel lies in the lumen of trachea or main bronchi, which the mask of the lungs includes."""
+    z, y, x = (int(value) for value in index)
+    return float(hu[z, max(0, y - 3) : y + 4, max(0, x - 3) : x + 4].mean()) < AIRWAY_BELOW_HU
 
 
 def _noise_hu(hu: npt.NDArray[np.float32], lung: npt.NDArray[np.bool_], index: npt.NDArray[np.int64]) -> float:
