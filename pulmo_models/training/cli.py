@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,12 +42,18 @@ InitOption = Annotated[
 ]
 MemoryOption = Annotated[float, typer.Option(help="GiB for the patches; what does not fit is read again and again.")]
 WORK = Path("runs")
+EXTRA = ("h5py", "lightning", "matplotlib", "pylidc", "scipy", "skimage", "tensorboard")  # the packages of `[train]`
 
 
 def main() -> None:
     """Entry point of the console script."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in EXTRA:
+            raise
+        sys.exit(f'pulmo-train needs {exc.name}, which is not installed: pip install "pulmo-node[train]"')
 
 
 @contextmanager
