@@ -96,7 +96,7 @@ def run_demo(ct: Path | None, out: Path, console: Console) -> bool:
 
 
 def _write_phantom(folder: Path) -> list[Position]:
-    from pulmo_models.training.phantoms import make_demo_phantom  # noqa: PLC0415 - only the demo needs it
+    from pulmo_models.training.material.phantoms import make_demo_phantom  # noqa: PLC0415 - only the demo needs it
 
     phantom = make_demo_phantom()
     write_phantom_series(folder, phantom.hu, phantom.affine, name="demo")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pulmo_models.training import cli_evaluate
-from pulmo_models.training.cli_data import data_app
+from pulmo_models.training.commands import evaluate as cli_evaluate
+from pulmo_models.training.commands.data import data_app
 
 if TYPE_CHECKING:
-    from pulmo_models.training.recipe import Recipe
-    from pulmo_models.training.trainings import Job
+    from pulmo_models.training.fitting.recipe import Recipe
+    from pulmo_models.training.fitting.trainings import Job
 
 app = typer.Typer(
     help="Train the networks of Pulmo Node. Running an interrupted command again goes on where it stopped.",
@@ -60,9 +60,9 @@ def main() -> None:
 def _plain_errors() -> Iterator[None]:
     """What the user can put right is said in one sentence."""
     from pulmo_models.errors import DeviceUnavailable, WeightsCorrupt, WeightsMissing  # noqa: PLC0415
-    from pulmo_models.training.recipe import RecipeInvalid  # noqa: PLC0415
-    from pulmo_models.training.runs import RunBusy, RunMismatch  # noqa: PLC0415
-    from pulmo_models.training.stage2_data import StoreUnfit  # noqa: PLC0415
+    from pulmo_models.training.fitting.recipe import RecipeInvalid  # noqa: PLC0415
+    from pulmo_models.training.fitting.runs import RunBusy, RunMismatch  # noqa: PLC0415
+    from pulmo_models.training.fitting.stage2_data import StoreUnfit  # noqa: PLC0415
     from pulmo_models.training.store import StoreInvalid  # noqa: PLC0415
 
     try:
@@ -95,7 +95,7 @@ def stage1(  # noqa: PLR0913
     init: InitOption = None,
 ) -> None:
     """Train the detector on the windows of patch stores."""
-    from pulmo_models.training.trainings import train_stage1  # noqa: PLC0415
+    from pulmo_models.training.fitting.trainings import train_stage1  # noqa: PLC0415
 
     with _plain_errors():
         job = _job(stores=store, work=work, seed=seed, device=device, shorten=shorten, max_steps=max_steps, init=init)
@@ -117,7 +117,7 @@ def teacher(  # noqa: PLR0913
     memory: MemoryOption = 8.0,
 ) -> None:
     """Train the 3D teacher on the patches of patch stores."""
-    from pulmo_models.training.trainings import train_teacher  # noqa: PLC0415
+    from pulmo_models.training.fitting.trainings import train_teacher  # noqa: PLC0415
 
     with _plain_errors():
         job = _job(
@@ -152,7 +152,7 @@ def distill(  # noqa: PLR0913
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Train the student from labels alone.")] = False,
 ) -> None:
     """Train the student, the characteriser that the node uses, from labels and the teacher."""
-    from pulmo_models.training.trainings import train_student  # noqa: PLC0415
+    from pulmo_models.training.fitting.trainings import train_student  # noqa: PLC0415
 
     with _plain_errors():
         job = _job(
@@ -170,7 +170,7 @@ def distill(  # noqa: PLR0913
 
 
 def _recipe(name: str, changes: list[str] | None) -> Recipe:
-    from pulmo_models.training.recipe import load_recipe  # noqa: PLC0415
+    from pulmo_models.training.fitting.recipe import load_recipe  # noqa: PLC0415
 
     return load_recipe(name, changes or ())
 
@@ -187,7 +187,7 @@ def _job(  # noqa: PLR0913
     memory_gib: float = 8.0,
 ) -> Job:
     from pulmo_models.ct.device import resolve_device  # noqa: PLC0415
-    from pulmo_models.training.trainings import Job  # noqa: PLC0415
+    from pulmo_models.training.fitting.trainings import Job  # noqa: PLC0415
 
     return Job(
         stores=stores,
@@ -209,7 +209,7 @@ def export(
     version: Annotated[str, typer.Option(help="Version of the set.")] = "1",
 ) -> None:
     """Write the trained networks as a set of weights: safetensors and a manifest."""
-    from pulmo_models.training.export import export_set  # noqa: PLC0415
+    from pulmo_models.training.fitting.export import export_set  # noqa: PLC0415
 
     with _plain_errors():
         typer.echo(export_set(work, out, name=name, version=version))

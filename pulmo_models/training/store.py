@@ -22,11 +22,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pulmo_models.training.splits import SPLITS, Split
 from pulmo_models.types import CONCEPT_NAMES
 
-Split = Literal["train", "validation", "test"]
 Stage = Literal["stage1", "stage2"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 FORMAT = "pulmo patch store 1"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pulmo_models.training.hosts import Host, KnownNodule, make_host
-from pulmo_models.training.lidc_database import LidcDatabase
-from pulmo_models.training.nodules import RealNodule
+from pulmo_models.training.lidc.database import LidcDatabase
+from pulmo_models.training.material.hosts import Host, KnownNodule, make_host
+from pulmo_models.training.material.nodules import RealNodule
 from tests.models.lidc_factory import DatabaseFactory, ball
 
 SERIES = "1.2.3"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pulmo_models.training.evaluation.classification import (
+from pulmo_models.training.metrics.classification import (
     auc,
     auc_figures,
     calibration,
@@ -15,8 +15,8 @@ from pulmo_models.training.evaluation.classification import (
     operating_points,
     roc_points,
 )
-from pulmo_models.training.evaluation.concepts import concept_figures, sign_table
-from pulmo_models.training.evaluation.resampling import draw_by_group, interval, mean_figures, weighted_means
+from pulmo_models.training.metrics.concepts import concept_figures, sign_table
+from pulmo_models.training.metrics.resampling import draw_by_group, interval, mean_figures, weighted_means
 from pulmo_models.types import CONCEPT_NAMES
 
 

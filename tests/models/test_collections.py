@@ -15,11 +15,11 @@ import SimpleITK as sitk
 from typer.testing import CliRunner
 
 from pulmo_models.geometry import crop
-from pulmo_models.training.cli_data import data_app
-from pulmo_models.training.lidc import write_lidc
-from pulmo_models.training.lidc_database import LidcDatabase
-from pulmo_models.training.lidc_samples import SampleSettings
-from pulmo_models.training.luna16 import CollectionInvalid, cluster_means, write_luna16
+from pulmo_models.training.commands.data import data_app
+from pulmo_models.training.lidc.database import LidcDatabase
+from pulmo_models.training.lidc.folders import write_lidc
+from pulmo_models.training.lidc.luna16 import CollectionInvalid, cluster_means, write_luna16
+from pulmo_models.training.lidc.sampling import SampleSettings
 from pulmo_models.training.series import read_ct
 from pulmo_models.training.store import Patch, PatchStore, Window
 from tests.conftest import data_folder

@@ -24,23 +24,23 @@ from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
-from pulmo_models.training import cli_evaluate
+from pulmo_models.training.commands import evaluate as cli_evaluate
 from pulmo_models.training.evaluation import sections, series, stage1
 from pulmo_models.training.evaluation.analysis import Analyst
 from pulmo_models.training.evaluation.characterisers import student, teacher_box
 from pulmo_models.training.evaluation.compare import comparison, markdown
-from pulmo_models.training.evaluation.froc import Places
-from pulmo_models.training.evaluation.networks import Networks, load_networks
 from pulmo_models.training.evaluation.report import Evaluation, Plan, evaluate, write
 from pulmo_models.training.evaluation.scans import Scan, insert_nodules, luna16_scans
 from pulmo_models.training.evaluation.stage1 import Rates, scan_figures, scan_images, score
 from pulmo_models.training.evaluation.stage2 import predict, stage2_figures
 from pulmo_models.training.evaluation.truth import TrueNodule, own_places, true_nodules
 from pulmo_models.training.evaluation.windows import window_figures
-from pulmo_models.training.luna16 import CollectionInvalid
-from pulmo_models.training.nodules import RealNodule
-from pulmo_models.training.phantoms import NoduleSpec, make_phantom
-from pulmo_models.training.stage2_data import StoreUnfit
+from pulmo_models.training.fitting.networks import Networks, load_networks
+from pulmo_models.training.fitting.stage2_data import StoreUnfit
+from pulmo_models.training.lidc.luna16 import CollectionInvalid
+from pulmo_models.training.material.nodules import RealNodule
+from pulmo_models.training.material.phantoms import NoduleSpec, make_phantom
+from pulmo_models.training.metrics.froc import Places
 from pulmo_models.training.store import Patch, PatchStore, StoreWriter, Window
 from pulmo_models.types import CONCEPT_NAMES, SeriesDescription, SliceSource, Volume
 

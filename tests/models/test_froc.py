@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pulmo_models.training.evaluation.froc import (
+from pulmo_models.training.metrics.froc import (
     RATES,
     Places,
     ScanScores,

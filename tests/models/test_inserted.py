@@ -12,14 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from pulmo_models.ct.candidates import Candidate
-from pulmo_models.training import inserted, mining
 from pulmo_models.training.cli import app
-from pulmo_models.training.cli_inserted import parse_counts, parse_shape
-from pulmo_models.training.hosts import Host, KnownNodule
-from pulmo_models.training.inserted import NothingToInsert, Request, write_store
-from pulmo_models.training.nodules import load_nodules
-from pulmo_models.training.realism import Question, ask, blanked, inserted_or_original, level_errors
-from pulmo_models.training.samples import Material, Sampler, Shares, choose_place, in_plain_lung
+from pulmo_models.training.commands.inserted import parse_counts, parse_shape
+from pulmo_models.training.material import inserted, mining
+from pulmo_models.training.material.hosts import Host, KnownNodule
+from pulmo_models.training.material.inserted import NothingToInsert, Request, write_store
+from pulmo_models.training.material.nodules import load_nodules
+from pulmo_models.training.material.realism import Question, ask, blanked, inserted_or_original, level_errors
+from pulmo_models.training.material.samples import Material, Sampler, Shares, choose_place, in_plain_lung
 from pulmo_models.training.store import PatchStore
 from tests.models.made_nodules import lidc_patches, made_host, real_nodule
 
@@ -124,7 +124,7 @@ def test_windows_have_bright_nodules_where_they_say_and_none_is_near_another() -
 
 
 def test_own_nodules_are_truth_and_what_looks_like_one_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pulmo_models.training.samples.LOOKS_LIKE_A_NODULE", {"host": ((40, 60, 70),)})
+    monkeypatch.setattr("pulmo_models.training.material.samples.LOOKS_LIKE_A_NODULE", {"host": ((40, 60, 70),)})
     own = KnownNodule(centre_index=(30.0, 100.0, 120.0), diameter_mm=20.0)
     sampler = Sampler(material(split="test", hosts=[made_host((own,))]), 1, PLAIN)
     for number in range(4):
@@ -166,7 +166,7 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     """Two training patients and one of each other split, in made hosts."""
     patients = {"LIDC-IDRI-0001": 4, "LIDC-IDRI-0002": 3, "LIDC-IDRI-0005": 4, "LIDC-IDRI-0006": 2}
     database = lidc_patches(tmp_path / "lidc_patches", patients)
-    monkeypatch.setattr("pulmo_models.training.nodules.LidcDatabase", lambda: database)
+    monkeypatch.setattr("pulmo_models.training.material.nodules.LidcDatabase", lambda: database)
 
     def hosts(data: Path, names: Sequence[str], work: Path) -> list[Host]:
         return [made_host(name=name, noise_hu=20) for name in names]

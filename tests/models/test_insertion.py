@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pulmo_models.training import insertion
-from pulmo_models.training.hosts import (
+from pulmo_models.training.material import insertion
+from pulmo_models.training.material.hosts import (
     LOOKS_LIKE_A_NODULE,
     TEST_HOSTS,
     TRAINING_HOSTS,
@@ -16,9 +16,9 @@ from pulmo_models.training.hosts import (
     KnownNodule,
     tumours,
 )
-from pulmo_models.training.insertion import Pose
-from pulmo_models.training.nodules import noise_of
-from pulmo_models.training.pieces import cut
+from pulmo_models.training.material.insertion import Pose
+from pulmo_models.training.material.nodules import noise_of
+from pulmo_models.training.material.pieces import cut
 from tests.models.made_nodules import made_host, real_nodule
 
 GRID = np.array([2.0, 0.7, 0.7])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pulmo_models.training.lidc_database import (
+from pulmo_models.training.lidc.database import (
     LidcDatabase,
     LidcDatabaseInvalid,
     Nodule,
@@ -18,7 +18,7 @@ from pulmo_models.training.lidc_database import (
     patient_number,
     rating_correlations,
 )
-from pulmo_models.training.lidc_shapes import consensus, occupancy, outline
+from pulmo_models.training.lidc.shapes import consensus, occupancy, outline
 from pulmo_models.types import CONCEPT_NAMES
 from tests.conftest import data_folder
 from tests.models.lidc_factory import DatabaseFactory, ball, ring

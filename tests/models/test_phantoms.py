@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pulmo_models.ct.lungs import localise_lungs
-from pulmo_models.training.phantoms import NoduleSpec, PhantomScan, make_demo_phantom, make_phantom
+from pulmo_models.training.material.phantoms import NoduleSpec, PhantomScan, make_demo_phantom, make_phantom
 from pulmo_models.types import SeriesDescription, SliceSource, Volume
 
 

@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pulmo_models.training.augmentation import Turn, change_intensities, cut_around, draw_offset, draw_turn, normalised
-from pulmo_models.training.fit import PlannedData, workers_for
-from pulmo_models.training.plan import Course, batches, make_plan, rate_factor
-from pulmo_models.training.recipe import load_recipe
+from pulmo_models.training.fitting.augmentation import (
+    Turn,
+    change_intensities,
+    cut_around,
+    draw_offset,
+    draw_turn,
+    normalised,
+)
+from pulmo_models.training.fitting.fit import PlannedData, workers_for
+from pulmo_models.training.fitting.plan import Course, batches, make_plan, rate_factor
+from pulmo_models.training.fitting.recipe import load_recipe
 
 COURSES = [
     Course(batch=4, epochs=2, samples_per_epoch=22),  # five steps; two samples fill no batch

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pulmo_models.training import levels
-from pulmo_models.training.drawn import drawn_nodules
-from pulmo_models.training.nodules import load_nodules, noise_of, split_of
-from pulmo_models.training.patches import own_patch, write_patches
+from pulmo_models.training.material import levels
+from pulmo_models.training.material.drawn import drawn_nodules
+from pulmo_models.training.material.nodules import load_nodules, noise_of
+from pulmo_models.training.material.patches import own_patch, write_patches
 from pulmo_models.training.series import read_ct
+from pulmo_models.training.splits import split_of
 from pulmo_models.training.store import PatchStore
 from pulmo_models.types import CONCEPT_NAMES
 from tests.conftest import data_folder
@@ -157,7 +158,7 @@ def test_a_patch_of_its_own_is_never_padded_along_the_slices() -> None:
 
 def test_the_store_of_cut_outs_counts_what_is_too_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = lidc_patches(tmp_path / "in", {"LIDC-IDRI-0001": 4, "LIDC-IDRI-0003": 2, "LIDC-IDRI-0006": 1})
-    monkeypatch.setattr("pulmo_models.training.nodules.LidcDatabase", lambda: database)
+    monkeypatch.setattr("pulmo_models.training.material.nodules.LidcDatabase", lambda: database)
     store = PatchStore(write_patches(tmp_path / "in", tmp_path / "own.h5", (5, 64, 64)))
     assert [len(store.rows("stage2", split)) for split in ("train", "validation", "test")] == [1, 1, 0]
     assert store.patch(0).readers == 4

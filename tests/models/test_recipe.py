@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pulmo_models.training.recipe import RecipeInvalid, load_recipe
+from pulmo_models.training.fitting.recipe import RecipeInvalid, load_recipe
 
 
 def test_the_published_stage_1_is_that_of_the_specification() -> None:
@@ -97,7 +97,7 @@ def test_a_wrong_key_is_named(change: str, reason: str) -> None:
 
 
 def test_a_missing_key_and_a_missing_recipe_are_named(tmp_path: Path) -> None:
-    text = (files("pulmo_models.training") / "recipes" / "tuned.toml").read_text(encoding="utf-8")
+    text = (files("pulmo_models.training.fitting") / "recipes" / "tuned.toml").read_text(encoding="utf-8")
     path = tmp_path / "mine.toml"
     path.write_text(text.replace("temperature = 3.0", ""), encoding="utf-8")
     with pytest.raises(RecipeInvalid, match=r"mine\.toml: distill\.temperature: missing"):

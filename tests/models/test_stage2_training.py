@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pulmo_models.nets.student2p5d import Student2p5D
-from pulmo_models.training.plan import Course, make_plan
-from pulmo_models.training.recipe import DistillRecipe, load_recipe
-from pulmo_models.training.stage2_data import (
+from pulmo_models.training.fitting.plan import Course, make_plan
+from pulmo_models.training.fitting.recipe import DistillRecipe, load_recipe
+from pulmo_models.training.fitting.stage2_data import (
     Patches,
     Rows,
     StoreUnfit,
@@ -22,8 +22,8 @@ from pulmo_models.training.stage2_data import (
     student_cut,
     taught_malignancy,
 )
-from pulmo_models.training.stage2_loss import ConceptFacts, HardLoss, concept_facts, hold_signs, soft_loss
-from pulmo_models.training.stage2_module import StudentModule, TeacherModule, prepare, stage2_figures
+from pulmo_models.training.fitting.stage2_loss import ConceptFacts, HardLoss, concept_facts, hold_signs, soft_loss
+from pulmo_models.training.fitting.stage2_module import StudentModule, TeacherModule, prepare, stage2_figures
 from pulmo_models.training.store import Patch, PatchStore, StoreWriter
 from pulmo_models.types import CONCEPT_NAMES
 from tests.models.tiny_store import SPACING_MM, write_tiny_store

@@ -12,9 +12,17 @@ from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
-from pulmo_models.training.export import export_set
-from pulmo_models.training.runs import RunBusy, RunMismatch, begin_run, finish_run, only_one, read_run, trained_state
-from pulmo_models.training.trainings import start_state
+from pulmo_models.training.fitting.export import export_set
+from pulmo_models.training.fitting.runs import (
+    RunBusy,
+    RunMismatch,
+    begin_run,
+    finish_run,
+    only_one,
+    read_run,
+    trained_state,
+)
+from pulmo_models.training.fitting.trainings import start_state
 from pulmo_models.weights import load_set, verify_set
 from tests.models.tiny_store import write_tiny_store
 from tests.models.training_runs import changes, refused, train

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
-from pulmo_models.training.precision import SafeConv3d, make_safe
+from pulmo_models.training.fitting.precision import SafeConv3d, make_safe
 
 
 def gradient(layer: nn.Conv3d, image: Tensor, *, bf16: bool) -> Tensor:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pulmo_models.training.store import Patch, Split, StoreWriter, Window
+from pulmo_models.training.splits import Split
+from pulmo_models.training.store import Patch, StoreWriter, Window
 
 SPACING_MM = (1.5, 0.7, 0.7)
 

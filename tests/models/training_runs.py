@@ -17,7 +17,7 @@ _KILLED = """
 import os, signal, sys
 import torch
 from pulmo_models.training.cli import app
-from pulmo_models.training.modules import PlannedModule
+from pulmo_models.training.fitting.modules import PlannedModule
 
 torch.set_num_threads(1)
 step, started = int(sys.argv.pop(1)), PlannedModule.on_train_batch_start

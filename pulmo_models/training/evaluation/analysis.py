@@ -20,8 +20,8 @@ from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.errors import WeightsMissing
-from pulmo_models.training.evaluation.networks import Networks
-from pulmo_models.training.evaluation.resampling import Floats
+from pulmo_models.training.fitting.networks import Networks
+from pulmo_models.training.metrics.resampling import Floats
 from pulmo_models.types import BoolArray, Volume
 
 LOWEST_HEAT = 0.01

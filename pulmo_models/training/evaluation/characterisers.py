@@ -12,8 +12,8 @@ import torch
 from pulmo_models.ct.candidates import Candidate, normalise
 from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise, stage2_input
 from pulmo_models.ct.device import Runner
-from pulmo_models.training.evaluation.resampling import Floats
-from pulmo_models.training.stage2_data import StoreUnfit
+from pulmo_models.training.fitting.stage2_data import StoreUnfit
+from pulmo_models.training.metrics.resampling import Floats
 from pulmo_models.training.store import Patch
 
 ROWS_COLUMNS = 64

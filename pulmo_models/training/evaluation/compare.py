@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pulmo_models.training.evaluation.networks import load_networks
 from pulmo_models.training.evaluation.report import Plan, evaluate, write
 from pulmo_models.training.evaluation.tables import between, number, with_interval
+from pulmo_models.training.fitting.networks import load_networks
 from pulmo_models.types import CONCEPT_NAMES
 
 Report = Mapping[str, Any]

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pulmo_models.training.evaluation.concepts import APART
-from pulmo_models.training.evaluation.froc import RATES, FrocCurve
-from pulmo_models.training.evaluation.resampling import Floats
+from pulmo_models.training.metrics.concepts import APART
+from pulmo_models.training.metrics.froc import RATES, FrocCurve
+from pulmo_models.training.metrics.resampling import Floats
 
 INK, ACCENT, GREY, WARM = "#1f2933", "#1f5f8b", "#8a949e", "#b5562b"
 WINDOW_HU = (-1350.0, 150.0)  # lung window, width 1500 at -600

@@ -18,17 +18,18 @@ from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.pipeline import Rejection
 from pulmo_models.training.evaluation.analysis import Analyst
 from pulmo_models.training.evaluation.characterisers import student, teacher
-from pulmo_models.training.evaluation.froc import HitRule
-from pulmo_models.training.evaluation.networks import Networks
 from pulmo_models.training.evaluation.page import page
-from pulmo_models.training.evaluation.resampling import RESAMPLES
 from pulmo_models.training.evaluation.scans import INSERTED_PER_SCAN, Scan, inserted_scans, luna16_scans
 from pulmo_models.training.evaluation.series import phantom_part, series_part
 from pulmo_models.training.evaluation.stage1 import Rates, scan_figures, scan_images, score
 from pulmo_models.training.evaluation.stage2 import predict, stage2_figures, stage2_images
 from pulmo_models.training.evaluation.truth import REAL_SERIES
 from pulmo_models.training.evaluation.windows import window_figures
-from pulmo_models.training.store import SPLITS, STAGES, PatchStore, Split
+from pulmo_models.training.fitting.networks import Networks
+from pulmo_models.training.metrics.froc import HitRule
+from pulmo_models.training.metrics.resampling import RESAMPLES
+from pulmo_models.training.splits import SPLITS, Split
+from pulmo_models.training.store import STAGES, PatchStore
 
 FORMAT = "pulmo evaluation 1"
 NOTICE = "Research use only; not a medical device."

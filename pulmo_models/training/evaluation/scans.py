@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.geometry import index_to_lps
-from pulmo_models.training import insertion
-from pulmo_models.training.evaluation.froc import Places
 from pulmo_models.training.evaluation.truth import doubtful_places, own_places
-from pulmo_models.training.hosts import TEST_HOSTS, VALIDATION_HOSTS
-from pulmo_models.training.luna16 import CollectionInvalid, read_mhd, read_tables
-from pulmo_models.training.nodules import RealNodule, load_nodules, noise_of, split_of
+from pulmo_models.training.lidc.luna16 import CollectionInvalid, read_mhd, read_tables
+from pulmo_models.training.material import insertion
+from pulmo_models.training.material.hosts import TEST_HOSTS, VALIDATION_HOSTS
+from pulmo_models.training.material.nodules import RealNodule, load_nodules, noise_of
+from pulmo_models.training.metrics.froc import Places
 from pulmo_models.training.series import read_ct
-from pulmo_models.training.store import Split
+from pulmo_models.training.splits import Split, split_of
 from pulmo_models.types import SeriesDescription, SliceSource, Volume
 
 HOSTS: Mapping[Split, Sequence[str]] = {

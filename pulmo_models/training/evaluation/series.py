@@ -23,12 +23,12 @@ from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.pipeline import Rejection
 from pulmo_models.training.evaluation import plots
 from pulmo_models.training.evaluation.analysis import Analyst
-from pulmo_models.training.evaluation.froc import Places, on_places
 from pulmo_models.training.evaluation.plots import Crop
-from pulmo_models.training.evaluation.resampling import Floats, rounded
 from pulmo_models.training.evaluation.stage1 import crop_of
 from pulmo_models.training.evaluation.truth import REAL_SERIES, SeriesTruth, TrueNodule, true_nodules
-from pulmo_models.training.phantoms import PhantomScan, make_demo_phantom, make_phantom
+from pulmo_models.training.material.phantoms import PhantomScan, make_demo_phantom, make_phantom
+from pulmo_models.training.metrics.froc import Places, on_places
+from pulmo_models.training.metrics.resampling import Floats, rounded
 from pulmo_models.training.series import read_ct
 from pulmo_models.types import SeriesDescription, SliceSource, Volume
 

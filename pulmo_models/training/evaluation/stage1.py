@@ -13,7 +13,9 @@ import numpy.typing as npt
 from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.training.evaluation import plots
 from pulmo_models.training.evaluation.analysis import LOWEST_HEAT, Analyst, search_mask
-from pulmo_models.training.evaluation.froc import (
+from pulmo_models.training.evaluation.plots import Crop
+from pulmo_models.training.evaluation.scans import Scan
+from pulmo_models.training.metrics.froc import (
     HitRule,
     ScanScores,
     at_threshold,
@@ -25,9 +27,7 @@ from pulmo_models.training.evaluation.froc import (
     score_scan,
     threshold_at,
 )
-from pulmo_models.training.evaluation.plots import Crop
-from pulmo_models.training.evaluation.resampling import Floats, rounded
-from pulmo_models.training.evaluation.scans import Scan
+from pulmo_models.training.metrics.resampling import Floats, rounded
 from pulmo_models.types import Volume
 
 log = logging.getLogger(__name__)

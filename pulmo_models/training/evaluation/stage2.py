@@ -16,7 +16,8 @@ import numpy.typing as npt
 from pulmo_models.ct.characterise import MalignancyHead
 from pulmo_models.training.evaluation import plots
 from pulmo_models.training.evaluation.characterisers import Characteriser, Output, central_box
-from pulmo_models.training.evaluation.classification import (
+from pulmo_models.training.evaluation.plots import Crop
+from pulmo_models.training.metrics.classification import (
     auc,
     auc_figures,
     calibration,
@@ -24,10 +25,10 @@ from pulmo_models.training.evaluation.classification import (
     operating_points,
     roc_points,
 )
-from pulmo_models.training.evaluation.concepts import concept_figures, sign_table
-from pulmo_models.training.evaluation.plots import Crop
-from pulmo_models.training.evaluation.resampling import RESAMPLES, Floats, mean_figures, rounded
-from pulmo_models.training.store import Patch, PatchStore, Split
+from pulmo_models.training.metrics.concepts import concept_figures, sign_table
+from pulmo_models.training.metrics.resampling import RESAMPLES, Floats, mean_figures, rounded
+from pulmo_models.training.splits import Split
+from pulmo_models.training.store import Patch, PatchStore
 from pulmo_models.types import CONCEPT_NAMES
 
 BENIGN_UP_TO, MALIGNANT_FROM, READERS = 2.5, 3.5, 3

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pulmo_models.geometry import index_to_lps
-from pulmo_models.training.evaluation.froc import Places
-from pulmo_models.training.hosts import KNOWN_NODULES, read_boxes, tumours
+from pulmo_models.training.material.hosts import KNOWN_NODULES, read_boxes, tumours
+from pulmo_models.training.metrics.froc import Places
 from pulmo_models.types import Volume
 
 

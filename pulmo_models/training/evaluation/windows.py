@@ -10,8 +10,9 @@ import numpy as np
 from pulmo_models.ct.candidates import CandidateSettings, heatmap, pick_peaks
 from pulmo_models.ct.device import Runner
 from pulmo_models.training.evaluation.analysis import LOWEST_HEAT
-from pulmo_models.training.evaluation.froc import HitRule, Places, ScanScores, froc_figures, score_scan
-from pulmo_models.training.store import PatchStore, Split, Window
+from pulmo_models.training.metrics.froc import HitRule, Places, ScanScores, froc_figures, score_scan
+from pulmo_models.training.splits import Split
+from pulmo_models.training.store import PatchStore, Window
 
 WINDOW_PROTOCOL = (
     "Windows of a patch store, each seen once by the network: no whole scans, so false positives are per window and no "

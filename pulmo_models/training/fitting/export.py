@@ -1,0 +1,54 @@
+"""Trained checkpoints -> a set of weights, with a record of how they were trained beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pulmo_models.checkpoints import write_set
+from pulmo_models.training.fitting.runs import BEST, read_run, trained_state
+
+ATTRIBUTION = (
+    "Trained on LIDC-IDRI (Armato et al., TCIA, doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0), Lung-PET-CT-Dx (Li et "
+    "al., TCIA, doi:10.7937/TCIA.2020.NNC2-0461, CC BY 4.0), QIN LUNG CT (Kalpathy-Cramer et al., TCIA, "
+    "doi:10.7937/K9/TCIA.2015.NPGZYZBZ, CC BY) and Lung-Fused-CT-Pathology (Madabhushi and Rusu, TCIA, "
+    "doi:10.7937/K9/TCIA.2018.SMT36LPN, CC BY)"
+)
+
+RECORD_SUFFIX = "-training.json"
+
+
+def export_set(work: Path, out: Path, *, name: str, version: str) -> Path:
+    """Write the best networks of a work folder as safetensors with a manifest; the path of the manifest.
+
+    Beside it ``<name>-training.json`` has recipe, seed, versions, and the provenance of the stores of each training,
+    and whether it came to its end.
+
+    Raises:
+        WeightsMissing: the detector or the student was not trained in that folder.
+        WeightsCorrupt: a checkpoint is of another network.
+    """
+    record = {training: read_run(work / training) for training in ("stage1", "distill")}
+    if (work / "teacher" / "run.json").exists() and record["distill"]["recipe"]["teacher_share"] > 0:
+        record["teacher"] = read_run(work / "teacher")
+    about = {
+        "version": version,
+        "licence": "CC-BY-4.0",
+        "origin": f"trained by pulmo-train (seeds {_seeds(record)}); {name}{RECORD_SUFFIX} has recipe, stores and "
+        "versions, the model card says how",
+        "attribution": ATTRIBUTION,
+    }
+    manifest = write_set(
+        out,
+        name=name,
+        stage1=trained_state(work / "stage1" / BEST),
+        stage2=trained_state(work / "distill" / BEST),
+        concept_scale=record["distill"]["recipe"]["labels"]["concepts"],
+        about=about,
+    )
+    (out / f"{name}{RECORD_SUFFIX}").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _seeds(record: dict[str, dict[str, object]]) -> str:
+    return ", ".join(f"{training} {run['seed']}" for training, run in record.items())
