@@ -31,6 +31,7 @@ LOOKS_LIKE_A_NODULE: Mapping[str, Sequence[tuple[int, int, int]]] = {
     "ct_qin_lsc_0055": ((69, 161, 89), (61, 139, 391), (91, 161, 376), (90, 134, 160)),
     "ct_lungdx_a0001": ((27, 240, 105),),
     "ct_lungfcp_0001_slab": ((61, 195, 122), (67, 203, 138)),
+    "ct_cptac_c3n-00247": ((31, 257, 442), (44, 266, 51), (83, 262, 100), (42, 86, 166)),
 }
 """Indices (slice, row, column), in the cropped host, of what nobody annotated and looks like a nodule or mass.
 
