@@ -60,13 +60,14 @@ class TrueNodule:
 
 def true_nodules(volume: Volume, folder: Path) -> list[TrueNodule]:
     """The nodules of one of the real series: those of its description, and the tumours of its annotated boxes."""
-    heights = volume.affine[2, 3] + np.arange(volume.hu.shape[0]) * volume.affine[2, 0]
     known = KNOWN_NODULES.get(folder.name, ())
     names = REAL_SERIES.get(folder.name, SeriesTruth()).names or [f"nodule {n + 1}" for n in range(len(known))]
     named = [
         TrueNodule(
             name=name,
-            centre_lps_mm=index_to_lps(volume.affine, (float(np.argmin(np.abs(heights - z_mm))), row, column)),
+            centre_lps_mm=index_to_lps(
+                volume.affine, ((z_mm - volume.affine[2, 3]) / volume.affine[2, 0], row, column)
+            ),
             diameter_mm=diameter_mm,
         )
         for name, (z_mm, row, column, diameter_mm) in zip(names, known, strict=True)
