@@ -77,7 +77,8 @@ class UNet2D(nn.Module):
         return feature, self.final(y)
 
 
-def _head(in_features: int, out_features: int, dropout: float) -> nn.Sequential:
+def head(in_features: int, out_features: int, dropout: float) -> nn.Sequential:
+    """A head on the pooled feature; student and teacher have the same."""
     return nn.Sequential(
         nn.LayerNorm(in_features),
         nn.Linear(in_features, 256),
@@ -93,8 +94,8 @@ class Student2p5D(nn.Module):
     def __init__(self, n_slices: int = 7, n_concepts: int = 8, head_dropout: float = 0.1) -> None:
         super().__init__()
         self.cnn = UNet2D(n_slices)
-        self.detection_head = _head(self.cnn.out_dim, 2, head_dropout)
-        self.concept_head = _head(self.cnn.out_dim, n_concepts, 0.3)
+        self.detection_head = head(self.cnn.out_dim, 2, head_dropout)
+        self.concept_head = head(self.cnn.out_dim, n_concepts, 0.3)
         self.malignancy_head = nn.Linear(n_concepts, 2)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pulmo_models.nets.student2p5d import head
+
 
 class ResBlock3D(nn.Module):
     """Residual pair of 3x3x3 convolutions with instance norm; a 1x1x1 skip where the width changes."""
@@ -76,24 +78,14 @@ class UNet3D(nn.Module):
         return feature, self.final(y)
 
 
-def _head(in_features: int, out_features: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(in_features),
-        nn.Linear(in_features, 256),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(256, out_features),
-    )
-
-
 class HybridMultiTaskCBM(nn.Module):
     """The published teacher: detection, eight concepts, malignancy through the concepts alone, and a 3D mask."""
 
     def __init__(self, n_concepts: int = 8, head_dropout: float = 0.1) -> None:
         super().__init__()
         self.cnn = UNet3D()
-        self.detection_head = _head(self.cnn.out_dim, 2, head_dropout)
-        self.concept_head = _head(self.cnn.out_dim, n_concepts, 0.3)
+        self.detection_head = head(self.cnn.out_dim, 2, head_dropout)
+        self.concept_head = head(self.cnn.out_dim, n_concepts, 0.3)
         self.malignancy_head = nn.Linear(n_concepts, 2)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

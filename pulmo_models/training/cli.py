@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pulmo_models.training.commands import evaluate as cli_evaluate
+from pulmo_models.training.commands.common import plain_errors
 from pulmo_models.training.commands.data import data_app
 
 if TYPE_CHECKING:
@@ -56,31 +55,6 @@ def main() -> None:
         sys.exit(f'pulmo-train needs {exc.name}, which is not installed: pip install "pulmo-node[train]"')
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What the user can put right is said in one sentence."""
-    from pulmo_models.errors import DeviceUnavailable, WeightsCorrupt, WeightsMissing  # noqa: PLC0415
-    from pulmo_models.training.fitting.recipe import RecipeInvalid  # noqa: PLC0415
-    from pulmo_models.training.fitting.runs import RunBusy, RunMismatch  # noqa: PLC0415
-    from pulmo_models.training.fitting.stage2_data import StoreUnfit  # noqa: PLC0415
-    from pulmo_models.training.store import StoreInvalid  # noqa: PLC0415
-
-    try:
-        yield
-    except (
-        DeviceUnavailable,
-        RecipeInvalid,
-        RunBusy,
-        RunMismatch,
-        StoreInvalid,
-        StoreUnfit,
-        WeightsCorrupt,
-        WeightsMissing,
-    ) as exc:
-        typer.echo(f"error: {exc}", err=True)
-        raise typer.Exit(1) from exc
-
-
 @app.command()
 def stage1(  # noqa: PLR0913
     *,
@@ -97,7 +71,7 @@ def stage1(  # noqa: PLR0913
     """Train the detector on the windows of patch stores."""
     from pulmo_models.training.fitting.trainings import train_stage1  # noqa: PLC0415
 
-    with _plain_errors():
+    with plain_errors():
         job = _job(stores=store, work=work, seed=seed, device=device, shorten=shorten, max_steps=max_steps, init=init)
         typer.echo(train_stage1(_recipe(recipe, change).stage1, job))
 
@@ -119,7 +93,7 @@ def teacher(  # noqa: PLR0913
     """Train the 3D teacher on the patches of patch stores."""
     from pulmo_models.training.fitting.trainings import train_teacher  # noqa: PLC0415
 
-    with _plain_errors():
+    with plain_errors():
         job = _job(
             stores=store,
             work=work,
@@ -154,7 +128,7 @@ def distill(  # noqa: PLR0913
     """Train the student, the characteriser that the node uses, from labels and the teacher."""
     from pulmo_models.training.fitting.trainings import train_student  # noqa: PLC0415
 
-    with _plain_errors():
+    with plain_errors():
         job = _job(
             stores=store,
             work=work,
@@ -211,5 +185,5 @@ def export(
     """Write the trained networks as a set of weights: safetensors and a manifest."""
     from pulmo_models.training.fitting.export import export_set  # noqa: PLC0415
 
-    with _plain_errors():
+    with plain_errors():
         typer.echo(export_set(work, out, name=name, version=version))

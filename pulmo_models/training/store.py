@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pulmo_models.errors import ModelError
 from pulmo_models.training.splits import SPLITS, Split
 from pulmo_models.types import CONCEPT_NAMES
 
@@ -31,7 +32,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 FORMAT = "pulmo patch store 1"
 
 
-class StoreInvalid(Exception):
+class StoreInvalid(ModelError):
     """The file is no patch store, or was not finished. The message names file and reason."""
 
 

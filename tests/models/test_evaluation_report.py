@@ -36,7 +36,7 @@ from pulmo_models.training.evaluation.stage2 import predict, stage2_figures
 from pulmo_models.training.evaluation.truth import TrueNodule, own_places, true_nodules
 from pulmo_models.training.evaluation.windows import window_figures
 from pulmo_models.training.fitting.networks import Networks, load_networks
-from pulmo_models.training.fitting.stage2_data import StoreUnfit
+from pulmo_models.training.fitting.rows import StoreUnfit
 from pulmo_models.training.lidc.luna16 import CollectionInvalid
 from pulmo_models.training.material.nodules import RealNodule
 from pulmo_models.training.material.phantoms import NoduleSpec, make_phantom

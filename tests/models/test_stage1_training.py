@@ -13,9 +13,9 @@ import torch
 from pulmo_models.training.fitting.heatmap import PEAK, draw_peak, focal_loss
 from pulmo_models.training.fitting.plan import Course, make_plan
 from pulmo_models.training.fitting.recipe import load_recipe
+from pulmo_models.training.fitting.rows import StoreUnfit
 from pulmo_models.training.fitting.stage1_data import Crops, read_window_rows, window_weights
 from pulmo_models.training.fitting.stage1_module import Stage1Module, new_detector
-from pulmo_models.training.fitting.stage2_data import StoreUnfit
 from pulmo_models.training.store import PatchStore, StoreWriter, Window
 from tests.models.tiny_store import SPACING_MM, write_tiny_store
 from tests.models.training_runs import changes, refused, same_weights, train, train_and_kill

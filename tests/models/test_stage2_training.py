@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.training.fitting.plan import Course, make_plan
 from pulmo_models.training.fitting.recipe import DistillRecipe, load_recipe
+from pulmo_models.training.fitting.rows import StoreUnfit
 from pulmo_models.training.fitting.stage2_data import (
     Patches,
     Rows,
-    StoreUnfit,
     draw_weights,
     read_rows,
     student_cut,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pulmo_models.training.commands.common import describe, plain_errors
 
 if TYPE_CHECKING:
     from pulmo_models.training.lidc.sampling import SampleSettings
@@ -43,13 +44,13 @@ def luna16(  # noqa: PLR0913, PLR0917 - each is an option of the command
     settings: SetOption = None,
 ) -> None:
     """Samples of both stages from the volumes of LUNA16."""
-    with _plain_errors():
+    with plain_errors():
         from pulmo_models.training.lidc.database import LidcDatabase  # noqa: PLC0415
         from pulmo_models.training.lidc.luna16 import write_luna16  # noqa: PLC0415
 
         recipe = _settings(settings, seed=seed, window=window, patch=patch, least_readers=readers)
         write_luna16(folder, out, recipe, None if without_database else LidcDatabase(database), limit)
-    _tell(out)
+    typer.echo(describe(out))
 
 
 def lidc(  # noqa: PLR0913, PLR0917 - each is an option of the command
@@ -64,13 +65,13 @@ def lidc(  # noqa: PLR0913, PLR0917 - each is an option of the command
     settings: SetOption = None,
 ) -> None:
     """Samples of both stages from the series of LIDC-IDRI."""
-    with _plain_errors():
+    with plain_errors():
         from pulmo_models.training.lidc.database import LidcDatabase  # noqa: PLC0415
         from pulmo_models.training.lidc.folders import write_lidc  # noqa: PLC0415
 
         recipe = _settings(settings, seed=seed, window=window, patch=patch, least_readers=readers)
         write_lidc(folder, out, recipe, LidcDatabase(database), limit)
-    _tell(out)
+    typer.echo(describe(out))
 
 
 def _settings(changes: list[str] | None, **given: Any) -> SampleSettings:
@@ -100,28 +101,3 @@ def _settings(changes: list[str] | None, **given: Any) -> SampleSettings:
 def _triple(text: str) -> Shape:
     slices, rows, columns = (int(part) for part in text.split(","))
     return slices, rows, columns
-
-
-def _tell(path: Path) -> None:
-    """What the store holds, and what was left out."""
-    from pulmo_models.training.splits import SPLITS  # noqa: PLC0415
-    from pulmo_models.training.store import STAGES, PatchStore  # noqa: PLC0415
-
-    store = PatchStore(path)
-    for stage in STAGES:
-        counts = ", ".join(f"{len(store.rows(stage, split))} {split}" for split in SPLITS)
-        typer.echo(f"{path}: {stage}: {counts}")
-    for reason, count in sorted(store.dropped.items()):
-        typer.echo(f"  left out: {count} x {reason}")
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What the user can put right is said in one sentence."""
-    from pulmo_models.errors import ModelError  # noqa: PLC0415
-
-    try:
-        yield
-    except ModelError as exc:
-        typer.echo(f"Error: {exc}", err=True)
-        raise typer.Exit(1) from exc

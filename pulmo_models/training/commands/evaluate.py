@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pulmo_models.training.commands.common import plain_errors
 
 if TYPE_CHECKING:
     from pulmo_models.training.evaluation.report import Part
@@ -115,7 +115,7 @@ def evaluate(  # noqa: PLR0913
         seed=seed,
         resamples=resamples,
     )
-    with _plain_errors():
+    with plain_errors():
         typer.echo(write(measure(load_networks(weights), plan), out))
 
 
@@ -154,23 +154,8 @@ def compare(  # noqa: PLR0913
         seed=seed,
         resamples=resamples,
     )
-    with _plain_errors():
+    with plain_errors():
         typer.echo(compare_sets(weights, plan, out))
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What the user can put right is said in one sentence."""
-    from pulmo_models.errors import ModelError  # noqa: PLC0415
-    from pulmo_models.training.fitting.stage2_data import StoreUnfit  # noqa: PLC0415
-    from pulmo_models.training.lidc.database import LidcDatabaseInvalid  # noqa: PLC0415
-    from pulmo_models.training.store import StoreInvalid  # noqa: PLC0415
-
-    try:
-        yield
-    except (ModelError, StoreInvalid, StoreUnfit, LidcDatabaseInvalid, FileNotFoundError) as exc:
-        typer.echo(f"error: {exc}", err=True)
-        raise typer.Exit(1) from exc
 
 
 def _parts(text: str) -> tuple[Part, ...]:

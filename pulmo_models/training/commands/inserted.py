@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from pulmo_models.training.commands.common import describe, plain_errors
 from pulmo_models.training.splits import SPLITS, Split
 
 DataOption = Annotated[Path, typer.Option(help="Folder with lidc_patches/ and the CT series.")]
@@ -57,7 +58,7 @@ def inserted(  # noqa: PLR0913, PLR0917 - each is an option of the command
         processes=processes,
         shares=Shares(phantoms=phantoms, drawn=drawn),
     )
-    with _bar() as progress, _plain_errors():
+    with _bar() as progress, plain_errors():
         write_store(request, progress)
     typer.echo(describe(out))
 
@@ -70,7 +71,7 @@ def patches(
     """LIDC's cut-outs in their own surroundings, those with enough slices: patches of nodules for stage 2."""
     from pulmo_models.training.material.patches import write_patches  # noqa: PLC0415
 
-    with _plain_errors():
+    with plain_errors():
         write_patches(folder, out, parse_shape(patch))
     typer.echo(describe(out))
 
@@ -84,7 +85,7 @@ def realism(
     """Ask a small classifier whether insertions give themselves away, and measure the levels of the 8-bit cut-outs."""
     from pulmo_models.training.material.realism import realism as measure  # noqa: PLC0415
 
-    with _bar() as progress, _plain_errors():
+    with _bar() as progress, plain_errors():
         figures = measure(data, work, seed, lambda text: progress(text, 0.0))
     out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     typer.echo(json.dumps(figures, indent=1))
@@ -120,19 +121,6 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def describe(path: Path) -> str:
-    """What a store holds, and what was left out."""
-    from pulmo_models.training.store import STAGES, PatchStore  # noqa: PLC0415
-
-    store = PatchStore(path)
-    lines = [f"{path}: {path.stat().st_size / 1e6:.0f} MB"]
-    for stage in STAGES:
-        counts = {split: len(store.rows(stage, split)) for split in SPLITS}
-        lines.append(f"  {stage}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
-    lines += [f"  left out: {count} x {reason}" for reason, count in sorted(store.dropped.items())]
-    return "\n".join(lines)
-
-
 @contextmanager
 def _bar() -> Iterator[Callable[[str, float], None]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
@@ -146,17 +134,3 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
             bar.update(task, description=text, completed=round(share * 1000))
 
         yield progress
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What the user can put right is said in one sentence."""
-    from pulmo_models.errors import WeightsCorrupt, WeightsMissing  # noqa: PLC0415
-    from pulmo_models.training.lidc.database import LidcDatabaseInvalid  # noqa: PLC0415
-    from pulmo_models.training.material.inserted import NothingToInsert  # noqa: PLC0415
-
-    try:
-        yield
-    except (NothingToInsert, LidcDatabaseInvalid, FileNotFoundError, WeightsCorrupt, WeightsMissing) as exc:
-        typer.echo(f"Error: {exc}", err=True)
-        raise typer.Exit(1) from exc

@@ -12,7 +12,7 @@ import torch
 from pulmo_models.ct.candidates import Candidate, normalise
 from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise, stage2_input
 from pulmo_models.ct.device import Runner
-from pulmo_models.training.fitting.stage2_data import StoreUnfit
+from pulmo_models.training.fitting.rows import StoreUnfit
 from pulmo_models.training.metrics.resampling import Floats
 from pulmo_models.training.store import Patch
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pulmo_models.geometry import index_to_lps
-from pulmo_models.training.material.hosts import KNOWN_NODULES, read_boxes, tumours
+from pulmo_models.training.material.hosts import listed, read_boxes, tumours
 from pulmo_models.training.metrics.froc import Places
 from pulmo_models.types import Volume
 
@@ -60,17 +60,15 @@ class TrueNodule:
 
 def true_nodules(volume: Volume, folder: Path) -> list[TrueNodule]:
     """The nodules of one of the real series: those of its description, and the tumours of its annotated boxes."""
-    known = KNOWN_NODULES.get(folder.name, ())
+    known = listed(folder.name, volume.affine)
     names = REAL_SERIES.get(folder.name, SeriesTruth()).names or [f"nodule {n + 1}" for n in range(len(known))]
     named = [
         TrueNodule(
             name=name,
-            centre_lps_mm=index_to_lps(
-                volume.affine, ((z_mm - volume.affine[2, 3]) / volume.affine[2, 0], row, column)
-            ),
-            diameter_mm=diameter_mm,
+            centre_lps_mm=index_to_lps(volume.affine, nodule.centre_index),
+            diameter_mm=nodule.diameter_mm,
         )
-        for name, (z_mm, row, column, diameter_mm) in zip(names, known, strict=True)
+        for name, nodule in zip(names, known, strict=True)
     ]
     boxes = read_boxes(folder / "annotation", [source.sop_instance_uid for source in volume.sources])
     return named + [

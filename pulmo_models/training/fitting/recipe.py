@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pulmo_models.errors import ModelError
+
 DEFAULT = "tuned"
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,7 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=16, multiple_of=16)]
 
 
-class RecipeInvalid(Exception):
+class RecipeInvalid(ModelError):
     """The recipe cannot be used. The message names file, key and reason."""
 
 

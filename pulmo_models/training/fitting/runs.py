@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from pulmo_models.errors import WeightsCorrupt, WeightsMissing
+from pulmo_models.errors import ModelError, WeightsCorrupt, WeightsMissing
 
 Training = Literal["stage1", "teacher", "distill"]
 
@@ -26,11 +26,11 @@ BEST = "best.ckpt"
 _PREFIXES = ("average.module.", "network.")
 
 
-class RunMismatch(Exception):
+class RunMismatch(ModelError):
     """The folder holds another training than the one that is asked for. The message says what differs."""
 
 
-class RunBusy(Exception):
+class RunBusy(ModelError):
     """Another process trains in the folder. The message names it."""
 
 

@@ -15,7 +15,7 @@ from pulmo_models.training.fitting.augmentation import change_intensities, draw_
 from pulmo_models.training.fitting.heatmap import draw_peak
 from pulmo_models.training.fitting.plan import SampleKey
 from pulmo_models.training.fitting.recipe import Stage1Recipe
-from pulmo_models.training.fitting.stage2_data import StoreUnfit
+from pulmo_models.training.fitting.rows import StoreUnfit, stored_rows
 from pulmo_models.training.splits import Split
 from pulmo_models.training.store import PatchStore, Window
 
@@ -42,19 +42,13 @@ def read_window_rows(stores: Sequence[PatchStore], split: Split, most: int = 0) 
     Raises:
         StoreUnfit: there are none.
     """
-    of = [(number, rows) for number, rows in enumerate(store.rows("stage1", split) for store in stores) if len(rows)]
-    if not of:
-        raise StoreUnfit(f"no window of the {split} split in {', '.join(str(store.path) for store in stores)}")
-    store = np.concatenate([np.full(len(rows), number, np.int64) for number, rows in of])
-    row = np.concatenate([rows for _, rows in of])
-    nodules = []
-    for number, rows in of:
+    store, row = stored_rows(stores, "stage1", split, most)
+    nodules = np.zeros(len(row), np.int64)
+    for number in map(int, np.unique(store)):
         owners = stores[number].column("stage1", "nodules")[:, 0].astype(np.int64)
-        nodules.append(np.bincount(owners, minlength=int(rows.max()) + 1)[rows])
-    chosen = np.arange(len(row))
-    if most and len(row) > most:
-        chosen = np.linspace(0, len(row) - 1, most).round().astype(np.int64)
-    return WindowRows(stores=stores, store=store[chosen], row=row[chosen], nodules=np.concatenate(nodules)[chosen])
+        rows = row[store == number]
+        nodules[store == number] = np.bincount(owners, minlength=int(rows.max()) + 1)[rows]
+    return WindowRows(stores=stores, store=store, row=row, nodules=nodules)
 
 
 def window_weights(rows: WindowRows, nodule_windows: float) -> npt.NDArray[np.float64]:

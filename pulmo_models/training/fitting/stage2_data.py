@@ -34,16 +34,13 @@ from pulmo_models.training.fitting.augmentation import (
 )
 from pulmo_models.training.fitting.plan import SampleKey
 from pulmo_models.training.fitting.recipe import Augmentation, Labels, Shares
+from pulmo_models.training.fitting.rows import StoreUnfit, stored_rows
 from pulmo_models.training.splits import Split
 from pulmo_models.training.store import PatchStore
 
 SLICES = 7  # of the student
 PIXELS = 64
 _STAGE = 2  # so that a seed gives other numbers than in stage 1
-
-
-class StoreUnfit(Exception):
-    """The stores cannot serve this training. The message says what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,24 +70,18 @@ def read_rows(stores: Sequence[PatchStore], split: Split, labels: Labels, most: 
     Raises:
         StoreUnfit: there are none.
     """
-    of = [(number, rows) for number, rows in enumerate(store.rows("stage2", split) for store in stores) if len(rows)]
-    if not of:
-        raise StoreUnfit(f"no patch of the {split} split in {', '.join(str(store.path) for store in stores)}")
-    store = np.concatenate([np.full(len(rows), number, np.int64) for number, rows in of])
-    row = np.concatenate([rows for _, rows in of])
-    chosen = np.arange(len(row))
-    if most and len(row) > most:
-        chosen = np.linspace(0, len(row) - 1, most).round().astype(np.int64)
+    store, row = stored_rows(stores, "stage2", split, most)
+    of = [(int(number), row[store == number]) for number in np.unique(store)]
 
     def column(name: str) -> npt.NDArray[Any]:
-        return np.concatenate([stores[number].column("stage2", name)[rows] for number, rows in of])[chosen]
+        return np.concatenate([stores[number].column("stage2", name)[rows] for number, rows in of])
 
     detection = column("detection")
     enough = (column("readers") >= labels.readers) & (detection == 1)
     return Rows(
         stores=stores,
-        store=store[chosen],
-        row=row[chosen],
+        store=store,
+        row=row,
         detection=detection,
         malignancy=np.where(enough, column("malignancy"), np.float32(np.nan)),
         ratings=np.where(enough[:, None], column("ratings"), np.float32(np.nan)),

@@ -22,6 +22,7 @@ from pulmo_models.training.fitting.fit import PlannedData, Watch, fit, workers_f
 from pulmo_models.training.fitting.modules import PlannedModule
 from pulmo_models.training.fitting.plan import Course, Plan, make_plan
 from pulmo_models.training.fitting.recipe import DistillRecipe, Stage1Recipe, TeacherRecipe
+from pulmo_models.training.fitting.rows import StoreUnfit
 from pulmo_models.training.fitting.runs import BEST, Training, begin_run, finish_run, only_one, trained_state
 from pulmo_models.training.fitting.stage1_data import Crops, read_window_rows, window_weights
 from pulmo_models.training.fitting.stage1_module import Stage1Module, new_detector
@@ -29,7 +30,6 @@ from pulmo_models.training.fitting.stage2_data import (
     Cut,
     Patches,
     Rows,
-    StoreUnfit,
     draw_weights,
     patch_slices,
     read_rows,

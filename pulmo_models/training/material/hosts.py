@@ -135,7 +135,7 @@ def load_hosts(data: Path, names: Sequence[str], work: Path) -> list[Host]:
             volume = read_ct(data / name / "dicom")
             lung = segment_lungs(volume.hu, volume.spacing_mm)
             boxes = read_boxes(data / name / "annotation", [source.sop_instance_uid for source in volume.sources])
-            known = [*tumours(boxes, volume.spacing_mm), *_listed(name, volume.affine, volume.hu.shape[0])]
+            known = [*tumours(boxes, volume.spacing_mm), *listed(name, volume.affine)]
             _save(cached, volume.hu, lung, volume.spacing_mm, known)
         hosts.append(_load(cached, name))
     return hosts
@@ -236,9 +236,9 @@ def _tumour(group: Sequence[Box], spacing_mm: Sequence[float]) -> KnownNodule:
     )
 
 
-def _listed(name: str, affine: npt.NDArray[np.float64], slices: int) -> list[KnownNodule]:
-    zs = affine[2, 3] + affine[2, 0] * np.arange(slices)
+def listed(name: str, affine: npt.NDArray[np.float64]) -> list[KnownNodule]:
+    """The nodules of `KNOWN_NODULES` in one axial series, in the order of that table."""
     return [
-        KnownNodule(centre_index=(float(np.argmin(np.abs(zs - z))), row, column), diameter_mm=diameter)
-        for z, row, column, diameter in KNOWN_NODULES.get(name, ())
+        KnownNodule(centre_index=((z_mm - affine[2, 3]) / affine[2, 0], row, column), diameter_mm=diameter_mm)
+        for z_mm, row, column, diameter_mm in KNOWN_NODULES.get(name, ())
     ]

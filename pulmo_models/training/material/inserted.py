@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from pulmo_models import __version__
-from pulmo_models.errors import WeightsMissing
+from pulmo_models.errors import ModelError, WeightsMissing
 from pulmo_models.training.material.drawn import drawn_nodules
 from pulmo_models.training.material.hosts import SPLIT_HOSTS, Host, load_hosts, load_phantoms
 from pulmo_models.training.material.mining import Places, mine
@@ -32,7 +32,7 @@ _CHUNK = 8  # samples that a process is given at a time
 Progress = Callable[[str, float], None]
 
 
-class NothingToInsert(Exception):
+class NothingToInsert(ModelError):
     """A split has no host, or no nodules. The message says which."""
 
 

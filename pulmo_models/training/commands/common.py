@@ -1,0 +1,35 @@
+"""What the commands share: errors as one sentence, and what a store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from pulmo_models.errors import ModelError
+from pulmo_models.training.splits import SPLITS
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What the user can put right is said in one sentence."""
+    try:
+        yield
+    except (ModelError, FileNotFoundError) as exc:
+        typer.echo(f"error: {exc}", err=True)
+        raise typer.Exit(1) from exc
+
+
+def describe(path: Path) -> str:
+    """What a store holds, and what was left out."""
+    from pulmo_models.training.store import STAGES, PatchStore  # noqa: PLC0415
+
+    store = PatchStore(path)
+    lines = [f"{path}: {path.stat().st_size / 1e6:.0f} MB"]
+    for stage in STAGES:
+        counts = {split: len(store.rows(stage, split)) for split in SPLITS}
+        lines.append(f"  {stage}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+    lines += [f"  left out: {count} x {reason}" for reason, count in sorted(store.dropped.items())]
+    return "\n".join(lines)
