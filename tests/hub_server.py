@@ -17,6 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+from huggingface_hub.utils import close_session
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -128,3 +131,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Error-Message", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+@contextmanager
+def hub_in_use(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]) -> Iterator[HubServer]:
+    """A running hub with ``ariyul/Pulmo`` that `huggingface_hub` asks, whatever proxy the machine has."""
+    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    close_session()
+    with hub_server("ariyul/Pulmo", files) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+    close_session()

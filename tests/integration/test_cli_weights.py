@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.utils import close_session
 from pydicom import dcmread
 from typer.testing import CliRunner
 
@@ -23,7 +22,7 @@ from pulmo_node.cli import app, main
 from pulmo_node.config import load
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
-from tests.hub_server import COMMIT, HubServer, hub_server
+from tests.hub_server import COMMIT, HubServer, hub_in_use
 from tests.models.test_weights import Intruder
 from tests.published_factory import STAGE1_FILE, STAGE2_FILE, write_published
 
@@ -59,13 +58,8 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(published: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-    close_session()
-    with hub_server("ariyul/Pulmo", {path.name: path for path in published}) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+    with hub_in_use(monkeypatch, {path.name: path for path in published}) as running:
         yield running
-    close_session()
 
 
 def weights(*arguments: str | Path) -> tuple[int, str]:

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import close_session
 
 from pulmo_models.errors import WeightsUnavailable
 from pulmo_models.hub import download, resolve
 from pulmo_models.published import PULMO
-from tests.hub_server import COMMIT, HubServer, hub_server
+from tests.hub_server import COMMIT, HubServer, hub_in_use
 
 MEBIBYTE = 1 << 20
 CONTENT = {
@@ -28,13 +27,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     for name, content in CONTENT.items():
         files[name] = tmp_path / name
         files[name].write_bytes(content)
-    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-    close_session()
-    with hub_server("ariyul/Pulmo", files) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    with hub_in_use(monkeypatch, files) as server:
         yield server
-    close_session()
 
 
 @pytest.fixture

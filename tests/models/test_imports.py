@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.utils import close_session
 
 from pulmo_models import hub
 from pulmo_models.checkpoints import load_stage1, load_stage2
@@ -24,7 +23,7 @@ from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.published import PULMO
 from pulmo_models.types import CONCEPT_NAMES
 from pulmo_models.weights import list_sets, load_set, manifests, verify_set
-from tests.hub_server import COMMIT, HubServer, hub_server
+from tests.hub_server import COMMIT, HubServer, hub_in_use
 from tests.models.test_weights import Intruder
 from tests.published_factory import (
     BIAS_DIFFERENCE,
@@ -58,13 +57,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(published: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-    close_session()
-    with hub_server("ariyul/Pulmo", {path.name: path for path in published}) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+    with hub_in_use(monkeypatch, {path.name: path for path in published}) as running:
         yield running
-    close_session()
 
 
 def sha256(path: Path) -> str:
