@@ -126,7 +126,8 @@ def test_a_cut_that_leaves_the_patch_is_refused() -> None:
 
 def test_intensities_stay_in_the_range_of_the_network() -> None:
     assert normalised(np.array([-2000, -1000, 0, 1000, 3000], np.int16)).tolist() == [0, 0, 0.5, 1, 1]
-    how = load_recipe("tuned", ["distill.augmentation.noise_probability = 1.0"]).distill.augmentation
+    keys = ["noise_probability = 1.0", "kernel_probability = 0.0"]
+    how = load_recipe("tuned", [f"distill.augmentation.{key}" for key in keys]).distill.augmentation
     random = np.random.default_rng(1)
     image = np.full((7, 32, 32), 0.5, np.float32)
     changed = [change_intensities(random, how, image) for _ in range(50)]
@@ -135,6 +136,21 @@ def test_intensities_stay_in_the_range_of_the_network() -> None:
     assert np.median(spreads) == pytest.approx(how.noise, rel=0.2)
     still = load_recipe("published").distill.augmentation
     assert change_intensities(random, still, image).tolist() == image.tolist()
+
+
+@pytest.mark.parametrize(("kernel", "swing"), [(2.0, 2.2), (-1.0, 0.4)])
+def test_a_sharper_kernel_raises_edges_and_a_smoother_one_lowers_them(kernel: float, swing: float) -> None:
+    keys = [f"kernel = [{kernel}, {kernel}]", "kernel_probability = 1.0"]
+    keys += ["noise_probability = 0.0", "shift_probability = 0.0", "gamma_probability = 0.0"]
+    how = load_recipe("tuned", [f"distill.augmentation.{key}" for key in keys]).distill.augmentation
+    image = np.full((7, 32, 32), 0.4, np.float32)
+    image[:, :, 16:] = 0.6
+    image[3] = 0.5  # slices do not mix
+    changed = change_intensities(np.random.default_rng(1), how, image)
+    assert changed[3] == pytest.approx(image[3], abs=1e-6)
+    # A Gaussian of one pixel leaves 0.4, its middle weight, of a step between two pixels: 1 + kernel * (1 - 0.4).
+    assert changed[0, 16, 16] - changed[0, 16, 15] == pytest.approx(0.2 * swing, abs=0.002)
+    assert changed[0].mean() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_turns_and_offsets_are_drawn_as_the_recipe_says() -> None:

@@ -1,4 +1,4 @@
-"""Random changes of a sample: flips and quarter turns of its cut, and intensities."""
+"""Random changes of a sample: flips and quarter turns of its cut, intensities, noise and reconstruction kernel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from pulmo_models.training.fitting.recipe import Augmentation
 
 HU_RANGE = (-1000.0, 1000.0)
 """What the networks take for 0 and 1 (the published clipping)."""
+
+_KERNEL_PIXELS = 1.0  # standard deviation of what is taken for the smooth part
 
 
 def normalised(hu: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
@@ -71,11 +74,17 @@ def cut_around(
 def change_intensities(
     random: np.random.Generator, how: Augmentation, image: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """Shift, gamma and noise, each with its probability; 0..1 in, 0..1 out."""
+    """Shift, gamma, noise and kernel, each with its probability; 0..1 in, 0..1 out, (slices, rows, columns).
+
+    The kernel comes after the noise, since a scanner's kernel sharpens or smooths the noise too.
+    """
     if random.random() < how.shift_probability:
         image = np.clip(image + np.float32(random.uniform(-how.shift, how.shift)), 0, 1)
     if random.random() < how.gamma_probability:
         image = image ** np.float32(random.uniform(*how.gamma))
     if random.random() < how.noise_probability:
         image = image + np.float32(how.noise) * random.standard_normal(image.shape, dtype=np.float32)
+    if random.random() < how.kernel_probability:
+        fine = image - ndimage.gaussian_filter(image, (0, _KERNEL_PIXELS, _KERNEL_PIXELS))
+        image = image + np.float32(random.uniform(*how.kernel)) * fine
     return np.clip(image, 0, 1)

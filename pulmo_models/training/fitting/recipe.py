@@ -59,6 +59,8 @@ class Augmentation(_Table):
     gamma_probability: Share
     noise: NotNegative  # standard deviation
     noise_probability: Share
+    kernel: tuple[float, float]  # how much of what is finer than a pixel or two is added; -1 takes all of it away
+    kernel_probability: Share
 
 
 class Phase(_Table):
