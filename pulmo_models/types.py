@@ -53,6 +53,31 @@ class SliceSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceFrame(SliceSource):
+    """An acquired image and where its pixels lie. Positions and steps are LPS mm.
+
+    The centre of pixel ``(row, column)`` lies at ``origin + row * row_step + column * column_step``.
+    """
+
+    rows: int
+    columns: int
+    origin_lps_mm: tuple[float, float, float]
+    row_step_lps_mm: tuple[float, float, float]  # from one row to the next
+    column_step_lps_mm: tuple[float, float, float]  # from one column to the next
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caution:
+    """What was repaired or is unusual; travels into the report."""
+
+    code: str  # stable and machine-readable
+    sentence: str  # for people
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeriesDescription:
     """What a selection rule or a pipeline may ask of a series without looking at pixels."""
 
@@ -73,15 +98,19 @@ class Volume:
     """A CT series as one regular grid.
 
     ``hu`` is float32 ``(slices, rows, columns)`` in Hounsfield units; ``affine`` is float64 4 x 4 and maps voxel
-    index ``(slice, row, column)`` to LPS mm; ``sources[k]`` is the image behind slice ``k``.
+    index ``(slice, row, column)`` to LPS mm. ``frames`` are the acquired images in order along the normal. Where
+    ``native`` holds, voxel ``(k, r, c)`` is pixel ``(r, c)`` of ``frames[k]``; else the grid was resampled or resheared,
+    and `pulmo_models.mapping` leads from a voxel to the images.
     """
 
     hu: npt.NDArray[np.float32]
     affine: npt.NDArray[np.float64]
     frame_of_reference_uid: str
     series: SeriesDescription
-    sources: tuple[SliceSource, ...]
-    cautions: tuple[str, ...] = ()  # sentences on what was repaired or is unusual; they travel into the report
+    frames: tuple[SourceFrame, ...]
+    native: bool = True
+    interpolated: tuple[int, ...] = ()  # slices that fill a gap: no image was acquired there
+    cautions: tuple[Caution, ...] = ()
 
     def __post_init__(self) -> None:
         if self.hu.ndim != 3:
@@ -90,8 +119,10 @@ class Volume:
             raise ValueError(f"hu must be float32, not {self.hu.dtype}")
         if self.affine.shape != (4, 4):
             raise ValueError(f"affine must be 4 x 4, not {self.affine.shape}")
-        if len(self.sources) != self.hu.shape[0]:
-            raise ValueError(f"{len(self.sources)} sources for {self.hu.shape[0]} slices")
+        if not self.frames:
+            raise ValueError("a volume is made of at least one frame")
+        if self.native and len(self.frames) != self.hu.shape[0]:
+            raise ValueError(f"{len(self.frames)} frames for {self.hu.shape[0]} slices")
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -183,6 +214,7 @@ class Nodule:
     short_axis: Axis  # longest diameter perpendicular to it on the same slice
     volume_mm3: float
     mean_hu: float
+    cautions: tuple[Caution, ...] = ()  # on this nodule alone
 
     def top_concepts(self, count: int = 3) -> tuple[Concept, ...]:
         """The concepts with the largest contribution by magnitude, largest first."""
@@ -227,6 +259,6 @@ class Findings:
     nodules: tuple[Nodule, ...] = ()
     class_scores: tuple[ClassScore, ...] = ()
     malignancy_bias: float = 0.0  # bias difference of the malignancy head: logit = sum of contributions + bias
-    cautions: tuple[str, ...] = ()  # of the volume and of the analysis
+    cautions: tuple[Caution, ...] = ()  # of the volume and of the analysis
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
