@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pulmo_models.codes import RejectionCode
 from pulmo_models.types import Radiograph, SeriesDescription, Volume
-from pulmo_node.assemble.codes import RejectionCode
 from pulmo_node.assemble.ct import assemble_ct
 from pulmo_node.assemble.folder import FoundFolder, FoundSeries, describe, find_series
 from pulmo_node.assemble.frames import SetAside

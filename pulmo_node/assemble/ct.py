@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from pulmo_models.types import SeriesDescription, SliceSource, Volume
-from pulmo_node.assemble.codes import RejectionCode
+from pulmo_models.codes import CautionCode, RejectionCode
+from pulmo_models.types import Caution, SeriesDescription, SourceFrame, Volume
 from pulmo_node.assemble.frames import Frame, SetAside, read_frames
 from pulmo_node.assemble.geometry import SAME_POSITION_MM, Axes, Grid, along_normal_mm, common_axes, regular_grid
 from pulmo_node.assemble.pixels import read_pixel_module, stored_values, write_hu
@@ -62,7 +62,7 @@ def assemble_ct(paths: Sequence[Path], series: SeriesDescription, *, minimum_sli
         affine=grid.affine,
         frame_of_reference_uid=grid.frames[0].frame_of_reference_uid,
         series=series,
-        sources=tuple(_source(frame) for frame in grid.frames),
+        frames=tuple(_source(frame) for frame in grid.frames),
         cautions=_cautions(grid, aside, repeated),
     )
 
@@ -294,28 +294,44 @@ def _decode_into(frame: Frame, dataset: Dataset, out: Float32Array) -> None:
     write_hu(stored, dataset, frame.rescale, out)
 
 
-def _source(frame: Frame) -> SliceSource:
-    return SliceSource(
+def _source(frame: Frame) -> SourceFrame:
+    row, column = frame.row_and_column_cosines[:3], frame.row_and_column_cosines[3:]
+    between_rows_mm, between_columns_mm = frame.pixel_spacing_mm
+    return SourceFrame(
         sop_class_uid=frame.sop_class_uid,
         sop_instance_uid=frame.sop_instance_uid,
         frame_number=frame.frame_number,
         path=str(frame.path),
+        rows=frame.rows,
+        columns=frame.columns,
+        origin_lps_mm=_triple(frame.position_lps_mm),
+        row_step_lps_mm=_triple(column * between_rows_mm),
+        column_step_lps_mm=_triple(row * between_columns_mm),
     )
 
 
-def _cautions(grid: Grid, aside: Sequence[SetAside], repeated: Sequence[Frame]) -> tuple[str, ...]:
+def _triple(vector: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    return float(vector[0]), float(vector[1]), float(vector[2])
+
+
+def _cautions(grid: Grid, aside: Sequence[SetAside], repeated: Sequence[Frame]) -> tuple[Caution, ...]:
     cautions = []
     if grid.spacing_mm > CAUTION_SPACING_MM + 0.01:
-        cautions.append(
+        sentence = (
             f"The slices are {grid.spacing_mm:.1f} mm apart; small nodules may be missed and volumes are less exact."
         )
+        cautions.append(Caution(code=CautionCode.THICK_SLICES, sentence=sentence))
     acquisitions = {frame.acquisition_number for frame in grid.frames}
     if len(acquisitions) > 1:
-        cautions.append(f"The volume joins {len(acquisitions)} acquisitions that follow one another.")
+        sentence = f"The volume joins {len(acquisitions)} acquisitions that follow one another."
+        cautions.append(Caution(code=CautionCode.JOINED_ACQUISITIONS, sentence=sentence))
     if aside:
         listed = "; ".join(f"{item.file}: {item.reason}" for item in aside)
-        cautions.append(f"Left out of the volume ({len(aside)}): {listed}.")
+        cautions.append(
+            Caution(code=CautionCode.SET_ASIDE, sentence=f"Left out of the volume ({len(aside)}): {listed}.")
+        )
     if repeated:
         listed = ", ".join(frame.label for frame in repeated)
-        cautions.append(f"Left out as exact repetitions ({len(repeated)}): {listed}.")
+        sentence = f"Left out as exact repetitions ({len(repeated)}): {listed}."
+        cautions.append(Caution(code=CautionCode.REPEATED_IMAGES, sentence=sentence))
     return tuple(cautions)

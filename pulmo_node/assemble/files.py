@@ -19,7 +19,7 @@ import pydicom
 from pydicom import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from pulmo_node.assemble.codes import RejectionCode
+from pulmo_models.codes import RejectionCode
 from pulmo_node.errors import Rejected
 
 READ_ERRORS: tuple[type[Exception], ...] = (

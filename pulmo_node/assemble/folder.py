@@ -9,8 +9,8 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage
 
+from pulmo_models.codes import RejectionCode
 from pulmo_models.types import SeriesDescription
-from pulmo_node.assemble.codes import RejectionCode
 from pulmo_node.assemble.files import read_header, text, texts, translated
 from pulmo_node.assemble.frames import SetAside
 from pulmo_node.errors import Rejected

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pulmo_node.assemble.codes import RejectionCode
+from pulmo_models.codes import RejectionCode
 from pulmo_node.assemble.frames import Frame
 from pulmo_node.errors import Rejected
 

@@ -16,7 +16,7 @@ from pydicom import Dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEGLSTransferSyntaxes
 
-from pulmo_node.assemble.codes import RejectionCode
+from pulmo_models.codes import RejectionCode
 from pulmo_node.assemble.files import translated
 from pulmo_node.errors import Rejected
 

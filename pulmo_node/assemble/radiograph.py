@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
+from pulmo_models.codes import RejectionCode
 from pulmo_models.types import Radiograph, SeriesDescription, SliceSource
-from pulmo_node.assemble.codes import RejectionCode
 from pulmo_node.assemble.files import numbers, read_header, text, translated
 from pulmo_node.assemble.pixels import padding_mask, read_pixel_module, stored_values
 from pulmo_node.errors import Rejected

@@ -54,7 +54,7 @@ class TestRegularSeries:
         datasets = ct_datasets(ramp_hu(), SPACING, ORIGIN)
         volume = assembled(datasets, tmp_path)
         assert np.array_equal(volume.hu, ramp_hu().astype(np.float32))
-        assert [s.sop_instance_uid for s in volume.sources] == [d.SOPInstanceUID for d in datasets]
+        assert [s.sop_instance_uid for s in volume.frames] == [d.SOPInstanceUID for d in datasets]
         assert volume.frame_of_reference_uid == datasets[0].FrameOfReferenceUID
         assert volume.series.series_instance_uid == datasets[0].SeriesInstanceUID
         assert volume.cautions == ()
@@ -216,7 +216,7 @@ class TestExtent:
     def test_more_than_three_millimetres_get_a_caution(self, spacing: float, cautions: int, tmp_path: Path) -> None:
         volume = assembled(ct_datasets(ramp_hu(), (spacing, 1, 1)), tmp_path)
         assert len(volume.cautions) == cautions
-        assert all(f"{spacing:.1f} mm" in sentence for sentence in volume.cautions)
+        assert all(f"{spacing:.1f} mm" in caution.sentence for caution in volume.cautions)
 
     @pytest.mark.parametrize(
         ("keyword", "value", "code"),

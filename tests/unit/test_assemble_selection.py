@@ -16,7 +16,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from pulmo_models.types import Radiograph, SeriesDescription, Volume
+from pulmo_models.codes import CautionCode
+from pulmo_models.types import Caution, Radiograph, SeriesDescription, Volume
 from pulmo_node.assemble import RejectionCode, assemble, assemble_ct, describe, find_series
 from pulmo_node.errors import Rejected
 from tests.conftest import ROOT
@@ -51,7 +52,7 @@ class TestSetAside:
         capture.SOPClassUID = SecondaryCaptureImageStorage
         volume = assembled([localizer, *datasets, no_pixels, no_position, capture], tmp_path)
         assert np.array_equal(volume.hu, ramp_hu())
-        (sentence,) = volume.cautions
+        (sentence,) = (caution.sentence for caution in volume.cautions)
         assert "IM0000.dcm: a localizer" in sentence
         assert "IM0011.dcm: no pixel data" in sentence
         assert "IM0012.dcm: no position" in sentence
@@ -78,7 +79,7 @@ class TestDuplicates:
         datasets = ct_datasets(ramp_hu())
         volume = assembled([*datasets, copy_of(datasets[3])], tmp_path)
         assert np.array_equal(volume.hu, ramp_hu())
-        (sentence,) = volume.cautions
+        (sentence,) = (caution.sentence for caution in volume.cautions)
         assert "repetitions (1)" in sentence
 
     def test_the_same_file_twice(self, tmp_path: Path) -> None:
@@ -126,7 +127,12 @@ class TestMixtures:
             ds.AcquisitionNumber = 1 + k // 4
         volume = assembled(datasets, tmp_path)
         assert np.array_equal(volume.hu, ramp_hu())
-        assert volume.cautions == ("The volume joins 3 acquisitions that follow one another.",)
+        assert volume.cautions == (
+            Caution(
+                code=CautionCode.JOINED_ACQUISITIONS,
+                sentence="The volume joins 3 acquisitions that follow one another.",
+            ),
+        )
 
     def test_two_kernels(self, tmp_path: Path) -> None:
         datasets = ct_datasets(ramp_hu())
@@ -158,8 +164,8 @@ class TestMultiFrame:
         volume = assemble_ct([path], describe([path]))
         assert np.array_equal(volume.hu, hu)
         assert np.abs(volume.affine - true_affine((2.5, 0.7, 0.8), (-120, -110, -300))).max() < 1e-6
-        assert [source.frame_number for source in volume.sources] == [order.index(k) + 1 for k in range(10)]
-        assert {source.sop_class_uid for source in volume.sources} == {sop_class}
+        assert [source.frame_number for source in volume.frames] == [order.index(k) + 1 for k in range(10)]
+        assert {source.sop_class_uid for source in volume.frames} == {sop_class}
 
     def test_rescale_of_each_frame(self, tmp_path: Path) -> None:
         hu = ramp_hu()
