@@ -14,7 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pulmo_models.codes import CautionCode
 from pulmo_models.errors import DeviceOutOfMemory, DeviceUnavailable
+from pulmo_models.types import Caution
 
 Precision = Literal["auto", "fp32", "bf16"]
 """``auto``: bfloat16 autocast, as published, where the device computes in it natively, otherwise float32.
@@ -55,7 +57,7 @@ class Runner:
         self._precision = precision
         self._limit: int | None = None  # largest batch that fitted, once one did not
         self.device = device
-        self.cautions: list[str] = []
+        self.cautions: list[Caution] = []
 
     def __call__(self, batch: Tensor) -> dict[str, Tensor]:
         """Run the network on ``batch`` (first axis: items).
@@ -98,7 +100,8 @@ class Runner:
             self._limit = size // 2
         elif self.device.type != "cpu":
             name = type(self._network).__name__
-            self.cautions.append(f"{name} ran on the CPU: the memory of the {self.device.type} device was not enough")
+            sentence = f"{name} ran on the CPU: the memory of the {self.device.type} device was not enough."
+            self.cautions.append(Caution(code=CautionCode.CPU_FALLBACK, sentence=sentence))
             self.device = torch.device("cpu")
             self._limit = None
         else:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from pulmo_models.codes import RejectionCode
 from pulmo_models.pipeline import Rejection
 from pulmo_models.types import BoolArray, Volume
 
@@ -56,13 +57,13 @@ def localise_lungs(volume: Volume) -> LungRegion:
     lung_mm3 = float(mask.sum()) * float(np.prod(spacing))
     if lung_mm3 < SMALLEST_LUNGS_MM3:
         raise Rejection(
-            "NO_LUNGS",
+            RejectionCode.NO_LUNGS,
             f"only {lung_mm3 / 1e6:.2f} litre of the volume looks like lung, at least "
             f"{SMALLEST_LUNGS_MM3 / 1e6:.1f} litre is needed",
         )
     if lung_mm3 > LARGEST_LUNGS_MM3:
         raise Rejection(
-            "NO_LUNGS",
+            RejectionCode.NO_LUNGS,
             f"{lung_mm3 / 1e6:.1f} litres of the volume look like lung, which no chest holds",
         )
     search = dilate(_close(coarse, coarse_spacing, SEARCH_CLOSING_MM), coarse_spacing, SEARCH_MARGIN_MM)

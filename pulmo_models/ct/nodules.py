@@ -1,7 +1,8 @@
 """The nodule pipeline: lungs, candidates (stage 1), characterisation (stage 2), measures.
 
-Input: a :class:`Volume`. Output: :class:`Findings`, nodules by malignancy probability, highest first. The protocol
-``published`` leaves out the lungs and all else that the published inference does not have. Errors: :class:`Rejection`
+Input: a :class:`Volume`. Output: :class:`Findings`, nodules by malignancy probability, highest first. The networks see
+the volume upright (:mod:`pulmo_models.orientation`); what is reported lies on its own grid. The protocol ``published``
+leaves out the lungs, that turn and all else that the published inference does not have. Errors: :class:`Rejection`
 ``NO_LUNGS`` (protocol ``tuned`` only), :class:`DeviceOutOfMemory`; when it is built also :class:`WeightsMissing`,
 :class:`WeightsCorrupt`, :class:`DeviceUnavailable` and ``ValueError`` for settings.
 """
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pulmo_models import __version__
 from pulmo_models.checkpoints import load_stage1, load_stage2
+from pulmo_models.codes import CautionCode
 from pulmo_models.ct.candidates import CandidateSettings, find_candidates
 from pulmo_models.ct.characterise import (
     CharacterisedCandidate,
@@ -28,9 +30,11 @@ from pulmo_models.ct.characterise import (
 from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.measure import measure
+from pulmo_models.ct.scope import partial_lungs, touches_interpolated
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.orientation import Turn, no_turn, upright
 from pulmo_models.pipeline import ProgressCallback, no_progress
-from pulmo_models.types import AlgorithmStage, Findings, Nodule, PipelineInfo, Radiograph, Volume
+from pulmo_models.types import AlgorithmStage, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
 from pulmo_models.weights import WeightSet, load_set
 
 LABEL = "ct-nodules"
@@ -89,33 +93,26 @@ class NodulePipeline:
         detector = Runner(self._stage1, self._device, self._precision)
         characteriser = Runner(self._stage2, self._device, "fp32")
         timings: dict[str, float] = {}
+        cautions = list(image.cautions)
         search = None
+        turn = no_turn(image.hu.shape) if self._published else upright(image.affine, image.hu.shape)
+        hu, spacing_mm = turn.array(image.hu), turn.spacing_mm(image.spacing_mm)
         if not self._published:
             with _step("lungs", timings, progress):
-                search = localise_lungs(image).search
+                lungs = localise_lungs(image)
+                search = turn.array(lungs.search)
+                cautions += _known(partial_lungs(image, lungs.mask))
         with _step("stage1", timings, progress):
-            candidates = find_candidates(
-                image.hu, image.spacing_mm, detector, self._candidates, search, partial(progress, "stage1")
-            )
+            share = partial(progress, "stage1")
+            candidates = find_candidates(hu, spacing_mm, detector, self._candidates, search, share)
         with _step("stage2", timings, progress):
-            found = characterise(
-                image.hu,
-                image.spacing_mm,
-                candidates,
-                characteriser,
-                self._head,
-                self._characterise,
-                partial(progress, "stage2"),
-            )
+            share = partial(progress, "stage2")
+            settings = self._characterise
+            found = characterise(hu, spacing_mm, candidates, characteriser, self._head, settings, share)
         with _step("measure", timings, progress):
             reported = found if self._published else found[:MAX_NODULES]
-            nodules = sorted((_nodule(image, f) for f in reported), key=lambda n: -n.malignancy_probability)
-        cautions = [*image.cautions, *detector.cautions, *characteriser.cautions]
-        if len(found) > len(reported):
-            cautions.append(
-                f"{len(found)} nodules were found; only the {len(reported)} with the highest detection probability "
-                "are reported"
-            )
+            nodules = sorted((_nodule(image, turn, f) for f in reported), key=lambda n: -n.malignancy_probability)
+        cautions += [*detector.cautions, *characteriser.cautions, *_known(_too_many(len(found), len(reported)))]
         return Findings(
             pipeline=self._info,
             nodules=tuple(nodules),
@@ -126,12 +123,14 @@ class NodulePipeline:
         )
 
 
-def _nodule(volume: Volume, found: CharacterisedCandidate) -> Nodule:
-    measures = measure(volume, found.mask)
+def _nodule(volume: Volume, turn: Turn, found: CharacterisedCandidate) -> Nodule:
+    """The nodule on the grid of the volume, where it is measured."""
+    mask = turn.mask_back(found.mask)
+    measures = measure(volume, mask)
     return Nodule(
         centre_lps_mm=measures.centre_lps_mm,
-        centre_index=found.candidate.index,
-        mask=found.mask,
+        centre_index=turn.index_back(found.candidate.index),
+        mask=mask,
         candidate_score=found.candidate.score,
         detection_probability=found.detection_probability,
         malignancy_probability=found.malignancy_probability,
@@ -140,7 +139,19 @@ def _nodule(volume: Volume, found: CharacterisedCandidate) -> Nodule:
         short_axis=measures.short_axis,
         volume_mm3=measures.volume_mm3,
         mean_hu=measures.mean_hu,
+        cautions=_known(touches_interpolated(volume, mask)),
     )
+
+
+def _too_many(found: int, reported: int) -> Caution | None:
+    if found == reported:
+        return None
+    sentence = f"{found} nodules were found; only the {reported} with the highest detection probability are reported."
+    return Caution(code=CautionCode.TOO_MANY_NODULES, sentence=sentence)
+
+
+def _known(caution: Caution | None) -> tuple[Caution, ...]:
+    return () if caution is None else (caution,)
 
 
 def _describe(weights: WeightSet, settings: NoduleSettings, precision: Precision) -> PipelineInfo:

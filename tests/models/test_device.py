@@ -46,7 +46,9 @@ def test_a_device_without_room_for_one_item_hands_over_to_the_cpu() -> None:
     assert torch.equal(runner(batch)["output"], 2 * batch)
     assert network.seen == [("meta", 4), ("meta", 2), ("meta", 1), ("cpu", 4)]
     assert runner.device.type == "cpu"
-    assert runner.cautions == ["Hungry ran on the CPU: the memory of the meta device was not enough"]
+    assert [(caution.code, caution.sentence) for caution in runner.cautions] == [
+        ("CPU_FALLBACK", "Hungry ran on the CPU: the memory of the meta device was not enough.")
+    ]
     runner(batch)
     assert len(runner.cautions) == 1
 

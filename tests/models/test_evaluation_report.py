@@ -22,6 +22,7 @@ from pulmo_models.ct.device import Runner
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 from pulmo_models.geometry import index_to_lps, lps_to_index
+from pulmo_models.mapping import frames_of_grid
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.training.commands import evaluate as cli_evaluate
@@ -42,7 +43,7 @@ from pulmo_models.training.material.nodules import RealNodule
 from pulmo_models.training.material.phantoms import NoduleSpec, make_phantom
 from pulmo_models.training.metrics.froc import Places
 from pulmo_models.training.store import Patch, PatchStore, StoreWriter, Window
-from pulmo_models.types import CONCEPT_NAMES, SeriesDescription, SliceSource, Volume
+from pulmo_models.types import CONCEPT_NAMES, SeriesDescription, Volume
 
 PATCH, WINDOW = (9, 66, 66), (16, 32, 32)
 
@@ -320,7 +321,7 @@ def volume(bright: dict[tuple[int, int, int], int], affine: np.ndarray) -> Volum
         affine=affine,
         frame_of_reference_uid="",
         series=SeriesDescription(study_instance_uid="", series_instance_uid="", modality="CT"),
-        sources=tuple(SliceSource(sop_class_uid="", sop_instance_uid=str(k)) for k in range(64)),
+        frames=frames_of_grid(affine, hu.shape),
     )
 
 
@@ -442,7 +443,7 @@ def test_nodules_are_inserted_where_the_truth_says() -> None:
         affine=phantom.affine,
         frame_of_reference_uid="",
         series=SeriesDescription(study_instance_uid="", series_instance_uid="", modality="CT"),
-        sources=tuple(SliceSource(sop_class_uid="", sop_instance_uid=str(k)) for k in range(60)),
+        frames=frames_of_grid(phantom.affine, phantom.hu.shape),
     )
     mask = ball((11, 72, 72), 8)
     nodule = RealNodule(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pulmo_models.ct.lungs import LungRegion, localise_lungs, segment_lungs
+from pulmo_models.mapping import frames_of_grid
 from pulmo_models.pipeline import Rejection
-from pulmo_models.types import SeriesDescription, SliceSource, Volume
+from pulmo_models.types import SeriesDescription, Volume
 from tests.conftest import data_folder
 
 SPACING = (4.0, 2.0, 2.0)
@@ -21,10 +22,7 @@ def make_volume(hu: np.ndarray, spacing: tuple[float, float, float]) -> Volume:
         affine=affine,
         frame_of_reference_uid="1.2.3",
         series=SeriesDescription(study_instance_uid="1.2.4", series_instance_uid="1.2.5", modality="CT"),
-        sources=tuple(
-            SliceSource(sop_class_uid="1.2.840.10008.5.1.4.1.1.2", sop_instance_uid=f"1.2.6.{k}")
-            for k in range(hu.shape[0])
-        ),
+        frames=frames_of_grid(affine, hu.shape),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,20 @@ from torch.nn import functional
 
 from pulmo_models import registry
 from pulmo_models.checkpoints import write_set
+from pulmo_models.codes import CautionCode
 from pulmo_models.ct import nodules
 from pulmo_models.ct.device import Precision, Runner
 from pulmo_models.errors import DeviceUnavailable, WeightsMissing
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.pipeline import Rejection
-from pulmo_models.types import CONCEPT_NAMES, Findings, Volume
+from pulmo_models.types import CONCEPT_NAMES, Caution, Findings, Volume
 from pulmo_models.weights import load_set
 from tests.models.test_lungs import ellipsoid, make_volume, thorax
 from tests.models.test_weights import ABOUT
 
 SPACING = (4.0, 2.0, 2.0)
+REPAIRED = Caution(code=CautionCode.GAP_FILLED, sentence="One slice was repaired.")
 NODULES = ((30, 85, 62), (25, 70, 140))
 
 
@@ -72,8 +75,7 @@ def volume() -> Volume:
     for centre in NODULES:
         hu[ellipsoid(hu.shape, centre, (8, 8, 8))] = 60.0
     made = make_volume(hu[10:50], SPACING)
-    object.__setattr__(made, "cautions", ("one slice was repaired",))
-    return made
+    return replace(made, cautions=(REPAIRED,))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,8 @@ def test_findings_say_what_made_them(result: tuple[Findings, object], manifest: 
     assert info.stages[0].parameters["peak_threshold"] == "0.3"
     assert info.stages[1].parameters["detection_threshold"] == "0.5"
     assert findings.device == "cpu"
-    assert findings.cautions == ("one slice was repaired",)
+    assert [caution.code for caution in findings.cautions] == ["GAP_FILLED", "PARTIAL_LUNGS"]
+    assert findings.cautions[0] == REPAIRED
     assert list(findings.timings_seconds) == ["lungs", "stage1", "stage2", "measure"]
 
 
@@ -132,8 +135,9 @@ def test_too_many_nodules_are_cut_with_a_caution(
     monkeypatch.setattr(nodules, "MAX_NODULES", 1)
     findings = registry.build("ct-nodules", {"weights": str(manifest)}, "cpu")(volume)
     assert len(findings.nodules) == 1
-    assert findings.cautions[1] == (
-        f"{count} nodules were found; only the 1 with the highest detection probability are reported"
+    (caution,) = [caution for caution in findings.cautions if caution.code == CautionCode.TOO_MANY_NODULES]
+    assert caution.sentence == (
+        f"{count} nodules were found; only the 1 with the highest detection probability are reported."
     )
 
 
@@ -147,12 +151,13 @@ def test_cautions_of_the_devices_and_the_precision_reach_the_report(
             super().__init__(network, device, precision)
             name = type(network).__name__
             made.append((name, precision))
-            self.cautions.append(f"{name} ran on the CPU")
+            self.cautions.append(Caution(code=CautionCode.CPU_FALLBACK, sentence=f"{name} ran on the CPU"))
 
     monkeypatch.setattr(nodules, "Runner", Watched)
     findings = registry.build("ct-nodules", {"weights": str(manifest), "precision": "bf16"}, "cpu")(volume)
     assert made == [("BlobDetector", "bf16"), ("Student2p5D", "fp32")]
-    assert findings.cautions[1:] == ("BlobDetector ran on the CPU", "Student2p5D ran on the CPU")
+    said = [str(caution) for caution in findings.cautions if caution.code == CautionCode.CPU_FALLBACK]
+    assert said == ["BlobDetector ran on the CPU", "Student2p5D ran on the CPU"]
 
 
 def test_a_volume_without_lungs_is_rejected(manifest: Path) -> None:

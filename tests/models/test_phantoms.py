@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pulmo_models.ct.lungs import localise_lungs
+from pulmo_models.mapping import frames_of_grid
 from pulmo_models.training.material.phantoms import NoduleSpec, PhantomScan, make_demo_phantom, make_phantom
-from pulmo_models.types import SeriesDescription, SliceSource, Volume
+from pulmo_models.types import SeriesDescription, Volume
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_its_lungs_are_found(demo: PhantomScan) -> None:
         affine=demo.affine,
         frame_of_reference_uid="1.2",
         series=SeriesDescription(study_instance_uid="1", series_instance_uid="2", modality="CT"),
-        sources=tuple(SliceSource(sop_class_uid="", sop_instance_uid=str(k)) for k in range(len(demo.hu))),
+        frames=frames_of_grid(demo.affine, demo.hu.shape),
     )
     lungs = localise_lungs(volume)
     for nodule in demo.nodules:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.geometry import index_to_lps
+from pulmo_models.mapping import frames_of_grid
 from pulmo_models.training.evaluation.truth import doubtful_places, own_places
 from pulmo_models.training.lidc.luna16 import CollectionInvalid, read_mhd, read_tables
 from pulmo_models.training.material import insertion
@@ -24,7 +25,7 @@ from pulmo_models.training.material.nodules import RealNodule, load_nodules, noi
 from pulmo_models.training.metrics.froc import Places
 from pulmo_models.training.series import read_ct
 from pulmo_models.training.splits import Split, split_of
-from pulmo_models.types import SeriesDescription, SliceSource, Volume
+from pulmo_models.types import SeriesDescription, Volume
 
 HOSTS: Mapping[Split, Sequence[str]] = {
     "test": (*TEST_HOSTS, *VALIDATION_HOSTS),
@@ -132,7 +133,7 @@ def luna16_scans(folder: Path) -> Iterator[Scan]:
             affine=affine,
             frame_of_reference_uid="",
             series=SeriesDescription(study_instance_uid="", series_instance_uid=path.stem, modality="CT"),
-            sources=tuple(SliceSource(sop_class_uid="", sop_instance_uid=str(k)) for k in range(len(hu))),
+            frames=frames_of_grid(affine, hu.shape),
         )
         nodules, excluded = (_places(table.get(path.stem)) for table in (tables.annotations, tables.excluded))
         yield Scan(name=path.stem, series=path.stem, volume=volume, nodules=nodules, excluded=excluded)

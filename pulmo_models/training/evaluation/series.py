@@ -20,6 +20,7 @@ from pulmo_models.ct.candidates import Candidate
 from pulmo_models.ct.characterise import CharacterisedCandidate
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.geometry import index_to_lps, lps_to_index
+from pulmo_models.mapping import frames_of_grid
 from pulmo_models.pipeline import Rejection
 from pulmo_models.training.evaluation import plots
 from pulmo_models.training.evaluation.analysis import Analyst
@@ -30,7 +31,7 @@ from pulmo_models.training.material.phantoms import PhantomScan, make_demo_phant
 from pulmo_models.training.metrics.froc import Places, on_places
 from pulmo_models.training.metrics.resampling import Floats, rounded
 from pulmo_models.training.series import read_ct
-from pulmo_models.types import SeriesDescription, SliceSource, Volume
+from pulmo_models.types import SeriesDescription, Volume
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _volume(phantom: PhantomScan) -> Volume:
         affine=phantom.affine,
         frame_of_reference_uid="",
         series=SeriesDescription(study_instance_uid="", series_instance_uid="", modality="CT"),
-        sources=tuple(SliceSource(sop_class_uid="", sop_instance_uid=str(k)) for k in range(len(phantom.hu))),
+        frames=frames_of_grid(phantom.affine, phantom.hu.shape),
     )
 
 

@@ -70,7 +70,7 @@ def true_nodules(volume: Volume, folder: Path) -> list[TrueNodule]:
         )
         for name, nodule in zip(names, known, strict=True)
     ]
-    boxes = read_boxes(folder / "annotation", [source.sop_instance_uid for source in volume.sources])
+    boxes = read_boxes(folder / "annotation", volume)
     return named + [
         TrueNodule(
             name="tumour, by its boxes",

@@ -12,9 +12,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from pulmo_models.ct.lungs import segment_lungs
+from pulmo_models.mapping import frame_to_index
 from pulmo_models.training.material.phantoms import make_phantom
 from pulmo_models.training.series import read_ct
 from pulmo_models.training.splits import Split
+from pulmo_models.types import Volume
 
 TRAINING_HOSTS = ("ct_qin_lsc_0055", "ct_lungdx_a0001", "ct_lungfcp_0001_slab", "ct_lungdx_a0002_thick8mm")
 """Series that may be used for training. CPTAC C3N-00247 could be too, and is kept back as the test."""
@@ -134,7 +136,7 @@ def load_hosts(data: Path, names: Sequence[str], work: Path) -> list[Host]:
         if not cached.exists() or "extent" not in np.load(cached):
             volume = read_ct(data / name / "dicom")
             lung = segment_lungs(volume.hu, volume.spacing_mm)
-            boxes = read_boxes(data / name / "annotation", [source.sop_instance_uid for source in volume.sources])
+            boxes = read_boxes(data / name / "annotation", volume)
             known = [*tumours(boxes, volume.spacing_mm), *listed(name, volume.affine)]
             _save(cached, volume.hu, lung, volume.spacing_mm, known)
         hosts.append(_load(cached, name))
@@ -196,15 +198,18 @@ def _load(path: Path, name: str, synthetic: bool = False) -> Host:
 Box = tuple[int, float, float, float, float]  # slice, left, top, right, bottom
 
 
-def read_boxes(folder: Path, sop_instance_uids: Sequence[str]) -> list[Box]:
-    """Annotated boxes (slice, left, top, right, bottom) in pixels from ``<SOP Instance UID>.xml`` (Pascal VOC)."""
+def read_boxes(folder: Path, volume: Volume) -> list[Box]:
+    """Annotated boxes (slice, left, top, right, bottom) in voxels from ``<SOP Instance UID>.xml`` (Pascal VOC)."""
+    frame_of = {frame.sop_instance_uid: number for number, frame in enumerate(volume.frames)}
     found = []
     for path in sorted(folder.glob("*.xml")) if folder.is_dir() else ():
-        if path.stem not in sop_instance_uids:
+        if path.stem not in frame_of:
             continue
         for box in ElementTree.parse(path).getroot().iter("bndbox"):  # noqa: S314
             left, top, right, bottom = (float(box.findtext(k, "nan")) for k in ("xmin", "ymin", "xmax", "ymax"))
-            found.append((sop_instance_uids.index(path.stem), left, top, right, bottom))
+            k, top, left = frame_to_index(volume, frame_of[path.stem], top, left)
+            _, bottom, right = frame_to_index(volume, frame_of[path.stem], bottom, right)
+            found.append((round(k), left, top, right, bottom))
     return found
 
 
