@@ -93,6 +93,19 @@ class SeriesDescription:
     number_of_instances: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Acquisition:
+    """How the images of a volume were made, as their headers tell it: "" or None where they do not. For the record."""
+
+    kernel: str = ""  # ConvolutionKernel
+    contrast_agent: str = ""  # ContrastBolusAgent
+    slice_thickness_mm: float | None = None  # as the header tells it; the grid never uses it
+    reconstruction_diameter_mm: float | None = None
+    patient_position: str = ""  # HFS, FFP, ...
+    image_type: tuple[str, ...] = ()
+    number: str = ""  # AcquisitionNumber
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Volume:
     """A CT series as one regular grid.
@@ -110,6 +123,7 @@ class Volume:
     frames: tuple[SourceFrame, ...]
     native: bool = True
     interpolated: tuple[int, ...] = ()  # slices that fill a gap: no image was acquired there
+    acquisition: Acquisition = field(default_factory=Acquisition)  # of the first frame
     cautions: tuple[Caution, ...] = ()
 
     def __post_init__(self) -> None:

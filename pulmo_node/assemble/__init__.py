@@ -16,20 +16,25 @@ from pulmo_models.types import Radiograph, SeriesDescription, Volume
 from pulmo_node.assemble.ct import assemble_ct
 from pulmo_node.assemble.folder import FoundFolder, FoundSeries, describe, find_series
 from pulmo_node.assemble.frames import SetAside
+from pulmo_node.assemble.plan import plan_ct
+from pulmo_node.assemble.planned import PlannedVolume, SeriesPlan
 from pulmo_node.assemble.radiograph import assemble_radiograph
 from pulmo_node.errors import Rejected
 
 __all__ = [
     "FoundFolder",
     "FoundSeries",
+    "PlannedVolume",
     "Rejected",
     "RejectionCode",
+    "SeriesPlan",
     "SetAside",
     "assemble",
     "assemble_ct",
     "assemble_radiograph",
     "describe",
     "find_series",
+    "plan_ct",
 ]
 
 
@@ -37,7 +42,7 @@ def assemble(paths: Sequence[Path], series: SeriesDescription) -> Volume | Radio
     """Build what the modality of the series asks for: CT a volume, CR and DX a radiograph.
 
     Raises:
-        Rejected: the files are not one regular axial volume, or not one radiograph; says why.
+        Rejected: the files hold no axial volume, or not one radiograph; says why.
     """
     if series.modality == "CT":
         return assemble_ct(paths, series)

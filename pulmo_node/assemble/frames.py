@@ -1,13 +1,15 @@
 """The images of a CT series as one flat list: single-frame objects one each, multi-frame objects one a frame.
 
-Input: Part 10 files. Output: `Frame` values, read from headers only, and what was set aside with the reason.
-PS3.3 A.3 (CT Image), A.38 (Enhanced CT), A.70 (Legacy Converted Enhanced CT), C.7.6.16 (functional groups).
+Input: Part 10 files. Output: `Headers`: `Frame` values, read from headers only, and what was set aside with the reason.
+PS3.3 A.3 (CT Image), A.38 (Enhanced CT), A.70 (Legacy Converted Enhanced CT), C.7.6.16 (functional groups),
+C.8.2.1.1.1 and C.8.15.2.1 (image type of CT and Enhanced CT).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
+from pulmo_models.types import Acquisition
 from pulmo_node.assemble.files import numbers, read_header, text, texts, translated
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
@@ -24,30 +27,46 @@ HEADER_KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "ImageType", "AcquisitionNumber",
     "ConvolutionKernel", "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
     "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "RescaleIntercept", "RescaleSlope", "RescaleType",
-    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SliceThickness",
+    "ReconstructionDiameter", "ContrastBolusAgent", "ContrastBolusAgentSequence", "PatientPosition", "InstanceNumber",
+    "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "TriggerTime", "AcquisitionDateTime",
+    "AcquisitionDate", "AcquisitionTime",
 )  # fmt: skip
+
+
+FARTHEST_MM = 100_000.0
+
+PROJECTIONS = frozenset({"MIP", "MINIP", "PROJECTION IMAGE", "VRT", "VOLUME_RENDER", "MAXIMUM", "MINIMUM"})
+"""Image types whose pixels are no attenuation at their place: projections through a slab, and renderings."""
+
+SCREENS = frozenset({"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "DOSE_INFO"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """One axial image as its header tells it. Lengths in mm, positions and cosines in LPS."""
+    """One image as its header tells it. Lengths in mm, positions and cosines in LPS."""
 
     path: Path
     sop_class_uid: str
     sop_instance_uid: str
     frame_number: int | None  # 1-based, None for single-frame objects
-    series_instance_uid: str
-    patient: bytes = field(repr=False)  # digest of the patient ID, so that the ID itself goes no further
     frame_of_reference_uid: str
-    acquisition_number: str
-    kernel: str
     rows: int
     columns: int
     position_lps_mm: npt.NDArray[np.float64]  # centre of the first voxel
     row_and_column_cosines: npt.NDArray[np.float64]  # as ImageOrientationPatient
     pixel_spacing_mm: tuple[float, float]  # between rows, between columns
-    rescale: tuple[float, float] | None  # slope, intercept
-    rescale_type: str
+    rescale: tuple[float, float] | None  # slope, intercept; None where absent, and where a Modality LUT takes its place
+    rescale_type: str  # unit of the values after the rescale or the Modality LUT
+    modality_lut: bool
+    image_type: tuple[str, ...]
+    kernel: str
+    acquisition_number: str
+    temporal_position: str  # temporal position, cardiac phase or trigger time
+    stack_id: str
+    acquired: str  # date and time of acquisition, sorts as text
+    instance_number: int  # 0 where there is none; the frame number in multi-frame objects
+    acquisition: Acquisition = field(default_factory=Acquisition)  # for the record, no rule looks at it
 
     @property
     def label(self) -> str:
@@ -63,7 +82,25 @@ class SetAside:
     reason: str
 
 
-def read_frames(paths: Sequence[Path]) -> tuple[list[Frame], list[SetAside]]:
+@dataclass(frozen=True, kw_only=True)
+class Belonging:
+    """Whose and of which series an object is, set aside or not."""
+
+    file: str
+    patient: bytes = field(repr=False)  # digest of the patient ID, so that the ID itself goes no further
+    series_instance_uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headers:
+    """What the headers of a CT series hold."""
+
+    frames: tuple[Frame, ...]
+    set_aside: tuple[SetAside, ...]
+    belongings: tuple[Belonging, ...]  # one a file
+
+
+def read_headers(paths: Sequence[Path]) -> Headers:
     """Read the headers of a CT series.
 
     Raises:
@@ -71,9 +108,11 @@ def read_frames(paths: Sequence[Path]) -> tuple[list[Frame], list[SetAside]]:
     """
     frames: list[Frame] = []
     aside: list[SetAside] = []
+    belongings: list[Belonging] = []
     for path in paths:
         dataset, has_pixels = read_header(path, HEADER_KEYWORDS)
         with translated(path):
+            belongings.append(_belonging(path, dataset))
             reason = _not_an_image(dataset, has_pixels)
             if reason:
                 aside.append(SetAside(file=path.name, reason=reason))
@@ -85,7 +124,15 @@ def read_frames(paths: Sequence[Path]) -> tuple[list[Frame], list[SetAside]]:
                 else:
                     where = path.name if number is None else f"{path.name} frame {number}"
                     aside.append(SetAside(file=where, reason=found))
-    return frames, aside
+    return Headers(frames=tuple(frames), set_aside=tuple(aside), belongings=tuple(belongings))
+
+
+def _belonging(path: Path, dataset: Dataset) -> Belonging:
+    return Belonging(
+        file=path.name,
+        patient=hashlib.sha256(text(dataset, "PatientID").encode()).digest(),
+        series_instance_uid=text(dataset, "SeriesInstanceUID"),
+    )
 
 
 def _not_an_image(dataset: Dataset, has_pixels: bool) -> str:
@@ -121,36 +168,115 @@ def _in_group(groups: tuple[Dataset, ...], macro: str, keyword: str) -> Dataset:
 
 def _frame(path: Path, dataset: Dataset, number: int | None, groups: tuple[Dataset, ...]) -> Frame | str:
     """One frame, or the reason why it is set aside."""
-    image_type = texts(_in_group(groups, "CTImageFrameTypeSequence", "FrameType"), "FrameType") or texts(
-        dataset, "ImageType"
-    )
-    if "LOCALIZER" in image_type:
-        return "a localizer"
+    image_type = _image_type(dataset, groups)
+    reason = _set_aside_by_type(image_type)
+    if reason:
+        return reason
     position = numbers(_in_group(groups, "PlanePositionSequence", "ImagePositionPatient"), "ImagePositionPatient", 3)
     cosines = numbers(
         _in_group(groups, "PlaneOrientationSequence", "ImageOrientationPatient"), "ImageOrientationPatient", 6
     )
     if position is None or cosines is None:
         return "no position or orientation in the patient"
+    if np.abs(position).max() > FARTHEST_MM:
+        raise ValueError(f"ImagePositionPatient lies more than {FARTHEST_MM / 1000:.0f} m from the origin")
     spacing = numbers(_in_group(groups, "PixelMeasuresSequence", "PixelSpacing"), "PixelSpacing", 2)
-    values = _in_group(groups, "PixelValueTransformationSequence", "RescaleSlope")
-    slope, intercept = numbers(values, "RescaleSlope", 1), numbers(values, "RescaleIntercept", 1)
+    rescale, rescale_type = _rescale(dataset, groups)
     content = _in_group(groups, "FrameContentSequence", "FrameAcquisitionNumber")
+    instance = numbers(dataset, "InstanceNumber", 1) if number is None else None
     return Frame(
         path=path,
         sop_class_uid=str(dataset.SOPClassUID),
         sop_instance_uid=str(dataset.SOPInstanceUID),
         frame_number=number,
-        series_instance_uid=text(dataset, "SeriesInstanceUID"),
-        patient=hashlib.sha256(text(dataset, "PatientID").encode()).digest(),
         frame_of_reference_uid=text(dataset, "FrameOfReferenceUID"),
-        acquisition_number=text(content, "FrameAcquisitionNumber") or text(dataset, "AcquisitionNumber"),
-        kernel=text(_in_group(groups, "CTReconstructionSequence", "ConvolutionKernel"), "ConvolutionKernel"),
         rows=int(dataset.Rows),
         columns=int(dataset.Columns),
         position_lps_mm=position,
         row_and_column_cosines=cosines,
         pixel_spacing_mm=(0.0, 0.0) if spacing is None else (float(spacing[0]), float(spacing[1])),
-        rescale=None if slope is None or intercept is None else (float(slope[0]), float(intercept[0])),
-        rescale_type="MODALITY LUT" if dataset.get("ModalityLUTSequence") else text(values, "RescaleType"),
+        rescale=rescale,
+        rescale_type=rescale_type,
+        modality_lut=bool(dataset.get("ModalityLUTSequence")),
+        image_type=image_type,
+        kernel=text(_in_group(groups, "CTReconstructionSequence", "ConvolutionKernel"), "ConvolutionKernel"),
+        acquisition_number=text(content, "FrameAcquisitionNumber") or text(dataset, "AcquisitionNumber"),
+        temporal_position=_temporal_position(groups),
+        stack_id=text(_in_group(groups, "FrameContentSequence", "StackID"), "StackID"),
+        acquired=_acquired(dataset, groups),
+        instance_number=number or (0 if instance is None else int(instance[0])),
+        acquisition=_acquisition(dataset, groups),
     )
+
+
+def _image_type(dataset: Dataset, groups: tuple[Dataset, ...]) -> tuple[str, ...]:
+    frame_type = texts(_in_group(groups, "CTImageFrameTypeSequence", "FrameType"), "FrameType")
+    return tuple(value.upper() for value in frame_type or texts(dataset, "ImageType"))
+
+
+def _set_aside_by_type(image_type: tuple[str, ...]) -> str:
+    """Why images of that type are no part of a volume, whatever their geometry says; "" where they may be."""
+    if "LOCALIZER" in image_type:
+        return "a localizer"
+    for values, what in ((PROJECTIONS, "a projection through a slab"), (SCREENS, "a picture of a screen")):
+        found = values.intersection(image_type)
+        if found:
+            return f"{what} (image type {', '.join(sorted(found))})"
+    return ""
+
+
+def _rescale(dataset: Dataset, groups: tuple[Dataset, ...]) -> tuple[tuple[float, float] | None, str]:
+    """Slope and intercept with the unit that they lead to; of a Modality LUT the unit alone (PS3.3 C.11.1)."""
+    lut = dataset.get("ModalityLUTSequence")
+    if lut:
+        return None, text(lut[0], "ModalityLUTType") or "an unnamed Modality LUT"
+    values = _in_group(groups, "PixelValueTransformationSequence", "RescaleSlope")
+    slope, intercept = numbers(values, "RescaleSlope", 1), numbers(values, "RescaleIntercept", 1)
+    rescale = None if slope is None or intercept is None else (float(slope[0]), float(intercept[0]))
+    return rescale, text(values, "RescaleType")
+
+
+def _temporal_position(groups: tuple[Dataset, ...]) -> str:
+    """What tells phases of one scan apart: PS3.3 C.7.6.16.2.2 (Frame Content), C.7.6.16.2.7 and C.7.6.18 (cardiac)."""
+    places = (
+        ("FrameContentSequence", "TemporalPositionIndex"),
+        ("", "TemporalPositionIdentifier"),
+        ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"),
+        ("", "TriggerTime"),
+    )
+    return "/".join(
+        text(_in_group(groups, macro, keyword) if macro else groups[-1], keyword) for macro, keyword in places
+    )
+
+
+def _acquired(dataset: Dataset, groups: tuple[Dataset, ...]) -> str:
+    content = _in_group(groups, "FrameContentSequence", "FrameAcquisitionDateTime")
+    return (
+        text(content, "FrameAcquisitionDateTime")
+        or text(dataset, "AcquisitionDateTime")
+        or text(dataset, "AcquisitionDate") + text(dataset, "AcquisitionTime")
+    )
+
+
+def _acquisition(dataset: Dataset, groups: tuple[Dataset, ...]) -> Acquisition:
+    reconstruction = "CTReconstructionSequence"
+    agents = dataset.get("ContrastBolusAgentSequence")
+    return Acquisition(
+        kernel=text(_in_group(groups, reconstruction, "ConvolutionKernel"), "ConvolutionKernel"),
+        contrast_agent=text(dataset, "ContrastBolusAgent") or (text(agents[0], "CodeMeaning") if agents else ""),
+        slice_thickness_mm=_recorded_mm(_in_group(groups, "PixelMeasuresSequence", "SliceThickness"), "SliceThickness"),
+        reconstruction_diameter_mm=_recorded_mm(
+            _in_group(groups, reconstruction, "ReconstructionDiameter"), "ReconstructionDiameter"
+        ),
+        patient_position=text(dataset, "PatientPosition"),
+        image_type=_image_type(dataset, groups),
+        number=text(dataset, "AcquisitionNumber"),
+    )
+
+
+def _recorded_mm(dataset: Dataset, keyword: str) -> float | None:
+    """A length that no rule reads: one that cannot be understood is taken as absent."""
+    with suppress(ValueError, TypeError, OverflowError):
+        found = numbers(dataset, keyword, 1)
+        return None if found is None else float(found[0])
+    return None

@@ -1,8 +1,8 @@
-"""Where the slices lie: one orientation, one straight path along its normal, one regular spacing; or why not.
+"""Where the slices of one stack lie, and the one regular, orthogonal grid that holds them; or why there is none.
 
-Input: frames. Output: `Grid`, the frames in order with their common grid. All in float64, LPS mm.
-The spacing comes from ImagePositionPatient alone; SliceThickness and GantryDetectorTilt are never read
-(docs/assembly.md tells why). PS3.3 C.7.6.2.1.1.
+Input: frames of one orientation at different positions. Output: `Grid`. All in float64, LPS mm. The geometry comes from
+ImagePositionPatient and ImageOrientationPatient alone (PS3.3 C.7.6.2.1.1); SliceThickness and GantryDetectorTilt are
+never read. Rules and tolerances are told, with their reasons, in docs/assembly.md.
 """
 
 from __future__ import annotations
@@ -13,22 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pulmo_models.codes import RejectionCode
+from pulmo_models.codes import CautionCode, RejectionCode
+from pulmo_models.types import Caution
 from pulmo_node.assemble.frames import Frame
+from pulmo_node.assemble.levels import POSITION_TAG, find_levels
 from pulmo_node.errors import Rejected
 
 Float64Array = npt.NDArray[np.float64]
 
-SAME_POSITION_MM = 0.01  # closer than this along the normal, two slices are at one position
-POSITION_TOLERANCE_MM = 0.1  # from the fitted line; positions rounded to one decimal are off by up to 0.05 per axis
 UNIT_TOLERANCE = 1e-3  # of direction cosines from unit length and right angle, where they come with three decimals
-COSINE_TOLERANCE = 1e-4  # of direction cosines between slices
 SHIFT_TOLERANCE_MM = 0.15  # across the path, from end to end: positions rounded to one decimal differ by 0.1
 TILT_FLOOR_DEGREES = 0.02  # a drift that cosines with four decimals explain is no tilt
-MAX_ANGLE_FROM_AXIAL_DEGREES = 35.0  # a CT gantry tilts by 30 degrees at most
-
-_POSITION_TAG = "(0020,0032) ImagePositionPatient"
-_ORIENTATION_TAG = "(0020,0037) ImageOrientationPatient"
+ORIENTATION_TAG = "(0020,0037) ImageOrientationPatient"
+MAX_ANGLE_DEGREES = 35.0  # of the image plane from axial, and of the path from the normal: a gantry tilts by 30 at most
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,18 +39,38 @@ class Axes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grid:
-    """Frames in ascending order along the normal and the affine (slice, row, column, 1) -> LPS mm they share."""
+    """A regular, orthogonal grid and how the frames fill it.
 
-    frames: tuple[Frame, ...]
+    ``affine`` maps (slice, row, column, 1) to LPS mm. Slice ``k`` lies at ``at[k]``, counted in frames: whole where an
+    image was acquired, between two frames where it is interpolated. Pixel (0, 0) of frame ``i`` lies at row and column
+    ``offsets[i]`` of the grid.
+    """
+
+    frames: tuple[Frame, ...]  # ascending along the normal
+    axes: Axes
     affine: Float64Array
-    spacing_mm: float  # between slices
+    shape: tuple[int, int, int]
+    at: Float64Array
+    offsets: Float64Array
+    interpolated: tuple[int, ...] = ()  # slices that fill a gap
+    repairs: tuple[Caution, ...] = ()
+
+    @property
+    def native(self) -> bool:
+        """Whether every voxel is a pixel of a frame."""
+        return not self.repairs
+
+    @property
+    def spacing_mm(self) -> float:
+        """Distance between neighbouring slices."""
+        return float(np.linalg.norm(self.affine[:3, 0]))
 
 
 def common_axes(frames: Sequence[Frame]) -> Axes:
-    """The one orientation of all frames, made orthonormal.
+    """The one orientation of frames that are nearly parallel, made orthonormal.
 
     Raises:
-        Rejected: BAD_ORIENTATION, SEVERAL_ORIENTATIONS or NOT_AXIAL.
+        Rejected: BAD_ORIENTATION or NOT_AXIAL.
     """
     cosines = np.array([frame.row_and_column_cosines for frame in frames])
     row, column = cosines[:, :3], cosines[:, 3:]
@@ -70,26 +87,16 @@ def common_axes(frames: Sequence[Frame]) -> Axes:
             RejectionCode.BAD_ORIENTATION,
             f"the direction cosines of {worst.label} are not two perpendicular unit vectors",
             file=worst.path.name,
-            tag=_ORIENTATION_TAG,
-        )
-    reference = np.median(cosines, axis=0)
-    deviation = np.abs(cosines - reference).max(axis=1)
-    if deviation.max() > COSINE_TOLERANCE:
-        worst = frames[int(deviation.argmax())]
-        raise Rejected(
-            RejectionCode.SEVERAL_ORIENTATIONS,
-            f"the images of the series do not have one orientation: {worst.label} differs from most others",
-            file=worst.path.name,
-            tag=_ORIENTATION_TAG,
+            tag=ORIENTATION_TAG,
         )
     axes = _orthonormal(cosines.mean(axis=0))
     angle = float(np.degrees(np.arccos(min(1.0, abs(axes.normal[2])))))
-    if angle > MAX_ANGLE_FROM_AXIAL_DEGREES:
+    if angle > MAX_ANGLE_DEGREES:
         raise Rejected(
             RejectionCode.NOT_AXIAL,
             f"the image plane is {angle:.0f} degrees from axial (a coronal, sagittal or steep oblique reformat)",
             file=frames[0].path.name,
-            tag=_ORIENTATION_TAG,
+            tag=ORIENTATION_TAG,
         )
     return axes
 
@@ -106,88 +113,89 @@ def along_normal_mm(frames: Sequence[Frame], axes: Axes) -> Float64Array:
     return np.array([frame.position_lps_mm @ axes.normal for frame in frames])
 
 
+def in_plane_mm(frames: Sequence[Frame], axes: Axes) -> Float64Array:
+    """Where pixel (0, 0) of each frame lies within its plane, ``(frames, 2)``: along ``column``, along ``row``."""
+    positions = np.array([frame.position_lps_mm for frame in frames])
+    return np.stack([positions @ axes.column, positions @ axes.row], axis=1)
+
+
 def regular_grid(frames: Sequence[Frame], axes: Axes) -> Grid:
-    """Order frames that lie at different positions and fit one grid to them.
+    """Order frames that lie at different positions and lay one grid through them, with the repairs that it takes.
 
     Raises:
-        Rejected: TOO_FEW_SLICES (fewer than two), GANTRY_TILT, SHIFTED_SLICES, MISSING_SLICE or IRREGULAR_SPACING.
+        Rejected: TOO_FEW_SLICES (fewer than two), SHIFTED_SLICES, MISSING_SLICE or IRREGULAR_SPACING.
     """
     if len(frames) < 2:
         raise Rejected(
-            RejectionCode.TOO_FEW_SLICES, "one slice alone is not a volume", file=frames[0].path.name, tag=_POSITION_TAG
+            RejectionCode.TOO_FEW_SLICES, "one slice alone is not a volume", file=frames[0].path.name, tag=POSITION_TAG
         )
     distance = along_normal_mm(frames, axes)
     order = np.argsort(distance, kind="stable")
-    ordered, distance = [frames[k] for k in order], distance[order]
-    positions = np.array([frame.position_lps_mm for frame in ordered])
-    in_plane = np.stack([positions @ axes.column, positions @ axes.row], axis=1)
-    _check_straight(ordered, distance, in_plane)
-    _check_gaps(ordered, distance)
+    ordered, distance = tuple(frames[k] for k in order), distance[order]
+    in_plane = _straight_path(ordered, distance, in_plane_mm(ordered, axes))
+    levels = find_levels(ordered, distance)
 
-    spacing, start = np.polyfit(np.arange(len(ordered)), distance, 1)
-    first_column_mm, first_row_mm = in_plane.mean(axis=0)
-    between_rows_mm, between_columns_mm = ordered[0].pixel_spacing_mm
+    step_mm = np.array(ordered[0].pixel_spacing_mm)
+    corner_mm = in_plane.min(axis=0)
+    offsets = (in_plane - corner_mm) / step_mm
+    extra = np.ceil(offsets.max(axis=0) - 1e-6).astype(int)
+    repairs = levels.repairs
+    if extra.any():
+        repairs = (_tilt_caution(distance, in_plane), *repairs)
     affine = np.eye(4)
-    affine[:3, 0] = axes.normal * spacing
-    affine[:3, 1] = axes.column * between_rows_mm
-    affine[:3, 2] = axes.row * between_columns_mm
-    affine[:3, 3] = axes.normal * start + axes.column * first_column_mm + axes.row * first_row_mm
-    return Grid(frames=tuple(ordered), affine=affine, spacing_mm=float(spacing))
-
-
-def _check_straight(frames: Sequence[Frame], distance: Float64Array, in_plane: Float64Array) -> None:
-    """Refuse a stack whose slices do not lie exactly behind one another."""
-    length = float(distance[-1] - distance[0])
-    shift = in_plane - in_plane.mean(axis=0)
-    allowed_mm = SHIFT_TOLERANCE_MM + length * float(np.tan(np.radians(TILT_FLOOR_DEGREES)))
-    if float(np.ptp(in_plane, axis=0).max()) <= allowed_mm:
-        return
-    centred = distance - distance.mean()
-    slope = (centred @ shift) / (centred @ centred)
-    residual = np.linalg.norm(shift - np.outer(centred, slope), axis=1)
-    if residual.max() <= allowed_mm:
-        angle = float(np.degrees(np.arctan(np.linalg.norm(slope))))
-        raise Rejected(
-            RejectionCode.GANTRY_TILT,
-            f"the slices are sheared by a gantry tilt of {angle:.1f} degrees (from their positions, not from a tag)",
-            file=frames[0].path.name,
-            tag=_POSITION_TAG,
-        )
-    worst = frames[int(residual.argmax())]
-    raise Rejected(
-        RejectionCode.SHIFTED_SLICES,
-        f"{worst.label} is shifted by {residual.max():.1f} mm within its plane against the other slices",
-        file=worst.path.name,
-        tag=_POSITION_TAG,
+    affine[:3, 0] = axes.normal * levels.spacing_mm
+    affine[:3, 1] = axes.column * step_mm[0]
+    affine[:3, 2] = axes.row * step_mm[1]
+    affine[:3, 3] = axes.normal * levels.start_mm + axes.column * corner_mm[0] + axes.row * corner_mm[1]
+    return Grid(
+        frames=ordered,
+        axes=axes,
+        affine=affine,
+        shape=(len(levels.at), ordered[0].rows + int(extra[0]), ordered[0].columns + int(extra[1])),
+        at=levels.at,
+        offsets=offsets,
+        interpolated=levels.interpolated,
+        repairs=repairs,
     )
 
 
-def _check_gaps(frames: Sequence[Frame], distance: Float64Array) -> None:
-    """Refuse gaps: the distances must lie on one line over the slice number, up to rounding in the file."""
-    number = np.arange(len(distance))
-    spacing, start = np.polyfit(number, distance, 1)
-    tolerance = min(POSITION_TOLERANCE_MM, float(spacing) / 4) + 1e-6
-    if np.abs(distance - (start + spacing * number)).max() <= tolerance:
-        return
-    gaps = np.diff(distance)
-    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # lower median: of 5 and 10 mm, 5 is usual
-    steps = np.rint(gaps / usual)
-    whole = np.abs(gaps - steps * usual) <= np.maximum(2 * tolerance, 0.02 * gaps)
-    if whole.all() and (steps >= 1).all() and (steps > 1).any():
-        at = int(steps.argmax())
-        missing = int((steps - 1).sum())
+def _straight_path(frames: Sequence[Frame], distance: Float64Array, in_plane: Float64Array) -> Float64Array:
+    """In-plane position of each frame on the straight line that they follow: constant, or drifting by a gantry tilt."""
+    length = float(distance[-1] - distance[0])
+    shift = in_plane - in_plane.mean(axis=0)
+    allowed_mm = SHIFT_TOLERANCE_MM + length * float(np.tan(np.radians(TILT_FLOOR_DEGREES)))
+    drifts = np.ptp(in_plane, axis=0) > allowed_mm
+    centred = distance - distance.mean()
+    slope = np.where(drifts, centred @ shift / (centred @ centred), 0.0)
+    residual = np.linalg.norm((shift - np.outer(centred, slope)) * drifts, axis=1)
+    if residual.max() > allowed_mm:
+        worst = frames[int(residual.argmax())]
         raise Rejected(
-            RejectionCode.MISSING_SLICE,
-            f"{missing} slice{'s are' if missing > 1 else ' is'} missing: {gaps[at]:.2f} mm between "
-            f"{frames[at].label} and {frames[at + 1].label} where {usual:.2f} mm is usual",
-            file=frames[at + 1].path.name,
-            tag=_POSITION_TAG,
+            RejectionCode.SHIFTED_SLICES,
+            f"{worst.label} is shifted by {residual.max():.1f} mm within its plane against the other slices",
+            file=worst.path.name,
+            tag=POSITION_TAG,
         )
-    at = int(np.abs(gaps - usual).argmax())
-    raise Rejected(
-        RejectionCode.IRREGULAR_SPACING,
-        f"the slices are not evenly spaced: {gaps[at]:.2f} mm between {frames[at].label} and "
-        f"{frames[at + 1].label} where {usual:.2f} mm is usual",
-        file=frames[at + 1].path.name,
-        tag=_POSITION_TAG,
+    angle = _angle_degrees(slope)
+    if angle > MAX_ANGLE_DEGREES:
+        raise Rejected(
+            RejectionCode.SHIFTED_SLICES,
+            f"the slices follow a path {angle:.0f} degrees off their normal, more than a gantry tilts",
+            file=frames[0].path.name,
+            tag=POSITION_TAG,
+        )
+    path: Float64Array = in_plane.mean(axis=0) + np.outer(centred, slope)
+    return path
+
+
+def _angle_degrees(slope: Float64Array) -> float:
+    return float(np.degrees(np.arctan(np.linalg.norm(slope))))
+
+
+def _tilt_caution(distance: Float64Array, in_plane: Float64Array) -> Caution:
+    angle = _angle_degrees((in_plane[-1] - in_plane[0]) / (distance[-1] - distance[0]))
+    return Caution(
+        code=CautionCode.RESHEARED,
+        sentence=f"The slices are sheared by a gantry tilt of {angle:.1f} degrees (from their positions); they were "
+        "shifted onto an orthogonal grid.",
     )

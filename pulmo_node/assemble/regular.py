@@ -1,0 +1,101 @@
+"""Fill a grid from its frames: as they are, or interpolated where the grid was repaired.
+
+Input: a `Grid`. Output: float32 HU of its shape. Few slices are in memory beside the volume.
+Interpolation is linear. Where padding takes part, only what was measured counts, if that is at least half of the
+weight, and else the voxel is -1024: padding never mixes into tissue.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from pulmo_node.assemble.geometry import Grid
+from pulmo_node.assemble.pixels import AIR_HU
+from pulmo_node.assemble.slices import BoolArray, Float32Array, SliceReader
+
+THREADS = min(4, os.cpu_count() or 1)
+_NOTHING = 1e-6  # of a pixel, or of the distance between two frames
+_HALF = 0.5 - _NOTHING
+
+
+def read_hu(grid: Grid, reader: SliceReader) -> Float32Array:
+    """Decode every frame of the grid and carry out its repairs.
+
+    Raises:
+        Rejected: UNREADABLE, UNSUPPORTED_PIXELS or DECODE_FAILED.
+    """
+    hu = np.empty(grid.shape, dtype=np.float32)
+    with ThreadPoolExecutor(THREADS) as pool:
+        if grid.native:
+            # The list makes the first error come out.
+            list(pool.map(reader.write_into, grid.frames, hu))
+        else:
+            _interpolate(grid, _placed(grid, reader, pool), hu)
+    return hu
+
+
+def _placed(grid: Grid, reader: SliceReader, pool: ThreadPoolExecutor) -> Iterator[tuple[Float32Array, BoolArray]]:
+    """HU of each frame within the rows and columns of the grid, and where they are known."""
+
+    def place(index: int) -> tuple[Float32Array, BoolArray]:
+        hu, known = reader.hu_and_known(grid.frames[index])
+        row, column = grid.offsets[index]
+        return _shifted(hu, known, (float(row), float(column)), grid.shape[1:])
+
+    for first in range(0, len(grid.frames), THREADS):  # a few at a time, so that few are waiting
+        yield from pool.map(place, range(first, min(first + THREADS, len(grid.frames))))
+
+
+def _shifted(
+    hu: Float32Array, known: BoolArray, offset: tuple[float, float], shape: tuple[int, ...]
+) -> tuple[Float32Array, BoolArray]:
+    """Lay an image into a larger one, its pixel (0, 0) at a row and column that need not be whole."""
+    if hu.shape == shape and max(offset) < _NOTHING:
+        return hu, known
+    value, weight = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    masked = np.where(known, hu, np.float32(0))
+    rows, columns = hu.shape
+    for row, row_share in _shares(offset[0]):
+        for column, column_share in _shares(offset[1]):
+            share = np.float32(row_share * column_share)
+            value[row : row + rows, column : column + columns] += share * masked
+            weight[row : row + rows, column : column + columns] += share * known
+    return _weighted(value, weight)
+
+
+def _shares(offset: float) -> list[tuple[int, float]]:
+    """The whole offsets on either side, with the share of each."""
+    whole = int(np.floor(offset + _NOTHING))
+    fraction = offset - whole
+    return [(whole, 1.0)] if fraction < _NOTHING else [(whole, 1 - fraction), (whole + 1, fraction)]
+
+
+def _interpolate(grid: Grid, placed: Iterator[tuple[Float32Array, BoolArray]], out: Float32Array) -> None:
+    """Slices in ascending order between the frame before and the frame at hand."""
+    before: tuple[Float32Array, BoolArray] | None = None
+    k = 0
+    for index, frame in enumerate(placed):
+        while k < len(grid.at) and grid.at[k] <= index + _NOTHING:
+            share = index - grid.at[k]  # of the frame before
+            out[k] = _between(before, frame, share) if before and share > _NOTHING else _or_air(*frame)
+            k += 1
+        before = frame
+
+
+def _between(one: tuple[Float32Array, BoolArray], other: tuple[Float32Array, BoolArray], share: float) -> Float32Array:
+    a, b = np.float32(share) * one[1], np.float32(1 - share) * other[1]
+    return _or_air(*_weighted(a * one[0] + b * other[0], a + b))
+
+
+def _weighted(value: Float32Array, weight: Float32Array) -> tuple[Float32Array, BoolArray]:
+    known: npt.NDArray[np.bool_] = weight >= _HALF
+    return np.divide(value, weight, out=np.full_like(value, AIR_HU), where=known), known
+
+
+def _or_air(hu: Float32Array, known: BoolArray) -> Float32Array:
+    return np.where(known, hu, np.float32(AIR_HU))
