@@ -11,7 +11,7 @@ PS3.3 C.7.6.2.1.1 has the equation from a pixel to its position.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.types import BoolArray, Mask, SourceFrame, Volume
+
+EVEN_WITHIN_MM = 0.1  # positions rounded in the file are off by less
 
 _Float64Array = npt.NDArray[np.float64]
 
@@ -40,6 +42,12 @@ class FrameMask:
     frame: int  # index in Volume.frames
     origin: tuple[int, int]  # row and column of the first pixel
     pixels: BoolArray  # (rows, columns)
+
+    @property
+    def region(self) -> tuple[slice, slice]:
+        """Index of the pixels on their image."""
+        (row, column), (rows, columns) = self.origin, self.pixels.shape
+        return slice(row, row + rows), slice(column, column + columns)
 
 
 def frames_of_grid(affine: _Float64Array, shape: Sequence[int]) -> tuple[SourceFrame, ...]:
@@ -115,6 +123,38 @@ def mask_on_frames(volume: Volume, mask: Mask) -> tuple[FrameMask, ...]:
         if sampled is not None:
             found.append(sampled)
     return tuple(found) or (_nearest(volume, mask, at, layers),)
+
+
+def mask_from_frames(volume: Volume, planes: Mapping[int, BoolArray]) -> BoolArray:
+    """The way back: a mask drawn on acquired images, bool ``(rows, columns)`` by frame, on the grid of the volume.
+
+    Each slice takes what is drawn on the image nearest to it, each voxel the pixel nearest to its centre.
+    """
+    full = np.zeros(volume.hu.shape, dtype=bool)
+    for k, layer in enumerate(full):
+        middle = (k, (layer.shape[0] - 1) / 2, (layer.shape[1] - 1) / 2)
+        plane = planes.get(on_frame(volume, middle).frame)
+        if plane is None or not plane.any():
+            continue
+        frame = on_frame(volume, middle).frame
+        start, *units = (on_frame(volume, (k, *at), among=(frame,)) for at in ((0, 0), (1, 0), (0, 1)))
+        step = np.array([[unit.row - start.row, unit.column - start.column] for unit in units])
+        grid = np.moveaxis(np.indices(layer.shape), 0, -1)
+        pixel = np.rint(grid @ step + (start.row, start.column)).astype(np.int64)
+        inside = ((pixel >= 0) & (pixel < plane.shape)).all(axis=-1)
+        layer[inside] = plane[tuple(pixel[inside].T)]
+    return full
+
+
+def frame_spacing_mm(volume: Volume) -> float | None:
+    """Distance between neighbouring acquired images; None where they lie unevenly (by more than 0.1 mm)."""
+    if volume.native:
+        return volume.spacing_mm[0]
+    distance_mm = np.array([frame.origin_lps_mm for frame in volume.frames]) @ _normal(volume)
+    even_mm = np.linspace(distance_mm[0], distance_mm[-1], len(distance_mm))
+    if len(distance_mm) < 2 or np.abs(distance_mm - even_mm).max() > EVEN_WITHIN_MM:
+        return None
+    return float(even_mm[1] - even_mm[0])
 
 
 def _nearest(volume: Volume, mask: Mask, at: _Float64Array, layers: npt.NDArray[np.intp]) -> FrameMask:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pulmo_node.ports import StudyDetail, StudySummary
@@ -55,7 +56,15 @@ def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
         )
     console.print(table if findings["nodules"] else "No nodules were found. Research use only.")
     for caution in findings["cautions"]:
-        console.print(f"[yellow]caution:[/] {caution}")
+        console.print(f"[yellow]caution:[/] {_caution_text(caution)}")
+    for nodule in findings["nodules"]:
+        for caution in nodule.get("cautions", ()):
+            console.print(f"[yellow]caution on nodule {nodule['segment_number']}:[/] {_caution_text(caution)}")
+
+
+def _caution_text(caution: Mapping[str, str] | str) -> str:
+    """Code and sentence; results that were stored with schema version 1 have the sentence alone."""
+    return escape(caution if isinstance(caution, str) else f"{caution['code']}: {caution['sentence']}")
 
 
 def print_studies(console: Console, studies: Sequence[StudySummary]) -> None:

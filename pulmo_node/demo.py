@@ -22,6 +22,7 @@ import numpy as np
 from pydicom import dcmread
 from rich.console import Console
 
+from pulmo_models.mapping import mask_from_frames
 from pulmo_models.types import Mask, Volume
 from pulmo_node import assemble, encode, orthanc
 from pulmo_node import console as tables
@@ -222,13 +223,18 @@ def _belongs(segmentation: Any, volume: Volume) -> bool:
 
 
 def _mask(segmentation: Any, number: int, volume: Volume) -> Mask:
-    """The mask of one segment, on the grid of the volume that it was drawn on."""
-    pixels = segmentation.get_pixels_by_source_instance(
-        source_sop_instance_uids=[source.sop_instance_uid for source in volume.sources],
-        segment_numbers=[number],
-        assert_missing_frames_are_empty=True,
-    )
-    full = np.asarray(pixels)[..., 0].astype(bool)
+    """The mask of one segment, from the images that it was drawn on to the grid of the volume."""
+    frame_of = {(frame.sop_instance_uid, frame.frame_number): k for k, frame in enumerate(volume.frames)}
+    stored = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
+    planes = {}
+    for plane, groups in zip(stored, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        shared = segmentation.SharedFunctionalGroupsSequence[0]
+        identification = groups.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence
+        if identification[0].ReferencedSegmentNumber == number:
+            (source,) = groups.DerivationImageSequence[0].SourceImageSequence
+            key = source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")
+            planes[frame_of[key]] = plane.astype(bool)
+    full = mask_from_frames(volume, planes)
     places = np.argwhere(full)
     low, high = places.min(axis=0), places.max(axis=0) + 1
     box = full[low[0] : high[0], low[1] : high[1], low[2] : high[2]]

@@ -98,7 +98,7 @@ def _analyse(
         content_datetime=datetime.now(UTC),
     )
     objects = encode.encode_findings(findings, image, context)
-    plain = encode.findings_to_json(findings, uid, context)
+    plain = encode.findings_to_json(findings, image, context)
     target = out / uid / label
     write_results(target, objects, plain, findings, image)
     progress("encode", 1.0)

@@ -150,7 +150,7 @@ class Worker:
         timings.update(findings.timings_seconds)
         with _timed(timings, "encode"):
             items = [_item(encoded) for encoded in encode.encode_findings(findings, image, context)]
-            plain = encode.findings_to_json(findings, job.series_instance_uid, context)
+            plain = encode.findings_to_json(findings, image, context)
         with _timed(timings, "outbox"):
             stored = self._ports.outbox.put(key, items, json.dumps(plain))
         return *stored, timings

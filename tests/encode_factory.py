@@ -12,10 +12,12 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from pulmo_models.codes import CautionCode
 from pulmo_models.types import (
     CONCEPT_NAMES,
     AlgorithmStage,
     Axis,
+    Caution,
     Concept,
     Findings,
     Mask,
@@ -122,7 +124,9 @@ def make_nodule(
 
 
 def make_findings(volume: Volume, nodules: Sequence[Nodule] = (), cautions: tuple[str, ...] = ()) -> Findings:
-    return Findings(pipeline=INFO, nodules=tuple(nodules), malignancy_bias=-1.23456, cautions=cautions)
+    """Findings with cautions of these sentences; their code is THICK_SLICES."""
+    made = tuple(Caution(code=CautionCode.THICK_SLICES, sentence=sentence) for sentence in cautions)
+    return Findings(pipeline=INFO, nodules=tuple(nodules), malignancy_bias=-1.23456, cautions=made)
 
 
 def make_context(volume: Volume, **changes: Any) -> ResultContext:

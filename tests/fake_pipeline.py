@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pulmo_models import registry
+from pulmo_models.codes import RejectionCode
 from pulmo_models.pipeline import ProgressCallback, Rejection, no_progress
 from pulmo_models.types import Findings, PipelineInfo, Radiograph, Volume
 from tests.encode_factory import INFO, make_findings, make_nodule
@@ -27,7 +28,7 @@ class FakePipeline:
     def __call__(self, image: Volume | Radiograph, progress: ProgressCallback = no_progress) -> Findings:
         assert isinstance(image, Volume)
         if image.series.series_description == REJECTED_DESCRIPTION:
-            raise Rejection("NO_LUNGS", "there are no lungs")
+            raise Rejection(RejectionCode.NO_LUNGS, "there are no lungs")
         progress("stage1", 1.0)
         slices, rows, columns = image.hu.shape
         nodule = make_nodule(image, (slices // 2, rows // 2, columns // 2))

@@ -6,10 +6,13 @@ extensible, and a viewer needs them, so the lines of the two axes are added afte
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from highdicom import sr
 from pydicom.sr.coding import Code
 
+from pulmo_models.mapping import mask_on_frames, on_frame
 from pulmo_models.types import Axis, Nodule, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.identity import EncodedObject, Equipment
@@ -27,7 +30,8 @@ def measurement_group(
     Raises:
         Permanent: an axis does not lie on a slice of the volume.
     """
-    long_axis, short_axis = axis_line(nodule.long_axis, volume), axis_line(nodule.short_axis, volume)
+    shown = [mask.frame for mask in mask_on_frames(volume, nodule.mask)]  # where the segmentation shows it too
+    long_axis, short_axis = (axis_line(axis, volume, shown) for axis in (nodule.long_axis, nodule.short_axis))
     group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=record.tracking_uid, identifier=record.tracking_identifier),
         referenced_segment=sr.ReferencedSegment(
@@ -65,17 +69,21 @@ def algorithm_identification(equipment: Equipment) -> sr.AlgorithmIdentification
     )
 
 
-def axis_line(axis: Axis, volume: Volume) -> sr.CoordinatesForMeasurement:
-    """A diameter as an SCOORD on its slice: (column, row), the centre of the first pixel at 0.5, 0.5 (C.18.6.1.2).
+def axis_line(axis: Axis, volume: Volume, among: Collection[int] | None = None) -> sr.CoordinatesForMeasurement:
+    """A diameter as an SCOORD: (column, row), the centre of the first pixel at 0.5, 0.5 (C.18.6.1.2).
+
+    It is drawn on the acquired image nearest to its slice, of those in ``among``.
 
     Raises:
         Permanent: the axis does not lie on one slice of the volume.
     """
     slice_index = round(axis.start[0])
-    if slice_index != round(axis.end[0]) or not 0 <= slice_index < len(volume.sources):
+    if slice_index != round(axis.end[0]) or not 0 <= slice_index < len(volume.hu):
         raise Permanent(f"an axis of series {volume.series.series_instance_uid} does not lie on one of its slices")
-    source = volume.sources[slice_index]
-    points = np.array([[column + 0.5, row + 0.5] for _, row, column in (axis.start, axis.end)])
+    start = on_frame(volume, (slice_index, *axis.start[1:]), among)
+    end = on_frame(volume, (slice_index, *axis.end[1:]), (start.frame,))
+    source = volume.frames[start.frame]
+    points = np.array([[point.column + 0.5, point.row + 0.5] for point in (start, end)])
     return sr.CoordinatesForMeasurement(
         sr.GraphicTypeValues.POLYLINE,
         points,

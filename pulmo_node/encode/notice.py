@@ -16,6 +16,7 @@ from pydicom.sr.coding import Code
 from pulmo_models.types import Findings, PipelineInfo, SeriesDescription, SliceSource, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.identity import RESEARCH_USE, EncodedObject, Equipment, ResultContext, library_errors
+from pulmo_node.encode.report import acquisition_text, caution_text
 from pulmo_node.encode.source import evidence_items, read_header, read_series
 from pulmo_node.encode.sr import build_sr, container, observation_context, procedure_codes, text_item
 from pulmo_node.errors import Permanent
@@ -32,17 +33,10 @@ def encode_no_findings(findings: Findings, volume: Volume, context: ResultContex
     Raises:
         Permanent: a source file cannot be read, or the report cannot be encoded.
     """
-    header = read_header(volume.sources[0])
-    sentences = (NO_NODULES, *findings.cautions)
-    return _notice(
-        sentences,
-        codes.SUCCEEDED_WITHOUT_FINDINGS,
-        header,
-        (volume.series, volume.sources),
-        findings.pipeline,
-        "sr",
-        context,
-    )
+    header = read_header(volume.frames[0])
+    sentences = (NO_NODULES, *map(caution_text, findings.cautions), acquisition_text(volume))
+    images = volume.series, volume.frames
+    return _notice(sentences, codes.SUCCEEDED_WITHOUT_FINDINGS, header, images, findings.pipeline, "sr", context)
 
 
 def encode_rejection(
@@ -85,7 +79,7 @@ def _notice(
         findings = [
             sr.CodeContentItem(codes.ANALYSIS_SUMMARY, status, _CONTAINS),
             text_item(codes.FINDING, sentences[0]),
-            *(text_item(codes.COMMENT, caution) for caution in sentences[1:]),
+            *(text_item(codes.COMMENT, sentence) for sentence in sentences[1:]),
         ]
         performed = [text_item(codes.PROCEDURE_DESCRIPTION, line) for line in _description(series, equipment)]
         root = sr.ContainerContentItem(codes.DIAGNOSTIC_IMAGING_REPORT, is_content_continuous=False, template_id="2000")

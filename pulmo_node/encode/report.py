@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pulmo_models.types import Concept, Findings, Nodule
+from pulmo_models.types import Caution, Concept, Findings, Nodule, Radiograph, Volume
 from pulmo_node.encode.identity import ResultContext
 from pulmo_node.errors import Permanent
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 TRACKING_PREFIX = "Cornerstone3DTools@^0.1.0:Bidirectional:"
 """OHIF turns a measurement group into a bidirectional measurement by this beginning of its tracking identifier."""
@@ -51,6 +51,7 @@ class NoduleRecord:
     malignancy_probability: float  # 0..1
     concepts: Mapping[str, ConceptRecord]
     segment_number: int
+    cautions: tuple[Caution, ...]
 
     @property
     def label(self) -> str:
@@ -67,7 +68,8 @@ class NoduleRecord:
         """The line that a viewer's measurement panel shows."""
         volume = f"{self.volume_mm3 / 1000:.1f} cm3" if self.volume_mm3 >= 1000 else f"{self.volume_mm3:.0f} mm3"
         malignancy = f"{percent(self.malignancy_probability):.0f} %"
-        return f"{self.label}: malignancy {malignancy}, {self.long_axis_mm:.0f} mm, {volume}"
+        numbers = f"{self.label}: malignancy {malignancy}, {self.long_axis_mm:.0f} mm, {volume}"
+        return ". ".join((numbers, *map(caution_text, self.cautions)))
 
 
 def percent(probability: float) -> float:
@@ -121,6 +123,7 @@ def nodule_record(nodule: Nodule, number: int, weights_sha256: str, context: Res
         malignancy_probability=checked(nodule.malignancy_probability, PROBABILITY_DIGITS, "malignancy probability"),
         concepts={concept.name: concept_record(concept) for concept in nodule.concepts},
         segment_number=number,
+        cautions=nodule.cautions,
     )
 
 
@@ -135,8 +138,27 @@ def malignancy_bias(findings: Findings) -> float:
     return rounded(findings.malignancy_bias, LOGIT_DIGITS, "malignancy bias")
 
 
-def findings_to_json(findings: Findings, series_instance_uid: str, context: ResultContext) -> dict[str, Any]:
+def caution_text(caution: Caution) -> str:
+    """A caution as a report says it: the sentence for people, the code for machines."""
+    return f"{caution.sentence} [{caution.code}]"
+
+
+def acquisition_text(volume: Volume) -> str:
+    """How the images were made, as far as their headers tell it, in one line of the report."""
+    made = volume.acquisition
+    parts = [
+        f"kernel {made.kernel}" if made.kernel else "",
+        f"contrast agent {made.contrast_agent}" if made.contrast_agent else "no contrast agent recorded",
+        f"slice thickness {made.slice_thickness_mm:g} mm" if made.slice_thickness_mm else "",
+        f"slice spacing {volume.spacing_mm[0]:.4g} mm",
+    ]
+    return f"Acquisition: {', '.join(part for part in parts if part)}."
+
+
+def findings_to_json(findings: Findings, image: Volume | Radiograph, context: ResultContext) -> dict[str, Any]:
     """The content of findings.json (lists, dicts, strings and finite numbers only).
+
+    ``image`` is what the findings were found in.
 
     Raises:
         Permanent: a number is not finite.
@@ -144,12 +166,19 @@ def findings_to_json(findings: Findings, series_instance_uid: str, context: Resu
     nodules = [asdict(record) for record in nodule_records(findings, context)]
     for nodule in nodules:
         nodule["centre_lps_mm"] = list(nodule["centre_lps_mm"])
+        nodule["cautions"] = list(nodule["cautions"])
     return {
         "schema_version": SCHEMA_VERSION,
         "pipeline": findings.pipeline.label,
         "weights_sha256": findings.pipeline.weights_sha256,
-        "series_instance_uid": series_instance_uid,
+        "series_instance_uid": image.series.series_instance_uid,
+        "acquisition": _acquisition(image) if isinstance(image, Volume) else None,
         "malignancy_bias": malignancy_bias(findings),
-        "cautions": list(findings.cautions),
+        "cautions": [asdict(caution) for caution in findings.cautions],
         "nodules": nodules,
     }
+
+
+def _acquisition(volume: Volume) -> dict[str, Any]:
+    made = asdict(volume.acquisition)
+    return {**made, "image_type": list(made["image_type"]), "slice_spacing_mm": round(volume.spacing_mm[0], 6)}

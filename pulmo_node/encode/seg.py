@@ -1,7 +1,8 @@
 """Segmentation object: one BINARY SEG with every nodule as a segment (PS3.3 A.51, C.8.20).
 
-Only the slices and frames that a mask touches are in it. Each frame points at its source image, each segment carries
-the tracking identifier and UID of its measurement group in the SR.
+It lies on the acquired images, whatever was done to the volume that was analysed, and holds only those that a mask
+touches. Each frame points at its source image, each segment carries the tracking identifier and UID of its measurement
+group in the SR.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from pulmo_models.types import Nodule, SliceSource, Volume
+from pulmo_models.mapping import FrameMask, frame_spacing_mm, mask_on_frames
+from pulmo_models.types import Nodule, SliceSource, SourceFrame, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.finish import finish
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext, library_errors
@@ -49,17 +51,18 @@ def encode_seg(
     Raises:
         Permanent: a mask leaves the volume, a source file cannot be read, or the sources cannot carry a SEG.
     """
-    used = _used_slices(nodules, volume)
-    sources = [volume.sources[k] for k in used]
+    masks = _masks_on_frames(nodules, volume)
+    sources = [volume.frames[frame] for frame in sorted({mask.frame for found in masks for mask in found})]
     headers = _headers(sources)
-    spacing_mm = volume.spacing_mm[0]
     images = [
-        image_header(header, frame_of_reference_uid=volume.frame_of_reference_uid, slice_spacing_mm=spacing_mm)
+        image_header(
+            header, frame_of_reference_uid=volume.frame_of_reference_uid, slice_spacing_mm=volume.spacing_mm[0]
+        )
         for header in headers
     ]
     with library_errors("SEG", context.series_instance_uid):
         built = hd.seg.Segmentation(
-            pixel_array=_pixel_array(nodules, used, volume.hu.shape),
+            pixel_array=_pixel_array(masks, volume.frames),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_segment(record, equipment) for record in records],
             series_instance_uid=context.uid("seg-series", weights_sha256),
@@ -77,40 +80,55 @@ def encode_seg(
             contributing_equipment=[equipment.contributing_item(context)],
             **_geometry(images, sources),
         )
-        # highdicom copies this spacing from the source, which may lack it or be wrong; the volume was measured.
-        measures = built.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-        measures.SpacingBetweenSlices = f"{spacing_mm:.6g}"
+        _set_spacing(built.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], volume)
     return finish(built, "seg", headers[0], context, context.uid("dimension-organization", weights_sha256))
 
 
-def _used_slices(nodules: Sequence[Nodule], volume: Volume) -> list[int]:
-    used: set[int] = set()
+def _masks_on_frames(nodules: Sequence[Nodule], volume: Volume) -> list[tuple[FrameMask, ...]]:
+    """The mask of each nodule on the acquired images."""
     for number, nodule in enumerate(nodules, start=1):
         mask = nodule.mask
         if min(mask.origin) < 0 or any(s.stop > n for s, n in zip(mask.slices, volume.hu.shape, strict=True)):
             raise Permanent(f"the mask of nodule {number} leaves the volume of {volume.series.series_instance_uid}")
-        used.update(int(mask.origin[0] + z) for z in np.flatnonzero(mask.voxels.any(axis=(1, 2))))
-    return sorted(used)
+    return [mask_on_frames(volume, nodule.mask) for nodule in nodules]
 
 
 def _pixel_array(
-    nodules: Sequence[Nodule], used: Sequence[int], shape: tuple[int, ...]
+    masks: Sequence[Sequence[FrameMask]], frames: Sequence[SourceFrame]
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Masks on the used slices: segment numbers (slices, rows, columns), or one 0/1 channel each where they overlap."""
-    row_of = {k: row for row, k in enumerate(used)}
-    labels = np.zeros((len(used), *shape[1:]), dtype=np.uint8 if len(nodules) < 256 else np.uint16)
+    """Masks on the images that they touch, one item each, in the order of the images.
+
+    Segment numbers (images, rows, columns), or one 0/1 channel for each segment where they overlap.
+    """
+    used = sorted({mask.frame for found in masks for mask in found})
+    plane_of = {frame: plane for plane, frame in enumerate(used)}
+    shape = len(used), frames[0].rows, frames[0].columns
+    labels = np.zeros(shape, dtype=np.uint8 if len(masks) < 256 else np.uint16)
     overlap = False
-    for number, nodule in enumerate(nodules, start=1):
-        _, rows, columns = nodule.mask.slices
-        for z, plane in enumerate(nodule.mask.voxels, start=nodule.mask.origin[0]):
-            if plane.any():
-                region = labels[row_of[z], rows, columns]
-                overlap = overlap or bool(region[plane].any())
-                region[plane] = number
+    for number, found in enumerate(masks, start=1):
+        for mask in found:
+            region = labels[plane_of[mask.frame]][mask.region]
+            overlap = overlap or bool(region[mask.pixels].any())
+            region[mask.pixels] = number
     if not overlap:
         return labels
-    stacked = [nodule.mask.to_volume(shape)[list(used)] for nodule in nodules]
-    return np.stack(stacked, axis=-1).astype(np.uint8)
+    channels = np.zeros((*shape, len(masks)), dtype=np.uint8)
+    for number, found in enumerate(masks):
+        for mask in found:
+            channels[plane_of[mask.frame], ..., number][mask.region] = mask.pixels
+    return channels
+
+
+def _set_spacing(measures: Dataset, volume: Volume) -> None:
+    """Spacing between slices: highdicom copies it from the source, which may lack it or be wrong.
+
+    It is the measured one of the acquired images, and left out where they lie unevenly.
+    """
+    spacing_mm = frame_spacing_mm(volume)
+    if spacing_mm is not None:
+        measures.SpacingBetweenSlices = f"{spacing_mm:.6g}"
+    elif "SpacingBetweenSlices" in measures:
+        del measures.SpacingBetweenSlices
 
 
 def _headers(sources: Sequence[SliceSource]) -> list[Dataset]:

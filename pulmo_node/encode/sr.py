@@ -25,7 +25,7 @@ from pulmo_node.encode.identity import (
     ascii_text,
     library_errors,
 )
-from pulmo_node.encode.report import NoduleRecord, malignancy_bias
+from pulmo_node.encode.report import NoduleRecord, acquisition_text, caution_text, malignancy_bias
 from pulmo_node.encode.source import bare_header, evidence_items, read_header, reference
 
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
@@ -44,7 +44,7 @@ def encode_sr(
     Raises:
         Permanent: a source file cannot be read, or an axis does not lie on a slice of the volume.
     """
-    header = read_header(volume.sources[0])
+    header = read_header(volume.frames[0])
     weights = findings.pipeline.weights_sha256
     with library_errors("SR", context.series_instance_uid):
         bias = malignancy_bias(findings)
@@ -61,9 +61,10 @@ def encode_sr(
                 sr.CodedConcept.from_code(codes.LANGUAGE)
             ),
         )[0]
-        report.ContentSequence.append(_qualitative_evaluations(findings.cautions))
+        sentences = [*map(caution_text, findings.cautions), acquisition_text(volume), RESEARCH_USE]
+        report.ContentSequence.append(_qualitative_evaluations(sentences))
     segmentation = reference(header.StudyInstanceUID, seg.series_instance_uid, seg.sop_class_uid, seg.sop_instance_uid)
-    evidence = [*evidence_items(volume.series, volume.sources), segmentation]
+    evidence = [*evidence_items(volume.series, volume.frames), segmentation]
     return build_sr(report, header, evidence, "sr", equipment, weights, context)
 
 
@@ -140,8 +141,8 @@ def container(name: Code, items: Sequence[sr.ContentItem]) -> sr.ContainerConten
     return item
 
 
-def _qualitative_evaluations(cautions: Sequence[str]) -> sr.ContainerContentItem:
+def _qualitative_evaluations(sentences: Sequence[str]) -> sr.ContainerContentItem:
     """TID 1500 row 12: what holds for the whole report."""
     status = sr.CodeContentItem(codes.ANALYSIS_SUMMARY, codes.SUCCEEDED_WITH_FINDINGS, _CONTAINS)
-    comments = [text_item(codes.COMMENT, sentence) for sentence in (*cautions, RESEARCH_USE)]
+    comments = [text_item(codes.COMMENT, sentence) for sentence in sentences]
     return container(codes.QUALITATIVE_EVALUATIONS, [status, *comments])

@@ -121,7 +121,7 @@ def test_the_job_is_done_and_everything_it_wrote_lies_in_orthanc(cptac: Outcome)
 
 
 def test_the_objects_belong_to_the_study_and_its_patient(cptac: Outcome) -> None:
-    source = dcmread(cptac.volume.sources[0].path, stop_before_pixels=True)
+    source = dcmread(cptac.volume.frames[0].path, stop_before_pixels=True)
     for found in cptac.objects.values():
         for keyword in ("StudyInstanceUID", "PatientID", "PatientName", "StudyDate"):
             assert found.get(keyword) == source.get(keyword), keyword
@@ -154,7 +154,7 @@ def test_the_known_nodule_is_among_the_segments(cptac: Outcome) -> None:
                                    for k in range(cptac.volume.hu.shape[0])]))  # fmt: skip
     place = cptac.volume.affine @ np.array([nearest_slice, 168, 106, 1.0])
     segmentation = hd.seg.segread(cptac.files["SEG"])
-    uids = [source.sop_instance_uid for source in cptac.volume.sources]
+    uids = [source.sop_instance_uid for source in cptac.volume.frames]
     nearest = float("inf")
     for segment in segmentation.SegmentSequence:
         mask = segmentation.get_pixels_by_source_instance(

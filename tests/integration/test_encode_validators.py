@@ -62,7 +62,7 @@ def complaints(path: Path, inherited: Sequence[str] = ()) -> list[str]:
 def _all_objects(volume: Volume, centres: Sequence[tuple[int, int, int]]) -> list[EncodedObject]:
     nodules = [make_nodule(volume, centre, seed=seed) for seed, centre in enumerate(centres)]
     context = make_context(volume)
-    paths = sorted({Path(source.path) for source in volume.sources if source.path})
+    paths = sorted({Path(source.path) for source in volume.frames if source.path})
     return [
         *encode_findings(make_findings(volume, nodules, ("A caution.",)), volume, context),
         *encode_findings(make_findings(volume, (), ("A caution.",)), volume, context),
@@ -140,12 +140,12 @@ REAL = [
 def test_objects_of_a_real_series(tmp_path: Path, folder: str, centres: list[tuple[int, int, int]]) -> None:
     volume = read_volume(sorted(data_folder(f"{folder}/dicom").glob("*.dcm")))
     objects = _all_objects(volume, centres)
-    _validate(objects, tmp_path, Path(volume.sources[0].path or ""))
+    _validate(objects, tmp_path, Path(volume.frames[0].path or ""))
     seg = hd.seg.segread(BytesIO(objects[1].content))
     for number, centre in enumerate(centres, start=1):
         expected = make_nodule(volume, centre, seed=number - 1).mask.to_volume(volume.hu.shape)
         decoded = seg.get_pixels_by_source_instance(
-            [source.sop_instance_uid for source in volume.sources],
+            [source.sop_instance_uid for source in volume.frames],
             segment_numbers=[number],
             combine_segments=False,
             assert_missing_frames_are_empty=True,

@@ -128,7 +128,7 @@ def test_each_written_code_is_known(tmp_path: Path) -> None:
     objects = [
         *encode_findings(findings, volume, context),
         *encode_findings(make_findings(volume), volume, context),
-        encode_rejection([Path(s.path) for s in volume.sources if s.path], "NO_LUNGS", "No lungs.", context),
+        encode_rejection([Path(s.path) for s in volume.frames if s.path], "NO_LUNGS", "No lungs.", context),
     ]
     for encoded in objects:
         dataset = read_object(encoded)

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pulmo_models.types import Mask, SeriesDescription, SliceSource, Volume
+from pulmo_models.mapping import frames_of_grid
+from pulmo_models.types import Mask, SeriesDescription, Volume
 from pulmo_node.encode import render_nodule
 from pulmo_node.encode.keyimage import OUTLINE_RGB, direction, key_slice
 from tests.encode_factory import make_nodule
@@ -20,13 +21,12 @@ SIZE = 300
 def _volume(hu: npt.NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> Volume:
     affine = np.diag([0.0, 0.0, 0.0, 1.0])
     affine[2, 0], affine[1, 1], affine[0, 2] = spacing_mm
-    source = SliceSource(sop_class_uid="1", sop_instance_uid="1")
     return Volume(
         hu=hu,
         affine=affine,
         frame_of_reference_uid="1.2",
         series=SeriesDescription(study_instance_uid="1", series_instance_uid="2", modality="CT"),
-        sources=(source,) * hu.shape[0],
+        frames=frames_of_grid(affine, hu.shape),
     )
 
 

@@ -65,12 +65,12 @@ def test_no_findings_gives_a_report_and_no_segmentation(volume: Volume) -> None:
     assert _status(report) == "111241"
     texts = _texts(report)
     assert "No lung nodules were found." in texts
-    assert "A caution." in texts
+    assert "A caution. [THICK_SLICES]" in texts
     assert f"weights_sha256={WEIGHTS}" in texts
     assert "stage1_peak_threshold=0.3" in texts
     assert f"Algorithm: {INFO.name} {INFO.version} (Pulmo Node)" in texts
     (series,) = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
-    assert len(series.ReferencedSOPSequence) == len(volume.sources)
+    assert len(series.ReferencedSOPSequence) == len(volume.frames)
 
 
 def test_rejection_says_why(paths: list[Path], volume: Volume) -> None:

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from pulmo_models.types import CONCEPT_NAMES, Concept, Volume
+from pulmo_models.types import CONCEPT_NAMES, Acquisition, Caution, Concept, Volume
 from pulmo_node.encode import findings_to_json
-from pulmo_node.encode.report import nodule_record, percent, tracking_uid
+from pulmo_node.encode.report import acquisition_text, nodule_record, percent, tracking_uid
 from pulmo_node.errors import Permanent
 from tests.encode_factory import WEIGHTS, chest_datasets, make_context, make_findings, make_nodule, write_volume
 
@@ -24,20 +24,33 @@ def test_keys_and_values(volume: Volume) -> None:
     nodules = [make_nodule(volume, (3, 10, 12)), make_nodule(volume, (8, 28, 33), seed=2)]
     context = make_context(volume)
     uid = volume.series.series_instance_uid
-    plain = findings_to_json(make_findings(volume, nodules, ("A caution in Łódź.",)), uid, context)
+    made = Acquisition(kernel="B50f", slice_thickness_mm=3.0, image_type=("ORIGINAL", "PRIMARY"))
+    volume = replace(volume, acquisition=made)
+    plain = findings_to_json(make_findings(volume, nodules, ("A caution in Łódź.",)), volume, context)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert list(plain) == [
         "schema_version",
         "pipeline",
         "weights_sha256",
         "series_instance_uid",
+        "acquisition",
         "malignancy_bias",
         "cautions",
         "nodules",
     ]
-    assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (1, "ct-nodules", WEIGHTS)
+    assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (2, "ct-nodules", WEIGHTS)
     assert (plain["series_instance_uid"], plain["malignancy_bias"]) == (uid, -1.2346)
-    assert plain["cautions"] == ["A caution in Łódź."]
+    assert plain["cautions"] == [{"code": "THICK_SLICES", "sentence": "A caution in Łódź."}]
+    assert plain["acquisition"] == {
+        "kernel": "B50f",
+        "contrast_agent": "",
+        "slice_thickness_mm": 3.0,
+        "reconstruction_diameter_mm": None,
+        "patient_position": "",
+        "image_type": ["ORIGINAL", "PRIMARY"],
+        "number": "",
+        "slice_spacing_mm": 2.5,
+    }
     for number, (record, nodule) in enumerate(zip(plain["nodules"], nodules, strict=True), start=1):
         assert list(record) == [
             "tracking_uid",
@@ -51,7 +64,9 @@ def test_keys_and_values(volume: Volume) -> None:
             "malignancy_probability",
             "concepts",
             "segment_number",
+            "cautions",
         ]
+        assert record["cautions"] == []
         assert record["segment_number"] == number
         assert record["centre_lps_mm"] == [round(v, 2) for v in nodule.centre_lps_mm]
         assert record["long_axis_mm"] == round(nodule.long_axis.length_mm, 2)
@@ -67,8 +82,22 @@ def test_keys_and_values(volume: Volume) -> None:
             }
 
 
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (Acquisition(), "Acquisition: no contrast agent recorded, slice spacing 2.5 mm."),
+        (
+            Acquisition(kernel="Br59d 3", contrast_agent="APPLIED", slice_thickness_mm=0.75),
+            "Acquisition: kernel Br59d 3, contrast agent APPLIED, slice thickness 0.75 mm, slice spacing 2.5 mm.",
+        ),
+    ],
+)
+def test_how_the_images_were_made(volume: Volume, made: Acquisition, text: str) -> None:
+    assert acquisition_text(replace(volume, acquisition=made)) == text
+
+
 def test_no_findings(volume: Volume) -> None:
-    assert findings_to_json(make_findings(volume), "1.2", make_context(volume))["nodules"] == []
+    assert findings_to_json(make_findings(volume), volume, make_context(volume))["nodules"] == []
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -76,14 +105,14 @@ def test_no_findings(volume: Volume) -> None:
 def test_numbers_that_are_none_are_refused(volume: Volume, field: str, bad: float) -> None:
     nodule = replace(make_nodule(volume, (3, 10, 12)), **{field: bad})
     with pytest.raises(Permanent, match=r"of nodule 1 in series .* is not a finite number"):
-        findings_to_json(make_findings(volume, [nodule]), "1.2", make_context(volume))
+        findings_to_json(make_findings(volume, [nodule]), volume, make_context(volume))
 
 
 def test_a_contribution_that_is_none_is_refused(volume: Volume) -> None:
     concepts = (Concept(name="margin", value=3.0, contribution=math.nan),)
     nodule = replace(make_nodule(volume, (3, 10, 12)), concepts=concepts)
     with pytest.raises(Permanent, match="contribution of margin"):
-        findings_to_json(make_findings(volume, [nodule]), "1.2", make_context(volume))
+        findings_to_json(make_findings(volume, [nodule]), volume, make_context(volume))
 
 
 def test_tracking_uid_follows_number_and_centre(volume: Volume) -> None:
@@ -112,6 +141,18 @@ def test_comment(volume: Volume, probability: float, volume_mm3: float, long_axi
         long_axis=replace(nodule.long_axis, length_mm=long_axis_mm),
     )
     assert nodule_record(nodule, 2, WEIGHTS, make_context(volume)).comment == comment
+
+
+def test_a_caution_on_a_nodule_reaches_the_comment_and_the_file(volume: Volume) -> None:
+    caution = Caution(code="TOUCHES_INTERPOLATED", sentence="One slice was interpolated.")
+    nodule = replace(make_nodule(volume, (3, 10, 12)), cautions=(caution,))
+    record = nodule_record(nodule, 1, WEIGHTS, make_context(volume))
+    assert record.comment.startswith("Nodule 1: malignancy 55 %")
+    assert record.comment.endswith("mm3. One slice was interpolated. [TOUCHES_INTERPOLATED]")
+    plain = findings_to_json(make_findings(volume, [nodule]), volume, make_context(volume))
+    assert plain["nodules"][0]["cautions"] == [
+        {"code": "TOUCHES_INTERPOLATED", "sentence": "One slice was interpolated."}
+    ]
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.55, 55.0), (0.1235, 12.35), (0.2899, 28.99), (1.0, 100.0)])

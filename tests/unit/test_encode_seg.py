@@ -39,7 +39,7 @@ def _encode(volume: Volume, nodules: list[Nodule]) -> tuple[EncodedObject, Encod
 
 def _decoded_masks(seg: Dataset, volume: Volume) -> dict[int, npt.NDArray[np.bool_]]:
     """Segment number -> mask on the grid of the volume, by the source image that each frame refers to."""
-    slice_of = {(s.sop_instance_uid, s.frame_number): k for k, s in enumerate(volume.sources)}
+    slice_of = {(s.sop_instance_uid, s.frame_number): k for k, s in enumerate(volume.frames)}
     frames = seg.pixel_array.reshape(seg.NumberOfFrames, seg.Rows, seg.Columns)
     masks: dict[int, npt.NDArray[np.bool_]] = {}
     for frame, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
@@ -77,7 +77,7 @@ def test_masks_survive_voxel_by_voxel(volume: Volume) -> None:
     assert float(measures.SpacingBetweenSlices) == 2.5
     (series,) = seg.ReferencedSeriesSequence
     assert series.SeriesInstanceUID == volume.series.series_instance_uid
-    assert len(series.ReferencedInstanceSequence) == len(seg.SourceImageSequence) < len(volume.sources)
+    assert len(series.ReferencedInstanceSequence) == len(seg.SourceImageSequence) < len(volume.frames)
 
 
 def test_one_nodule_on_one_slice(volume: Volume) -> None:

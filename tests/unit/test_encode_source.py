@@ -46,7 +46,7 @@ def _results(datasets: list[Dataset], folder: Path) -> list[Dataset]:
     volume = write_volume(datasets, folder)
     context = make_context(volume)
     findings = make_findings(volume, [make_nodule(volume, (5, 15, 20))], ("A caution in Łódź.",))
-    paths = [Path(source.path) for source in volume.sources if source.path]
+    paths = [Path(source.path) for source in volume.frames if source.path]
     objects = [
         *encode_findings(findings, volume, context),
         *encode_findings(make_findings(volume), volume, context),
@@ -81,7 +81,7 @@ def test_names_survive_in_the_character_set_of_the_source(
 
 def _written(datasets: list[Dataset], folder: Path) -> str:
     volume = write_volume(datasets, folder)
-    return volume.sources[0].path or ""
+    return volume.frames[0].path or ""
 
 
 def test_patient_and_study_attributes_are_copied(tmp_path: Path) -> None:

@@ -38,7 +38,10 @@ CAUTIONS = ("The slices are 2.5 mm apart.", "Slice 3 × repaired, ≥ 2 µm.")
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
-    return write_volume(chest_datasets(), tmp_path_factory.mktemp("ct"))
+    datasets = chest_datasets()
+    for dataset in datasets:
+        dataset.ContrastBolusAgent = "Omnipaque"
+    return write_volume(datasets, tmp_path_factory.mktemp("ct"))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def _by_code(group: Dataset, value_type: str) -> dict[str, Dataset]:
 
 
 def test_every_number_equals_findings_json(volume: Volume, findings: Findings, report: Dataset) -> None:
-    plain = findings_to_json(findings, volume.series.series_instance_uid, make_context(volume))
+    plain = findings_to_json(findings, volume, make_context(volume))
     groups = measurement_groups(report)
     assert len(groups) == len(plain["nodules"]) == 2
     for group, nodule in zip(groups, plain["nodules"], strict=True):
@@ -112,7 +115,7 @@ def test_axes_carry_their_line_on_the_key_slice(volume: Volume, findings: Findin
             np.testing.assert_allclose(line.GraphicData, expected, atol=1e-4)
             (image,) = line.ContentSequence
             assert (image.ValueType, image.RelationshipType) == ("IMAGE", "SELECTED FROM")
-            source = volume.sources[int(axis.start[0])]
+            source = volume.frames[int(axis.start[0])]
             assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source.sop_instance_uid
             assert "ReferencedFrameNumber" not in image.ReferencedSOPSequence[0]
 
@@ -160,7 +163,7 @@ def test_references_segment_and_evidence(volume: Volume, findings: Findings, rep
         series.SeriesInstanceUID: [item.ReferencedSOPInstanceUID for item in series.ReferencedSOPSequence]
         for series in study.ReferencedSeriesSequence
     }
-    assert sorted(by_series[analysed]) == sorted(s.sop_instance_uid for s in volume.sources)
+    assert sorted(by_series[analysed]) == sorted(s.sop_instance_uid for s in volume.frames)
     assert by_series[seg.series_instance_uid] == [seg.sop_instance_uid]
     assert "PertinentOtherEvidenceSequence" not in report
 
@@ -198,8 +201,9 @@ def test_cautions_and_status(report: Dataset) -> None:
     (general,) = items_named(report, "Qualitative Evaluations")
     assert items_named(general, "CAD Processing and Findings Summary")[0].ConceptCodeSequence[0].CodeValue == "111242"
     assert [item.TextValue for item in items_named(general, "Comment")] == [
-        "The slices are 2.5 mm apart.",
-        "Slice 3 x repaired, >= 2 ?m.",
+        "The slices are 2.5 mm apart. [THICK_SLICES]",
+        "Slice 3 x repaired, >= 2 ?m. [THICK_SLICES]",
+        "Acquisition: kernel B50f, contrast agent Omnipaque, slice thickness 2.5 mm, slice spacing 2.5 mm.",
         "For research use only. Not for diagnosis.",
     ]
     assert (report.VerificationFlag, report.CompletionFlag) == ("UNVERIFIED", "COMPLETE")
@@ -292,7 +296,7 @@ def test_frame_numbers_of_a_multi_frame_source(tmp_path: Path) -> None:
     nodule = make_nodule(volume, (3, 10, 12))
     sr = read_object(encode_findings(make_findings(volume, [nodule]), volume, make_context(volume))[0])
     image = items_named(measurement_groups(sr)[0], "Long Axis")[0].ContentSequence[0].ContentSequence[0]
-    assert image.ReferencedSOPSequence[0].ReferencedFrameNumber == volume.sources[3].frame_number == 9
+    assert image.ReferencedSOPSequence[0].ReferencedFrameNumber == volume.frames[3].frame_number == 9
     (series,) = [
         series
         for series in sr.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence

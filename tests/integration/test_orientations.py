@@ -1,0 +1,79 @@
+"""The same patient scanned head first, feet first, prone, on the side and oblique: the same findings, the same places.
+
+Native volumes, and volumes that were repaired: what is found lies where the spheres are, and segmentation and report
+point at the right pixels of the images that were acquired, by the headers of these images alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pulmo_models.geometry import index_to_lps
+from pulmo_models.types import Findings, Volume
+from pulmo_node.encode import encode_findings
+from tests.ct_factory import write_datasets
+from tests.encode_factory import make_context, read_volume
+from tests.spheres import (
+    ORIENTATIONS,
+    SHAPE,
+    SPACING,
+    SPHERES,
+    find,
+    images_of,
+    measured_lines,
+    scan,
+    segmented_places,
+)
+
+
+def assert_spheres_found(findings: Findings) -> None:
+    assert len(findings.nodules) == len(SPHERES)
+    for nodule, sphere in zip(findings.nodules, SPHERES, strict=True):
+        assert np.linalg.norm(np.subtract(nodule.centre_lps_mm, sphere.centre)) < 0.3
+        assert nodule.volume_mm3 == pytest.approx(sphere.volume_mm3, rel=0.08)
+        assert nodule.long_axis.length_mm == pytest.approx(2 * sphere.radius_mm, abs=1.0)
+
+
+def _axes(volume: Volume) -> npt.NDArray[np.float64]:
+    """Unit vectors along slice, row and column, as columns."""
+    directions: npt.NDArray[np.float64] = volume.affine[:3, :3] / volume.spacing_mm
+    return directions
+
+
+def assert_objects_on_the_acquired_pixels(volume: Volume, findings: Findings, *, longest_way_mm: float = 1e-3) -> None:
+    """By the headers of the source images alone. A line may lie ``longest_way_mm`` off the slice it was measured on."""
+    sr, seg = encode_findings(findings, volume, make_context(volume))
+    images = images_of(volume)
+    segments = segmented_places(seg, images)
+    lines = measured_lines(sr, images)
+    pixel_mm = SPACING[1]
+    for number, (sphere, axes) in enumerate(zip(SPHERES, lines, strict=True), start=1):
+        for uid, image in images.items():
+            plane = image.place(*np.indices(SHAPE[1:]))
+            truth = plane[np.linalg.norm(plane - sphere.centre, axis=-1) <= sphere.radius_mm - pixel_mm]
+            drawn = segments[number].get(uid, np.empty((0, 3)))
+            # what lies well inside of the sphere is drawn; an image between two slices may take that of the smaller cut
+            assert len(drawn) >= 0.8 * len(truth)
+            # what is drawn lies in the sphere, up to half a voxel
+            reach = sphere.radius_mm + 0.5 * np.linalg.norm(SPACING)
+            assert (np.linalg.norm(drawn - sphere.centre, axis=-1) <= reach).all()
+        nodule = findings.nodules[number - 1]
+        for axis, (uid, ends) in zip((nodule.long_axis, nodule.short_axis), axes.values(), strict=True):
+            assert uid in segments[number], "a line on an image that does not show the nodule"
+            measured = np.array([index_to_lps(volume.affine, end) for end in (axis.start, axis.end)])
+            off = (ends - measured) @ _axes(volume)
+            assert np.abs(off[:, 1:]).max() < 1e-3, "the line is moved within the plane"
+            assert np.abs(off[:, 0]).max() <= longest_way_mm
+
+
+@pytest.mark.parametrize("name", list(ORIENTATIONS))
+def test_every_orientation(name: str, tmp_path: Path) -> None:
+    volume = read_volume(write_datasets(scan(ORIENTATIONS[name]), tmp_path, seed=4))
+    assert volume.native
+    findings = find(volume)
+    assert_spheres_found(findings)
+    assert_objects_on_the_acquired_pixels(volume, findings)
