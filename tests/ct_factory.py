@@ -18,6 +18,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from pulmo_models.types import Volume
+
 FloatArray = npt.NDArray[np.floating[Any]]
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -83,6 +85,39 @@ def ct_datasets(
         set_pixels(ds, (image - intercept) / slope)
         datasets.append(ds)
     return datasets
+
+
+FIELD_HU_PER_MM = np.array([2.0, -3.0, 1.5])
+FIELD_ORIGIN_LPS_MM = np.array([-110.0, -100.0, -270.0])
+
+
+def field_hu(places_lps_mm: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """HU of a patient whose density grows evenly, at places ``(..., 3)``: linear interpolation leaves it exact."""
+    return 40.0 + (places_lps_mm - FIELD_ORIGIN_LPS_MM) @ FIELD_HU_PER_MM
+
+
+def field_datasets(
+    origins_lps_mm: Sequence[Sequence[float]],
+    size: tuple[int, int] = (12, 16),
+    pixel_mm: tuple[float, float] = (0.7, 0.8),
+    orientation: Sequence[float] = AXIAL,
+) -> list[Dataset]:
+    """Images of that patient whose pixels (0, 0) lie at these places, wherever that is; exact to 0.04 HU."""
+    in_plane = true_affine((1.0, *pixel_mm), (0, 0, 0), orientation)[:3, 1:3]
+    grid = np.moveaxis(np.indices(size), 0, -1) @ in_plane.T
+    hu = np.stack([field_hu(np.asarray(origin) + grid) for origin in origins_lps_mm])
+    step = 1 / 16
+    stored_hu = np.rint((hu + 1024) / step) * step - 1024
+    datasets = ct_datasets(stored_hu, (1.0, *pixel_mm), orientation=orientation, slope=step)
+    for ds, origin in zip(datasets, origins_lps_mm, strict=True):
+        ds.ImagePositionPatient = [f"{value:.10g}" for value in origin]
+    return datasets
+
+
+def places_of(volume: Volume) -> npt.NDArray[np.float64]:
+    """LPS mm of every voxel, ``(slices, rows, columns, 3)``, by the affine."""
+    indices = np.moveaxis(np.indices(volume.hu.shape), 0, -1)
+    return indices @ volume.affine[:3, :3].T + volume.affine[:3, 3]
 
 
 def set_pixels(ds: Dataset, stored: FloatArray | npt.NDArray[np.integer[Any]]) -> None:
