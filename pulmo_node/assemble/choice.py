@@ -69,6 +69,7 @@ def _rank(volume: PlannedVolume) -> tuple[object, ...]:
         volume.kernel_use,
         -len(volume.frames),
         natural(first.acquisition_number),
+        (natural(first.temporal_position), first.acquired, first.instance_number),
         first.sop_instance_uid,
     )
 
@@ -81,6 +82,7 @@ _CRITERIA = (
     "its kernel is sharper",
     "it has fewer images",
     "its acquisition is a later one",
+    "it was taken later",
     "nothing prefers it",
 )
 """One for each element of the rank, of what is not chosen."""
