@@ -1,6 +1,6 @@
 """Every code that tells why a series was refused, or what about a result asks for caution.
 
-They are stable and machine-readable. docs/assembly.md tells the meaning and the cure of each, which a test checks.
+They are stable and machine-readable. README.md tells the meaning and the cure of each, which a test checks.
 """
 
 from __future__ import annotations
@@ -50,6 +50,5 @@ class CautionCode(StrEnum):
     RESHEARED = "RESHEARED"  # gantry tilt
     TOUCHES_INTERPOLATED = "TOUCHES_INTERPOLATED"  # a nodule on an interpolated slice
     PARTIAL_LUNGS = "PARTIAL_LUNGS"
-    CONTRAST = "CONTRAST"
     CPU_FALLBACK = "CPU_FALLBACK"
     TOO_MANY_NODULES = "TOO_MANY_NODULES"

@@ -591,6 +591,10 @@ class TestFindSeries:
         assert caught.value.code == RejectionCode.UNREADABLE
 
 
-@pytest.mark.parametrize("code", list(RejectionCode))
-def test_every_code_is_documented(code: RejectionCode) -> None:
-    assert f"| `{code}` |" in (ROOT / "docs" / "assembly.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("code", [*RejectionCode, *CautionCode])
+def test_every_code_is_documented_with_meaning_and_cure(code: str) -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| `{code}` |"))
+    _, _, meaning, cure, _ = (part.strip() for part in line.split("|"))
+    assert meaning
+    assert cure
