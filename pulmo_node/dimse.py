@@ -157,14 +157,14 @@ COMPRESSED: tuple[UID, ...] = (
 def has_decoder(transfer_syntax_uid: UID) -> bool:
     """Whether pixel data in that transfer syntax can be decoded here, asked of pydicom and its plug-ins.
 
-    12-bit JPEG Extended counts only with pylibjpeg-libjpeg: gdcm and Pillow register for it as well, but decode
-    nothing beyond 8 bits.
+    12-bit JPEG Extended counts only with gdcm, which `pulmo_node.assemble.decoding` calls: Pillow registers for it as
+    well, but decodes nothing beyond 8 bits.
     """
     if transfer_syntax_uid in UNCOMPRESSED:
         return True
     decoder = get_decoder(transfer_syntax_uid)
     if transfer_syntax_uid == uid.JPEGExtended12Bit:
-        return "pylibjpeg" in decoder.available_plugins
+        return "gdcm" in decoder.available_plugins
     return bool(decoder.is_available)
 
 
@@ -174,11 +174,8 @@ def decodable_transfer_syntaxes() -> tuple[UID, ...]:
 
 
 def decoder_gaps() -> tuple[str, ...]:
-    """Names of the transfer syntaxes that an installation ought to decode and does not.
-
-    12-bit JPEG Extended is none of them: its decoder is an optional extra.
-    """
-    return tuple(syntax.name for syntax in COMPRESSED if syntax != uid.JPEGExtended12Bit and not has_decoder(syntax))
+    """Names of the transfer syntaxes that an installation ought to decode and does not."""
+    return tuple(syntax.name for syntax in COMPRESSED if not has_decoder(syntax))
 
 
 def configure_pynetdicom() -> None:

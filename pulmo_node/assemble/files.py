@@ -11,13 +11,20 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from pulmo_models.codes import RejectionCode
 from pulmo_node.errors import Rejected
@@ -28,6 +35,8 @@ READ_ERRORS: tuple[type[Exception], ...] = (
     BytesLengthException,
 )  # fmt: skip
 """What pydicom and its decoders raise on malformed input."""
+
+MOST_INFLATED_BYTES = 128 << 20  # of a deflated data set: 250 slices of 512 x 512 pixels of 16 bits
 
 
 @contextmanager
@@ -58,19 +67,60 @@ def read_header(path: Path, keywords: Sequence[str]) -> tuple[Dataset, bool]:
     """Read those elements of a file and nothing of its pixels.
 
     Returns:
-        The data set, and whether pixel data follow the header. For the deflated transfer syntax, whose end of header
-        is not a place in the file, the answer is always yes.
+        The data set, and whether pixel data follow the header.
 
     Raises:
         Rejected: UNREADABLE.
     """
-    with translated(path), path.open("rb") as file:
+    with translated(path), _opened(path) as (file, size):
         dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(keywords))
-        syntax = dataset.file_meta.get("TransferSyntaxUID")
-        if syntax is None:
+        if "TransferSyntaxUID" not in dataset.file_meta:
             raise ValueError("no transfer syntax UID (0002,0010) in the file meta information")
-        has_pixels = bool(syntax.is_deflated) or file.tell() < path.stat().st_size
-    return dataset, has_pixels
+        return dataset, file.tell() < size
+
+
+def read_elements(path: Path, keywords: Sequence[str]) -> Dataset:
+    """Read those elements of a file, pixel data too.
+
+    Raises:
+        Rejected: UNREADABLE.
+    """
+    with translated(path), _opened(path) as (file, _):
+        return pydicom.dcmread(file, specific_tags=list(keywords))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A Part 10 file and its size; a deflated one as if it were explicit little endian."""
+    with path.open("rb") as file:
+        inflated = _inflated(file)
+        if inflated is None:
+            file.seek(0)
+            yield file, path.stat().st_size
+        else:
+            yield inflated, len(inflated.getbuffer())
+
+
+def _inflated(file: BinaryIO) -> BytesIO | None:
+    """The content of a deflated Part 10 file (PS3.5 A.5), inflated within a limit; None for any other file.
+
+    pydicom inflates without limit: a file of 1 MB may ask for 1 GB.
+    """
+    read_preamble(file, False)
+    meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2))
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return None
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = inflater.decompress(file.read(), MOST_INFLATED_BYTES)
+    if inflater.unconsumed_tail:
+        raise ValueError(f"its data set inflates to more than {MOST_INFLATED_BYTES >> 20} MiB")
+    if not inflater.eof:
+        raise EOFError("its deflated data set is cut off")
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    head = DicomBytesIO()
+    head.is_little_endian, head.is_implicit_VR = True, False
+    write_file_meta_info(head, meta, enforce_standard=False)
+    return BytesIO(b"".join((bytes(128), b"DICM", head.getvalue(), content)))
 
 
 def text(dataset: Dataset, keyword: str) -> str:

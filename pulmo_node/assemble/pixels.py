@@ -6,18 +6,18 @@ Input: a Part 10 file. Output: float arrays. PS3.3 C.7.6.3 (Image Pixel), C.7.5.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from pydicom import Dataset
+from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import JPEGLSTransferSyntaxes
 
 from pulmo_models.codes import RejectionCode
-from pulmo_node.assemble.files import translated
+from pulmo_node.assemble.codestream import check_codestream
+from pulmo_node.assemble.decoding import FrameLayout, decode
+from pulmo_node.assemble.files import read_elements, text, translated
 from pulmo_node.errors import Rejected
 
 AIR_HU = -1024.0
@@ -39,8 +39,8 @@ def read_pixel_module(path: Path) -> Dataset:
     Raises:
         Rejected: UNREADABLE, or UNSUPPORTED_PIXELS for a layout that is not greyscale integers from bit 0.
     """
+    dataset = read_elements(path, PIXEL_KEYWORDS)
     with translated(path):
-        dataset = pydicom.dcmread(path, specific_tags=list(PIXEL_KEYWORDS))
         stored, high = int(dataset.BitsStored), int(dataset.HighBit)
         allocated = int(dataset.BitsAllocated)
     if high != stored - 1 or not 1 <= stored <= allocated or allocated not in (8, 16, 32):
@@ -56,25 +56,44 @@ def read_pixel_module(path: Path) -> Dataset:
 def stored_values(path: Path, dataset: Dataset, frame_number: int | None = None) -> IntegerArray:
     """Decode one frame ``(rows, columns)`` to its stored values, bits above the high bit (overlays) cleared.
 
+    Compressed frames are compared with Rows and Columns first, and decoded in a process of their own.
+
     Raises:
         Rejected: DECODE_FAILED with the decoder's reason.
     """
     index = 0 if frame_number is None else frame_number - 1
     with translated(path, RejectionCode.DECODE_FAILED, "cannot be decoded"):
-        pixels = _decode(dataset, index)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        pixels = _decompress(dataset, index) if syntax.is_encapsulated else _native(dataset, index)
         if pixels.shape != (dataset.Rows, dataset.Columns):
             raise ValueError(f"the frame decodes to {pixels.shape}, not {(dataset.Rows, dataset.Columns)}")
         return _without_unused_bits(pixels, dataset)
 
 
-def _decode(dataset: Dataset, index: int) -> IntegerArray:
-    syntax = dataset.file_meta.TransferSyntaxUID
-    decoder = get_decoder(syntax)
-    if syntax in JPEGLSTransferSyntaxes and "pyjpegls" in decoder.available_plugins:
-        # Twice as fast as gdcm, which pydicom tries first; what it refuses, gdcm may still read.
-        with suppress(RuntimeError):
-            return decoder.as_array(dataset, index=index, raw=True, decoding_plugin="pyjpegls")[0]
-    return decoder.as_array(dataset, index=index, raw=True)[0]
+def _native(dataset: Dataset, index: int) -> IntegerArray:
+    return get_decoder(dataset.file_meta.TransferSyntaxUID).as_array(dataset, index=index, raw=True)[0]
+
+
+def _decompress(dataset: Dataset, index: int) -> IntegerArray:
+    layout = FrameLayout(
+        transfer_syntax=str(dataset.file_meta.TransferSyntaxUID),
+        rows=int(dataset.Rows),
+        columns=int(dataset.Columns),
+        bits_allocated=int(dataset.BitsAllocated),
+        bits_stored=int(dataset.BitsStored),
+        pixel_representation=int(dataset.PixelRepresentation),
+        photometric_interpretation=text(dataset, "PhotometricInterpretation"),
+    )
+    offsets = _extended_offsets(dataset)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    encoded = get_frame(dataset.PixelData, index, number_of_frames=frames, extended_offsets=offsets)
+    check_codestream(encoded, dataset.file_meta.TransferSyntaxUID, layout.rows, layout.columns)
+    return decode(encoded, layout)
+
+
+def _extended_offsets(dataset: Dataset) -> tuple[bytes, bytes] | None:
+    offsets, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    return (offsets, lengths) if offsets and lengths else None
 
 
 def _without_unused_bits(pixels: IntegerArray, dataset: Dataset) -> IntegerArray:

@@ -94,12 +94,30 @@ class TestRescale:
         assert error.code == RejectionCode.NOT_HU
         assert error.tag == "(0028,1054) RescaleType"
 
-    def test_a_modality_lut_is_refused(self, tmp_path: Path) -> None:
-        datasets = ct_datasets(ramp_hu(SHAPE))
-        item = Dataset()
-        item.LUTDescriptor, item.ModalityLUTType = [256, 0, 16], "HU"
-        datasets[0].ModalityLUTSequence = [item]
-        assert rejected(datasets, tmp_path).code == RejectionCode.NOT_HU
+    def with_lut(self, kind: str, entries: np.ndarray) -> list[Dataset]:
+        """Stored values 0 to 255 through a table of HU; slices 0 to 4 have no rescale, the others both."""
+        stored = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 256
+        datasets = ct_datasets(stored.astype(np.float64), intercept=0)
+        for k, ds in enumerate(datasets):
+            item = Dataset()
+            item.add_new("LUTDescriptor", "US", [256, 0, 16])
+            item.ModalityLUTType = kind
+            item.add_new("LUTData", "OW", entries.astype("<i2").tobytes())
+            ds.ModalityLUTSequence = [item]
+            if k < 5:
+                del ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType
+        return datasets
+
+    def test_a_modality_lut_of_hu_takes_the_place_of_the_rescale(self, tmp_path: Path) -> None:
+        entries = np.linspace(-1000, 3000, 256).astype(int)
+        stored = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 256
+        assert np.array_equal(assembled(self.with_lut("HU", entries), tmp_path).hu, entries[stored])
+
+    @pytest.mark.parametrize("kind", ["US", "OD", "HU_MOD"])
+    def test_a_modality_lut_of_something_else_is_refused(self, kind: str, tmp_path: Path) -> None:
+        error = rejected(self.with_lut(kind, np.arange(256)), tmp_path)
+        assert error.code == RejectionCode.NOT_HU
+        assert error.tag == "(0028,3004) ModalityLUTType"
 
     @pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
     def test_rescale_missing(self, keyword: str, tmp_path: Path) -> None:
