@@ -10,6 +10,7 @@ import socket
 import threading
 import warnings
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 
 from pulmo_node.analyse import Analyser
@@ -37,6 +38,13 @@ def open_store(config: Config) -> SqlStore:
     """The database of a configuration, migrated to the newest schema. Raises `PulmoError`."""
     _make_storage(config)
     return SqlStore(config.database_url, SystemClock())
+
+
+def stored_files(config: Config, series_instance_uid: str) -> tuple[Path, ...]:
+    """The files of a series that the node has received; none where it does not know it. Raises `PulmoError`."""
+    instances = FileInstanceStore(config.storage)
+    with open_store(config) as store:
+        return tuple(instances.absolute(path) for path in store.instance_paths(series_instance_uid))
 
 
 def build_sender(config: Config) -> DicomSender:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from pulmo_node import cli_weights
 from pulmo_node import console as tables
@@ -102,6 +103,55 @@ def analyze(
         raise typer.Exit(1)
     if any(result.problem is not None and not result.rejected for result in run.results):
         raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="Folder of DICOM files, or Series Instance UID of a received series.")],
+    png: Annotated[
+        Path | None, typer.Option(help="Write the three middle planes of what would be analysed to this file.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the node would make of a series: its volumes, what is set aside, and why. Analyses nothing."""
+    from pulmo_node import assemble, inspection  # noqa: PLC0415
+
+    aside: tuple[assemble.SetAside, ...] = ()
+    if Path(source).is_dir():
+        found = assemble.find_series(Path(source))
+        aside = found.set_aside
+        series = [(one.paths, one.description) for one in found.series]
+    else:
+        paths = _stored_files(source, config)
+        series = [(paths, assemble.describe(paths))] if paths else []
+    if not series:
+        err.print(f"{source}: neither a folder that holds DICOM files nor a series that the node has received")
+        raise typer.Exit(1)
+    inspected = [inspection.inspect_series(*one) for one in series]
+    if as_json:
+        print_json({"series": inspected, "set_aside": aside})
+    else:
+        for item in aside:
+            out.print(f"[dim]passed over:[/] {escape(f'{item.file}: {item.reason}')}", highlight=False)
+        for result in inspected:
+            tables.print_inspection(out, result)
+    if png is not None:
+        whole = [
+            one
+            for one, result in zip(series, inspected, strict=True)
+            if any(volume.chosen for volume in result.volumes)
+        ]
+        if not whole:
+            err.print("there is no volume to draw")
+            raise typer.Exit(1)
+        inspection.planes_picture(whole).save(png, format="PNG")
+
+
+def _stored_files(series_instance_uid: str, config: Path | None) -> tuple[Path, ...]:
+    from pulmo_node.app import stored_files  # noqa: PLC0415
+
+    return stored_files(read_config(config), series_instance_uid)
 
 
 def _pipelines(settings: Config, wanted: list[str] | None) -> list[str]:

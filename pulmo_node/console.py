@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from pulmo_node.ports import StudyDetail, StudySummary
+
+if TYPE_CHECKING:
+    from pulmo_node.inspection import InspectedSeries, InspectedVolume
 
 _STATE_STYLES = {
     "DONE": "green",
@@ -65,6 +68,57 @@ def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
 def _caution_text(caution: Mapping[str, str] | str) -> str:
     """Code and sentence; results that were stored with schema version 1 have the sentence alone."""
     return escape(caution if isinstance(caution, str) else f"{caution['code']}: {caution['sentence']}")
+
+
+def print_inspection(console: Console, series: InspectedSeries) -> None:
+    """What would become of a series: a table for each volume, what was set aside, and the refusal if there is one."""
+    name = f" ({escape(series.description)})" if series.description else ""
+    console.print(
+        f"[bold]series {series.series_instance_uid}[/]{name}: {series.modality or 'no modality'}, {series.files} files",
+        highlight=False,
+    )
+    for number, volume in enumerate(series.volumes, start=1):
+        verdict = "[green]analysed[/]" if volume.chosen else "[yellow]not analysed[/]"
+        table = Table(show_header=False, title=f"volume {number}: {verdict}", title_justify="left")
+        for key, value in _volume_facts(volume):
+            table.add_row(key, escape(value))
+        console.print(table, highlight=False)
+        for caution in volume.cautions:
+            console.print(f"[yellow]caution:[/] {escape(f'{caution.code}: {caution.sentence}')}", highlight=False)
+    for item in series.set_aside:
+        console.print(f"[dim]set aside:[/] {escape(f'{item.file}: {item.reason}')}", highlight=False)
+    if series.rejection is not None:
+        console.print(f"[yellow]refused:[/] {escape('{code}: {reason}'.format_map(series.rejection))}", highlight=False)
+    elif not series.volumes:
+        console.print("one radiograph", highlight=False)
+
+
+def _volume_facts(volume: InspectedVolume) -> Iterator[tuple[str, str]]:
+    """Names and values; what the images do not tell is left out."""
+    yield "why", volume.reason
+    yield "images", f"{volume.images}, from {volume.first_image}"
+    yield "extent", f"{volume.extent_mm:.2f} mm from the first image to the last"
+    if volume.shape and volume.spacing_mm and volume.origin_lps_mm and volume.directions:
+        yield "grid", " x ".join(map(str, volume.shape)) + " (slices, rows, columns)"
+        yield "spacing", " x ".join(f"{step:.4f}" for step in volume.spacing_mm) + " mm"
+        yield "origin", ", ".join(f"{value:.2f}" for value in volume.origin_lps_mm) + " mm (LPS)"
+        yield "directions", "slices to {}, rows to {}, columns to {}".format(*volume.directions)
+        yield "voxels", "as acquired" if volume.native else "interpolated, see the cautions"
+    if volume.interpolated_slices:
+        yield "interpolated", "slice " + ", ".join(map(str, volume.interpolated_slices))
+    yield from ((name, value) for name, value in _acquisition_facts(volume) if value)
+
+
+def _acquisition_facts(volume: InspectedVolume) -> Iterator[tuple[str, str]]:
+    """What the headers record of the acquisition; "" where they do not."""
+    thickness_mm, diameter_mm = volume.slice_thickness_mm, volume.reconstruction_diameter_mm
+    yield "kernel", f"{volume.kernel} ({volume.kernel_use})" if volume.kernel else ""
+    yield "acquisition", volume.acquisition_number
+    yield "image type", "\\".join(volume.image_type)
+    yield "contrast agent", volume.contrast_agent
+    yield "slice thickness", "" if thickness_mm is None else f"{thickness_mm:g} mm (header; not used)"
+    yield "field of view", "" if diameter_mm is None else f"{diameter_mm:g} mm"
+    yield "patient position", volume.patient_position
 
 
 def print_studies(console: Console, studies: Sequence[StudySummary]) -> None:

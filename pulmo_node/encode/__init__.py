@@ -6,19 +6,22 @@ and TID 2000; `docs/results.md` says what the objects hold.
 """
 
 from pulmo_node.encode.identity import EncodedObject, ResultContext
-from pulmo_node.encode.keyimage import render_mask, render_nodule
+from pulmo_node.encode.keyimage import direction, render_mask, render_nodule
 from pulmo_node.encode.notice import encode_rejection
 from pulmo_node.encode.objects import encode_findings
+from pulmo_node.encode.planes import render_planes
 from pulmo_node.encode.report import findings_to_json
 from pulmo_node.encode.uids import result_uid
 
 __all__ = [
     "EncodedObject",
     "ResultContext",
+    "direction",
     "encode_findings",
     "encode_rejection",
     "findings_to_json",
     "render_mask",
     "render_nodule",
+    "render_planes",
     "result_uid",
 ]

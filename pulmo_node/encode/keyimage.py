@@ -17,8 +17,8 @@ from pulmo_models.types import Mask, Nodule, Volume
 LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width
 OUTLINE_RGB = (255, 80, 60)
 MINIMUM_FIELD_MM = 50.0
-_CAPTION_PIXELS = 26
-_TEXT_RGB = (235, 235, 235)
+CAPTION_PIXELS = 26
+TEXT_RGB = (235, 235, 235)
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels; pixel n covers n to n + 1
 
@@ -35,21 +35,21 @@ def render_mask(volume: Volume, mask: Mask, caption: str, size: int = 480) -> Im
     The slice is the one where the mask has its largest area (the first of equals).
     """
     slice_index, plane = key_slice(volume, mask)
-    grey = _window(volume.hu[slice_index])
+    grey = window(volume.hu[slice_index])
     _, row_mm, column_mm = volume.spacing_mm
     rows, columns = grey.shape
-    whole = _square_box(columns / 2, rows / 2, max(rows * row_mm, columns * column_mm), (row_mm, column_mm))
+    whole = square_box(columns / 2, rows / 2, max(rows * row_mm, columns * column_mm), (row_mm, column_mm))
     near = _nodule_box(plane, (row_mm, column_mm))
 
-    picture = Image.new("RGB", (2 * size, size + _CAPTION_PIXELS))
-    overview, detail = _panel(grey, whole, size), _panel(grey, near, size)
+    picture = Image.new("RGB", (2 * size, size + CAPTION_PIXELS))
+    overview, detail = panel(grey, whole, size), panel(grey, near, size)
     corners = [_to_panel(x, y, whole, size) for x, y in (near[:2], near[2:])]
     ImageDraw.Draw(overview).rectangle([*corners[0], *corners[1]], outline=OUTLINE_RGB, width=2)
-    _draw_directions(overview, volume)
+    draw_directions(overview, volume.affine[:3, 1], volume.affine[:3, 2])
     _draw_outline(detail, plane, near)
     picture.paste(overview, (0, 0))
     picture.paste(detail, (size, 0))
-    ImageDraw.Draw(picture).text((8, size + 5), caption, fill=_TEXT_RGB, font=ImageFont.load_default(size=14))
+    ImageDraw.Draw(picture).text((8, size + 5), caption, fill=TEXT_RGB, font=ImageFont.load_default(size=14))
     return picture
 
 
@@ -71,13 +71,15 @@ def _caption(volume: Volume, nodule: Nodule, slice_index: int) -> str:
     )
 
 
-def _window(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def window(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """HU as grey levels in the lung window."""
     centre, width = LUNG_WINDOW_HU
     grey: npt.NDArray[np.uint8] = (np.clip((hu - (centre - width / 2)) / width, 0, 1) * 255).round().astype(np.uint8)
     return grey
 
 
-def _square_box(x: float, y: float, field_mm: float, spacing_mm: tuple[float, float]) -> Box:
+def square_box(x: float, y: float, field_mm: float, spacing_mm: tuple[float, float]) -> Box:
+    """The box of a field that is square in mm around a point; ``spacing_mm`` is along (y, x)."""
     half_x, half_y = field_mm / 2 / spacing_mm[1], field_mm / 2 / spacing_mm[0]
     return x - half_x, y - half_y, x + half_x, y + half_y
 
@@ -88,10 +90,11 @@ def _nodule_box(plane: npt.NDArray[np.bool_], spacing_mm: tuple[float, float]) -
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
     extent_mm = max((bottom - top) * spacing_mm[0], (right - left) * spacing_mm[1])
     field_mm = max(MINIMUM_FIELD_MM, 2.0 * float(extent_mm))
-    return _square_box(float(left + right) / 2, float(top + bottom) / 2, field_mm, spacing_mm)
+    return square_box(float(left + right) / 2, float(top + bottom) / 2, field_mm, spacing_mm)
 
 
-def _panel(grey: npt.NDArray[np.uint8], box: Box, size: int) -> Image.Image:
+def panel(grey: npt.NDArray[np.uint8], box: Box, size: int) -> Image.Image:
+    """The part of an image that lies in the box, ``size`` pixels wide and high; black beside the image."""
     left, top, right, bottom = box
     to_source = ((right - left) / size, 0.0, left, 0.0, (bottom - top) / size, top)
     image = Image.fromarray(grey)
@@ -117,18 +120,19 @@ def _draw_outline(panel: Image.Image, plane: npt.NDArray[np.bool_], box: Box) ->
         draw.line([_to_panel(x, y, box, panel.width) for x, y in ends], fill=OUTLINE_RGB, width=2)
 
 
-def _draw_directions(panel: Image.Image, volume: Volume) -> None:
+def draw_directions(
+    picture: Image.Image, down_lps: npt.NDArray[np.float64], right_lps: npt.NDArray[np.float64]
+) -> None:
     """Letters of the patient's directions at the middle of each edge."""
-    row_step, column_step = volume.affine[:3, 1], volume.affine[:3, 2]
-    size = panel.width
-    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(size=16)
+    size = picture.width
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=16)
     for text, anchor, place in (
-        (direction(-column_step), "lm", (6, size / 2)),
-        (direction(column_step), "rm", (size - 6, size / 2)),
-        (direction(-row_step), "mt", (size / 2, 6)),
-        (direction(row_step), "mb", (size / 2, size - 6)),
+        (direction(-right_lps), "lm", (6, size / 2)),
+        (direction(right_lps), "rm", (size - 6, size / 2)),
+        (direction(-down_lps), "mt", (size / 2, 6)),
+        (direction(down_lps), "mb", (size / 2, size - 6)),
     ):
-        draw.text(place, text, fill=_TEXT_RGB, font=font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+        draw.text(place, text, fill=TEXT_RGB, font=font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def direction(step_lps: npt.NDArray[np.float64]) -> str:

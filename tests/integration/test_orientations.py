@@ -14,9 +14,9 @@ import pytest
 
 from pulmo_models.geometry import index_to_lps
 from pulmo_models.types import Findings, Volume
-from pulmo_node.encode import encode_findings
+from pulmo_node.encode import encode_findings, findings_to_json
 from tests.ct_factory import write_datasets
-from tests.encode_factory import make_context, read_volume
+from tests.encode_factory import items_named, make_context, measurement_groups, read_object, read_volume
 from tests.spheres import (
     ORIENTATIONS,
     SHAPE,
@@ -34,7 +34,7 @@ def assert_spheres_found(findings: Findings) -> None:
     assert len(findings.nodules) == len(SPHERES)
     for nodule, sphere in zip(findings.nodules, SPHERES, strict=True):
         assert np.linalg.norm(np.subtract(nodule.centre_lps_mm, sphere.centre)) < 0.3
-        assert nodule.volume_mm3 == pytest.approx(sphere.volume_mm3, rel=0.08)
+        assert nodule.volume_mm3 == pytest.approx(sphere.volume_mm3, rel=0.1)
         assert nodule.long_axis.length_mm == pytest.approx(2 * sphere.radius_mm, abs=1.0)
 
 
@@ -77,3 +77,50 @@ def test_every_orientation(name: str, tmp_path: Path) -> None:
     findings = find(volume)
     assert_spheres_found(findings)
     assert_objects_on_the_acquired_pixels(volume, findings)
+
+
+SOME = ("head first", "feet first", "decubitus left", "oblique")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_resampled(name: str, tmp_path: Path) -> None:
+    """Thin slices in the middle of the scan, thicker ones at its ends."""
+    distances = np.concatenate([np.arange(0, 16, 2.5), 17.5 + np.arange(24) * 1.5, 54.5 + np.arange(8) * 2.5])
+    volume = read_volume(write_datasets(scan(ORIENTATIONS[name], distances.tolist()), tmp_path, seed=4))
+    assert not volume.native
+    assert "RESAMPLED" in [caution.code for caution in volume.cautions]
+    findings = find(volume)
+    assert_spheres_found(findings)
+    assert_objects_on_the_acquired_pixels(volume, findings, longest_way_mm=1.25)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_resheared(name: str, tmp_path: Path) -> None:
+    tilt = float(np.tan(np.radians(12)))
+    volume = read_volume(write_datasets(scan(ORIENTATIONS[name], shift_mm_per_mm=(tilt, 0.0)), tmp_path, seed=4))
+    assert not volume.native
+    assert "RESHEARED" in [caution.code for caution in volume.cautions]
+    findings = find(volume)
+    assert_spheres_found(findings)
+    assert_objects_on_the_acquired_pixels(volume, findings, longest_way_mm=0.01)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_gap_filled(name: str, tmp_path: Path) -> None:
+    """The missing image is one that shows the second sphere."""
+    datasets = scan(ORIENTATIONS[name])
+    normal = np.cross(ORIENTATIONS[name][:3], ORIENTATIONS[name][3:])
+    heights = [float(np.array(dataset.ImagePositionPatient, dtype=float) @ normal) for dataset in datasets]
+    missing = int(np.abs(np.array(heights) - np.array(SPHERES[1].centre) @ normal - 3.0).argmin())
+    volume = read_volume(write_datasets(datasets[:missing] + datasets[missing + 1 :], tmp_path, seed=4))
+    assert (volume.native, volume.interpolated, len(volume.frames)) == (False, (missing,), SHAPE[0] - 1)
+    assert "GAP_FILLED" in [caution.code for caution in volume.cautions]
+    findings = find(volume)
+    assert_spheres_found(findings)
+    assert [caution.code for caution in findings.nodules[1].cautions] == ["TOUCHES_INTERPOLATED"]
+    assert_objects_on_the_acquired_pixels(volume, findings, longest_way_mm=SPACING[0] + 0.01)
+    plain = findings_to_json(findings, volume, make_context(volume))
+    assert [caution["code"] for caution in plain["nodules"][1]["cautions"]] == ["TOUCHES_INTERPOLATED"]
+    (sr, _) = encode_findings(findings, volume, make_context(volume))
+    (comment,) = items_named(measurement_groups(read_object(sr))[1], "Comment")
+    assert comment.TextValue.endswith("[TOUCHES_INTERPOLATED]")

@@ -1,0 +1,144 @@
+"""`pulmo-node inspect`: what the node would make of a series, volume by volume, without analysing it.
+
+Input: the files of a folder or of a stored series. Output: plain values for a table and for JSON, and a picture.
+Headers are read; pixels only for the picture, and of images that lie at one position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pulmo_models.types import Caution, SeriesDescription, Volume
+from pulmo_node import assemble, encode
+from pulmo_node.errors import Rejected
+
+MODALITY_OF_VOLUMES = "CT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedVolume:
+    """One stack of images of a series. What is None is unknown, since the stack makes no volume."""
+
+    chosen: bool
+    reason: str  # why it is chosen, or not
+    images: int
+    first_image: str  # file, with the frame of a multi-frame object
+    extent_mm: float  # from the first image to the last
+    shape: tuple[int, int, int] | None  # slices, rows, columns
+    spacing_mm: tuple[float, float, float] | None  # the same order
+    origin_lps_mm: tuple[float, float, float] | None  # centre of the first voxel
+    directions: tuple[str, str, str] | None  # where slices, rows and columns go: R, L, A, P, H or F
+    native: bool | None  # every voxel is an acquired pixel
+    interpolated_slices: tuple[int, ...]  # of a filled gap, the first slice is 1
+    kernel: str
+    kernel_use: str
+    acquisition_number: str
+    image_type: tuple[str, ...]
+    contrast_agent: str
+    slice_thickness_mm: float | None  # as the header tells it
+    reconstruction_diameter_mm: float | None
+    patient_position: str
+    cautions: tuple[Caution, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedSeries:
+    """What would become of a series."""
+
+    series_instance_uid: str
+    study_instance_uid: str
+    modality: str
+    description: str
+    files: int
+    volumes: tuple[InspectedVolume, ...]
+    set_aside: tuple[assemble.SetAside, ...]
+    rejection: dict[str, str] | None  # code and reason, where nothing of the series would be analysed
+
+
+def inspect_series(paths: Sequence[Path], description: SeriesDescription) -> InspectedSeries:
+    """Plan the assembly of one series."""
+    volumes: tuple[InspectedVolume, ...] = ()
+    aside: tuple[assemble.SetAside, ...] = ()
+    rejection: Rejected | None = None
+    try:
+        if description.modality == MODALITY_OF_VOLUMES:
+            plan = assemble.plan_ct(paths)
+            volumes, aside, rejection = tuple(map(_volume, plan.volumes)), plan.set_aside, plan.rejection
+        else:
+            assemble.assemble(paths, description)  # a radiograph, or a modality that nothing is made of
+    except Rejected as exc:
+        rejection = exc
+    return InspectedSeries(
+        series_instance_uid=description.series_instance_uid,
+        study_instance_uid=description.study_instance_uid,
+        modality=description.modality,
+        description=description.series_description,
+        files=len(paths),
+        volumes=volumes,
+        set_aside=aside,
+        rejection=None if rejection is None else {"code": rejection.code, "reason": rejection.reason},
+    )
+
+
+def _volume(planned: assemble.PlannedVolume) -> InspectedVolume:
+    first, grid = planned.frames[0], planned.grid
+    affine = None if grid is None else grid.affine
+    made = planned.acquisition
+    return InspectedVolume(
+        chosen=planned.chosen,
+        reason=planned.reason,
+        images=len(planned.frames),
+        first_image=first.label,
+        extent_mm=planned.extent_mm,
+        shape=None if grid is None else grid.shape,
+        spacing_mm=planned.spacing_mm,
+        origin_lps_mm=None if affine is None else _position(affine),
+        directions=None if affine is None else _directions(affine),
+        native=None if grid is None else grid.native,
+        interpolated_slices=() if grid is None else tuple(k + 1 for k in grid.interpolated),
+        kernel=made.kernel,
+        kernel_use=planned.kernel_use.name.lower(),
+        acquisition_number=made.number,
+        image_type=made.image_type,
+        contrast_agent=made.contrast_agent,
+        slice_thickness_mm=made.slice_thickness_mm,
+        reconstruction_diameter_mm=made.reconstruction_diameter_mm,
+        patient_position=made.patient_position,
+        cautions=planned.cautions,
+    )
+
+
+def _position(affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = affine[:3, 3].tolist()
+    return x, y, z
+
+
+def _directions(affine: npt.NDArray[np.float64]) -> tuple[str, str, str]:
+    slices, rows, columns = (encode.direction(affine[:3, axis]) for axis in range(3))
+    return slices, rows, columns
+
+
+def planes_picture(series: Sequence[tuple[Sequence[Path], SeriesDescription]]) -> Image.Image:
+    """The three middle planes of the volume of each series, one series below the other.
+
+    Raises:
+        Rejected: the pixels of a series cannot be read.
+    """
+    rows = []
+    for paths, description in series:  # one volume in memory at a time
+        volume = assemble.assemble_ct(paths, description)
+        rows.append(np.asarray(encode.render_planes(volume, _caption(volume))))
+    return Image.fromarray(np.concatenate(rows))
+
+
+def _caption(volume: Volume) -> str:
+    shape = " x ".join(map(str, volume.hu.shape))
+    spacing = " x ".join(f"{step:.3f}" for step in volume.spacing_mm)
+    repaired = "" if volume.native else "   repaired"
+    return f"{volume.series.series_description}   {shape} voxels, {spacing} mm{repaired}"
