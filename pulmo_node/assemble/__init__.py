@@ -16,7 +16,7 @@ from pulmo_models.types import Radiograph, SeriesDescription, Volume
 from pulmo_node.assemble.ct import assemble_ct
 from pulmo_node.assemble.folder import FoundFolder, FoundSeries, describe, find_series
 from pulmo_node.assemble.frames import SetAside
-from pulmo_node.assemble.plan import plan_ct
+from pulmo_node.assemble.plan import check_one_patient, plan_ct
 from pulmo_node.assemble.planned import PlannedVolume, SeriesPlan
 from pulmo_node.assemble.radiograph import assemble_radiograph
 from pulmo_node.errors import Rejected
@@ -32,6 +32,7 @@ __all__ = [
     "assemble",
     "assemble_ct",
     "assemble_radiograph",
+    "check_one_patient",
     "describe",
     "find_series",
     "plan_ct",

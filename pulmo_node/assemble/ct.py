@@ -16,7 +16,7 @@ from pulmo_models.types import Caution, SeriesDescription, SourceFrame, Volume
 from pulmo_node.assemble.frames import Frame
 from pulmo_node.assemble.geometry import Axes
 from pulmo_node.assemble.plan import MINIMUM_SLICES, plan_ct
-from pulmo_node.assemble.planned import SeriesPlan
+from pulmo_node.assemble.planned import SeriesPlan, listing
 from pulmo_node.assemble.regular import read_hu
 from pulmo_node.assemble.slices import SliceReader
 
@@ -81,11 +81,11 @@ def _of_the_series(plan: SeriesPlan) -> list[Caution]:
     cautions = []
     others = [volume for volume in plan.volumes if not volume.chosen]
     if others:
-        listed = "; ".join(f"{volume.description} ({volume.reason})" for volume in others)
+        listed = listing([f"{volume.description} ({volume.reason})" for volume in others])
         sentence = f"Other images of the series were not analysed: {listed}."
         cautions.append(Caution(code=CautionCode.OTHER_VOLUMES, sentence=sentence))
     if plan.set_aside:
-        listed = "; ".join(f"{item.file}: {item.reason}" for item in plan.set_aside)
+        listed = listing([f"{item.file}: {item.reason}" for item in plan.set_aside])
         sentence = f"Left out of the volume ({len(plan.set_aside)}): {listed}."
         cautions.append(Caution(code=CautionCode.SET_ASIDE, sentence=sentence))
     return cautions

@@ -127,6 +127,17 @@ def read_headers(paths: Sequence[Path]) -> Headers:
     return Headers(frames=tuple(frames), set_aside=tuple(aside), belongings=tuple(belongings))
 
 
+def read_belonging(path: Path) -> Belonging:
+    """Whose object a file is.
+
+    Raises:
+        Rejected: UNREADABLE.
+    """
+    dataset, _ = read_header(path, ("PatientID", "SeriesInstanceUID"))
+    with translated(path):
+        return _belonging(path, dataset)
+
+
 def _belonging(path: Path, dataset: Dataset) -> Belonging:
     return Belonging(
         file=path.name,

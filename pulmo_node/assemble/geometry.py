@@ -162,17 +162,19 @@ def regular_grid(frames: Sequence[Frame], axes: Axes) -> Grid:
 def _straight_path(frames: Sequence[Frame], distance: Float64Array, in_plane: Float64Array) -> Float64Array:
     """In-plane position of each frame on the straight line that they follow: constant, or drifting by a gantry tilt."""
     length = float(distance[-1] - distance[0])
-    shift = in_plane - in_plane.mean(axis=0)
     allowed_mm = SHIFT_TOLERANCE_MM + length * float(np.tan(np.radians(TILT_FLOOR_DEGREES)))
-    drifts = np.ptp(in_plane, axis=0) > allowed_mm
+    shift = in_plane - in_plane.mean(axis=0)
     centred = distance - distance.mean()
-    slope = np.where(drifts, centred @ shift / (centred @ centred), 0.0)
-    residual = np.linalg.norm((shift - np.outer(centred, slope)) * drifts, axis=1)
-    if residual.max() > allowed_mm:
-        worst = frames[int(residual.argmax())]
+    slope = centred @ shift / (centred @ centred)
+    tilted = (np.ptp(in_plane, axis=0) > allowed_mm) & (np.abs(slope) * length > allowed_mm / 2)
+    slope = np.where(tilted, slope, 0.0)
+    residual = shift - np.outer(centred, slope)
+    if (np.ptp(residual, axis=0) > np.where(tilted, 2 * allowed_mm, allowed_mm)).any():
+        off = np.linalg.norm(residual, axis=1)
+        worst = frames[int(off.argmax())]
         raise Rejected(
             RejectionCode.SHIFTED_SLICES,
-            f"{worst.label} is shifted by {residual.max():.1f} mm within its plane against the other slices",
+            f"{worst.label} is shifted by {off.max():.1f} mm within its plane against the other slices",
             file=worst.path.name,
             tag=POSITION_TAG,
         )

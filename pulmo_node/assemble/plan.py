@@ -6,7 +6,8 @@ The rules are told in docs/assembly.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from pulmo_models.codes import CautionCode, RejectionCode
 from pulmo_models.types import Caution
 from pulmo_node.assemble import stacks
 from pulmo_node.assemble.choice import choose
-from pulmo_node.assemble.frames import Belonging, Frame, Headers, SetAside, read_headers
+from pulmo_node.assemble.frames import Frame, Headers, SetAside, read_belonging, read_headers
 from pulmo_node.assemble.geometry import Axes, Grid, common_axes, regular_grid
 from pulmo_node.assemble.levels import POSITION_TAG
-from pulmo_node.assemble.planned import PlannedVolume, SeriesPlan
+from pulmo_node.assemble.planned import PlannedVolume, SeriesPlan, listing
 from pulmo_node.assemble.slices import SliceReader
 from pulmo_node.errors import Rejected
 
@@ -30,6 +31,7 @@ MAX_SIDE_PIXELS = 4096
 MAX_VOXELS = 2_000_000_000  # 8 GB of float32
 PIXEL_SPACING_RANGE_MM = (0.05, 5.0)
 MAX_SLOPE, MAX_INTERCEPT = 1000.0, 100_000.0  # far beyond any scanner
+_ONE_PATIENT = (RejectionCode.PATIENT_CONFLICT, "patient IDs", "(0010,0020) PatientID")
 HU_NAMES = ("", "HU", "HOUNSFIELD", "HOUNSFIELD UNIT", "HOUNSFIELD UNITS", "HOUNDSFIELD UNIT")  # the last as seen
 
 
@@ -61,12 +63,14 @@ def plan_ct(
 
 def _check_one_subject(headers: Headers) -> None:
     """One patient, one series, not more than one frame of reference. The patient IDs themselves are never told."""
-    of_files: tuple[tuple[RejectionCode, str, str, Callable[[Belonging], object]], ...] = (
-        (RejectionCode.PATIENT_CONFLICT, "patient IDs", "(0010,0020) PatientID", lambda b: b.patient),
-        (RejectionCode.SEVERAL_SERIES, "series", "(0020,000E) SeriesInstanceUID", lambda b: b.series_instance_uid),
+    belongings = headers.belongings
+    _check_equal([(b.file, b.file, b.patient) for b in belongings], *_ONE_PATIENT)
+    _check_equal(
+        [(b.file, b.file, b.series_instance_uid) for b in belongings],
+        RejectionCode.SEVERAL_SERIES,
+        "series",
+        "(0020,000E) SeriesInstanceUID",
     )
-    for code, what, tag, key in of_files:
-        _check_equal([(b.file, b.file, key(b)) for b in headers.belongings], code, what, tag)
     _check_equal(
         [(frame.path.name, frame.label, frame.frame_of_reference_uid) for frame in headers.frames],
         RejectionCode.SEVERAL_FRAMES_OF_REFERENCE,
@@ -88,13 +92,27 @@ def _check_equal(found: Sequence[tuple[str, str, object]], code: RejectionCode, 
         )
 
 
+def check_one_patient(paths: Sequence[Path]) -> None:
+    """Compare the patient IDs of files that should belong to one patient, such as one of every series of a study.
+
+    Files that cannot be read are passed over; they are refused with their own series.
+
+    Raises:
+        Rejected: PATIENT_CONFLICT. The IDs themselves are never told.
+    """
+    belongings = []
+    for path in paths:
+        with suppress(Rejected):
+            belongings.append(read_belonging(path))
+    _check_equal([(b.file, b.file, b.patient) for b in belongings], *_ONE_PATIENT)
+
+
 def _with_left_out(rejected: Rejected, aside: Sequence[SetAside]) -> Rejected:
     """What was left out may be the very cause: a cut-off file has no pixel data and leaves a gap."""
     if not aside:
         return rejected
-    left_out = "; ".join(f"{item.file}: {item.reason}" for item in aside[:5])
-    more = f" and {len(aside) - 5} more" if len(aside) > 5 else ""
-    sentence = f"{rejected.sentence} (left out before: {left_out}{more})"
+    left_out = listing([f"{item.file}: {item.reason}" for item in aside], most=5)
+    sentence = f"{rejected.sentence} (left out before: {left_out})"
     return Rejected(rejected.code, sentence, file=rejected.file, tag=rejected.tag)
 
 
@@ -236,7 +254,7 @@ def _cautions(grid: Grid, repeated: Sequence[Frame]) -> tuple[Caution, ...]:
         sentence = f"The volume joins {len(acquisitions)} acquisitions that follow one another."
         cautions.append(Caution(code=CautionCode.JOINED_ACQUISITIONS, sentence=sentence))
     if repeated:
-        listed = ", ".join(frame.label for frame in repeated)
+        listed = listing([frame.label for frame in repeated])
         sentence = f"Left out as exact repetitions ({len(repeated)}): {listed}."
         cautions.append(Caution(code=CautionCode.REPEATED_IMAGES, sentence=sentence))
     return tuple(cautions)

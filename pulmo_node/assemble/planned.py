@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pulmo_models.types import Acquisition, Caution
@@ -9,6 +10,12 @@ from pulmo_node.assemble.frames import Frame, SetAside
 from pulmo_node.assemble.geometry import Grid
 from pulmo_node.assemble.kernels import KernelUse, kernel_use
 from pulmo_node.errors import Rejected
+
+
+def listing(items: Sequence[str], most: int = 20) -> str:
+    """Items one after the other; beyond `most`, how many more (`pulmo-node inspect` lists them all)."""
+    more = f"; and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,18 +7,17 @@ weight, and else the voxel is -1024: padding never mixes into tissue.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
+from pulmo_node.assemble.decoding import PROCESSES
 from pulmo_node.assemble.geometry import Grid
 from pulmo_node.assemble.pixels import AIR_HU
 from pulmo_node.assemble.slices import BoolArray, Float32Array, SliceReader
 
-THREADS = min(4, os.cpu_count() or 1)
 _NOTHING = 1e-6  # of a pixel, or of the distance between two frames
 _HALF = 0.5 - _NOTHING
 
@@ -30,7 +29,7 @@ def read_hu(grid: Grid, reader: SliceReader) -> Float32Array:
         Rejected: UNREADABLE, UNSUPPORTED_PIXELS or DECODE_FAILED.
     """
     hu = np.empty(grid.shape, dtype=np.float32)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(PROCESSES) as pool:
         if grid.native:
             # The list makes the first error come out.
             list(pool.map(reader.write_into, grid.frames, hu))
@@ -47,8 +46,8 @@ def _placed(grid: Grid, reader: SliceReader, pool: ThreadPoolExecutor) -> Iterat
         row, column = grid.offsets[index]
         return _shifted(hu, known, (float(row), float(column)), grid.shape[1:])
 
-    for first in range(0, len(grid.frames), THREADS):  # a few at a time, so that few are waiting
-        yield from pool.map(place, range(first, min(first + THREADS, len(grid.frames))))
+    for first in range(0, len(grid.frames), PROCESSES):  # a few at a time, so that few are waiting
+        yield from pool.map(place, range(first, min(first + PROCESSES, len(grid.frames))))
 
 
 def _shifted(

@@ -39,23 +39,21 @@ class Stack:
 
 def alike(frames: Sequence[Frame]) -> list[list[Frame]]:
     """Split by matrix, pixel spacing, orientation, convolution kernel and image type, in the order of first sight."""
-    groups: dict[tuple[object, ...], list[list[Frame]]] = {}
+    groups: dict[tuple[object, ...], list[Frame]] = {}
     for frame in frames:
-        key = (frame.rows, frame.columns, frame.kernel, frame.image_type)
-        same = groups.setdefault(key, [])
-        for group in same:
-            if _parallel(group[0], frame):
-                group.append(frame)
-                break
-        else:
-            same.append([frame])
-    return [group for same in groups.values() for group in same]
+        groups.setdefault((frame.rows, frame.columns, frame.kernel, frame.image_type), []).append(frame)
+    return [parallel for group in groups.values() for parallel in _parallel(group)]
 
 
-def _parallel(one: Frame, other: Frame) -> bool:
-    cosines = np.abs(one.row_and_column_cosines - other.row_and_column_cosines).max()
-    spacing = np.abs(np.subtract(one.pixel_spacing_mm, other.pixel_spacing_mm)).max()
-    return bool(cosines <= COSINE_TOLERANCE and spacing <= SPACING_TOLERANCE_MM)
+def _parallel(frames: Sequence[Frame]) -> Iterator[list[Frame]]:
+    """Frames of one orientation and pixel spacing: each group is near its first frame."""
+    values = np.array([[*frame.row_and_column_cosines, *frame.pixel_spacing_mm] for frame in frames])
+    tolerance = np.array([COSINE_TOLERANCE] * 6 + [SPACING_TOLERANCE_MM] * 2)
+    left = np.arange(len(frames))
+    while left.size:
+        near = (np.abs(values[left] - values[left[0]]) <= tolerance).all(axis=1)
+        yield [frames[k] for k in left[near]]
+        left = left[~near]
 
 
 def apart(frames: Sequence[Frame], axes: Axes) -> list[list[Frame]]:

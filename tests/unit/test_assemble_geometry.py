@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -424,3 +425,23 @@ class TestExtent:
         for ds in datasets:
             del ds.FrameOfReferenceUID
         assert rejected(datasets, tmp_path).code == RejectionCode.NO_FRAME_OF_REFERENCE
+
+
+@pytest.mark.parametrize("repair", ["tilt", "gap"])
+def test_a_repair_holds_few_slices_beside_the_volume(repair: str, tmp_path: Path) -> None:
+    datasets = ct_datasets(np.zeros((80, 256, 256)))
+    if repair == "tilt":
+        for k, ds in enumerate(datasets):
+            shift(ds, (0, 0.5 * k, 0))
+    else:
+        del datasets[40]
+    paths = write_datasets(datasets, tmp_path)
+    series = describe(paths)
+    tracemalloc.start()
+    try:
+        volume = assemble_ct(paths, series)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not volume.native
+    assert peak < 1.5 * volume.hu.nbytes
