@@ -145,6 +145,10 @@ class ReceiveStore(Protocol):
         """Paths of the instances in use (no conflicts), relative to the storage directory, in order of arrival."""
         ...
 
+    def study_paths(self, series_instance_uid: str) -> tuple[str, ...]:
+        """Path of the first instance of every series of the same study, the series itself among them."""
+        ...
+
 
 class JobStore(Protocol):
     """What the worker needs. Every change is one compare-and-set on the state seen, with its event row."""

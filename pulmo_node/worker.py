@@ -145,6 +145,8 @@ class Worker:
         timings: dict[str, float] = {}
         paths = self._paths(job.series_instance_uid)
         with _timed(timings, "assemble"):
+            study = self._ports.series.study_paths(job.series_instance_uid)
+            assemble.check_one_patient([self._ports.instances.absolute(path) for path in study])
             image = assemble.assemble(paths, assemble.describe(paths))
         findings = self._analyser.analyse(job.pipeline, image)
         timings.update(findings.timings_seconds)

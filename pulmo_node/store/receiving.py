@@ -89,6 +89,24 @@ class SqlReceiveStore(Database):
         with self._read() as connection:
             return tuple(connection.scalars(query))
 
+    def study_paths(self, series_instance_uid: str) -> tuple[str, ...]:
+        """Path of the first instance of every series of the same study, relative to the storage directory."""
+        own = schema.series.alias()
+        first_of_each = (
+            sa.select(sa.func.min(schema.instances.c.id))
+            .join_from(schema.instances, schema.series)
+            .join(own, own.c.study_instance_uid == schema.series.c.study_instance_uid)
+            .where(own.c.series_instance_uid == series_instance_uid)
+            .group_by(schema.series.c.id)
+        )
+        query = (
+            sa.select(schema.instances.c.path)
+            .where(schema.instances.c.id.in_(first_of_each))
+            .order_by(schema.instances.c.id)
+        )
+        with self._read() as connection:
+            return tuple(connection.scalars(query))
+
     def _add_to_series(self, connection: Connection, instance: StoredInstance, series: Series | None) -> int:
         """Count the instance in its series; the id of the series row."""
         at = self._clock.now()

@@ -151,6 +151,20 @@ def test_analyze_of_two_series_writes_into_their_folders_only(config: Path, tmp_
 
 
 @pytest.mark.usefixtures("fake_pipeline")
+def test_analyze_of_a_study_with_two_patients_refuses_both(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    one, two = chest_datasets(), chest_datasets()
+    for dataset in two:
+        dataset.StudyInstanceUID, dataset.PatientID = one[0].StudyInstanceUID, "SECRET-2"
+    for name, datasets in (("one", one), ("two", two)):
+        write_datasets(datasets, tmp_path / "ct" / name)
+    result = runner.invoke(app, ["analyze", str(tmp_path / "ct"), "--out", str(out), "-c", str(config)])
+    assert result.exit_code == 1
+    assert result.output.count("PATIENT_CONFLICT") == 2
+    assert "SECRET" not in result.output
+
+
+@pytest.mark.usefixtures("fake_pipeline")
 def test_analyze_without_a_result_fails_and_says_why(config: Path, tmp_path: Path) -> None:
     datasets = chest_datasets()
     for dataset in datasets:

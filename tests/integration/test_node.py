@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import generate_uid
 
 from pulmo_node.app import Node, SystemClock
 from pulmo_node.config import Config, resolve
@@ -21,7 +22,7 @@ from pulmo_node.dimse import DimseStatus
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.ports import StudyDetail
 from pulmo_node.testing import Answer, SmallPacs
-from tests.ct_factory import write_datasets
+from tests.ct_factory import write_datasets, write_part10
 from tests.encode_factory import chest_datasets
 from tests.fake_pipeline import REJECTED_DESCRIPTION, FakePipeline, fake_pipeline
 
@@ -266,6 +267,22 @@ def test_a_series_that_the_pipeline_rejects_says_why(tmp_path: Path, pacs: Small
         send(node, files)
         detail = wait_for(node, study, in_state("REJECTED"))
     assert [(job.reason_code, job.reason) for job in detail.jobs] == [("NO_LUNGS", "there are no lungs")]
+    assert pacs.stored == ()
+
+
+def test_a_study_that_holds_another_patient_is_refused(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    stranger = dcmread(files[0])
+    stranger.SeriesInstanceUID, stranger.SOPInstanceUID = generate_uid(), generate_uid()
+    stranger.PatientID = "SECRET-2"
+    write_part10(stranger, tmp_path / "stranger.dcm")
+    with running(tmp_path, pacs) as node:
+        send(node, [tmp_path / "stranger.dcm"])
+        send(node, files)
+        detail = wait_for(node, study, lambda d: len(d.jobs) == 2 and all(job.state == "REJECTED" for job in d.jobs))
+    codes = {job.series_instance_uid: job.reason_code for job in detail.jobs}
+    assert codes[dcmread(files[0]).SeriesInstanceUID] == "PATIENT_CONFLICT"
+    assert not any("SECRET" in (job.reason or "") for job in detail.jobs)
     assert pacs.stored == ()
 
 

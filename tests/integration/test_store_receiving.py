@@ -58,6 +58,15 @@ class TestInstances:
         assert scene.store.instance_paths(SERIES) == tuple(instance(number).path for number in (3, 1, 2))
         assert scene.store.instance_paths("1.2.3") == ()
 
+    def test_one_path_of_every_series_of_the_study(self, scene: Scene) -> None:
+        for number in (3, 1):
+            scene.receive(number)
+            scene.receive(number, series=OTHER_SERIES)
+        scene.store.record_instance(instance(1, study="1.2.840.2", series="1.2.840.2.1"))
+        expected = (instance(3).path, instance(3, series=OTHER_SERIES).path)
+        assert scene.store.study_paths(SERIES) == scene.store.study_paths(OTHER_SERIES) == expected
+        assert scene.store.study_paths("1.2.3") == ()
+
     def test_sent_again_with_equal_bytes_changes_nothing(self, scene: Scene) -> None:
         scene.receive()
         before = scene.study()

@@ -358,6 +358,15 @@ class TestTiltAndOrientation:
         assert error.code == RejectionCode.SHIFTED_SLICES
         assert error.tag == "(0020,0032) ImagePositionPatient"
 
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_slices_that_jitter_within_their_plane(self, axis: int, tmp_path: Path) -> None:
+        datasets = ct_datasets(ramp_hu((20, 4, 4)))
+        for k, ds in enumerate(datasets):
+            offset = [0.0, 0.0, 0.0]
+            offset[axis] = 0.3 * (-1) ** k
+            shift(ds, (offset[0], offset[1], offset[2]))
+        assert rejected(datasets, tmp_path).code == RejectionCode.SHIFTED_SLICES
+
     @pytest.mark.parametrize(
         "orientation", [(1, 0, 0, 0, 0, -1), (0, 1, 0, 0, 0, -1), turned("x", 50.0)], ids=["coronal", "sagittal", "50"]
     )
