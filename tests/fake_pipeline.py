@@ -32,7 +32,7 @@ class FakePipeline:
         progress("stage1", 1.0)
         slices, rows, columns = image.hu.shape
         nodule = make_nodule(image, (slices // 2, rows // 2, columns // 2))
-        return make_findings(image, [nodule])
+        return replace(make_findings(image, [nodule]), cautions=image.cautions)
 
 
 def build(settings: Mapping[str, Any], device: str) -> FakePipeline:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
+import highdicom as hd
+import numpy as np
 import pytest
 from PIL import Image
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from rich.console import Console
 
 from pulmo_node import demo, orthanc
+from pulmo_node.encode import encode_findings
 from pulmo_node.errors import Permanent
-from tests.ct_factory import write_datasets
-from tests.encode_factory import chest_datasets
+from tests.ct_factory import enhanced_from, write_datasets
+from tests.encode_factory import chest_datasets, make_context, make_findings, make_nodule, write_volume
 from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
 
 pytestmark = pytest.mark.usefixtures("fake_pipeline")
@@ -52,6 +57,36 @@ def test_everything_comes_back_and_is_shown(either_pacs: str, tmp_path: Path, co
     text = said(console)
     for word in ("Nodules", "malignancy", "encoded", "delivered", "DONE", "sent 12 images", "1 files are no images"):
         assert word in text, word
+
+
+def without_one(datasets: list[Dataset]) -> list[Dataset]:
+    """A gap in the middle of the nodule of the made pipeline."""
+    return datasets[:5] + datasets[6:]
+
+
+@pytest.mark.parametrize("change", [lambda datasets: [enhanced_from(datasets)], without_one], ids=["enhanced", "gap"])
+def test_masks_come_back_to_the_grid_of_the_volume(
+    change: Callable[[list[Dataset]], list[Dataset]], tmp_path: Path
+) -> None:
+    volume = write_volume(change(chest_datasets()), tmp_path)
+    nodules = [make_nodule(volume, (5, 10, 12)), make_nodule(volume, (6, 28, 33), radius_mm=6.0)]
+    _, seg = encode_findings(make_findings(volume, nodules), volume, make_context(volume))
+    segmentation = hd.seg.segread(BytesIO(seg.content))
+    for number, nodule in enumerate(nodules, start=1):
+        back = demo._mask(segmentation, number, volume).to_volume(volume.hu.shape)
+        acquired = [k for k in range(len(volume.hu)) if k not in volume.interpolated]
+        np.testing.assert_array_equal(back[acquired], nodule.mask.to_volume(volume.hu.shape)[acquired])
+        assert back[list(volume.interpolated)].any(axis=(1, 2)).all()
+
+
+def test_a_repaired_series_is_shown_with_its_cautions(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orthanc, "available", lambda: "Orthanc is not installed")
+    write_datasets(without_one(chest_datasets()), tmp_path / "ct")
+    assert demo.run_demo(tmp_path / "ct", tmp_path / "out", console)
+    assert Image.open(tmp_path / "out" / "nodule-1.png").width > 100
+    assert "caution: GAP_FILLED: " in said(console)
 
 
 def test_a_planted_nodule_that_is_not_found_fails_the_demo(

@@ -95,6 +95,23 @@ def test_objects_of_a_single_frame_series(tmp_path: Path) -> None:
     _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
 
 
+@pytest.mark.parametrize("repair", ["gap", "uneven", "tilt"])
+def test_objects_of_a_repaired_series(tmp_path: Path, repair: str) -> None:
+    """The SEG lies on the acquired images: without one of them, unevenly spaced, or sheared."""
+    datasets = chest_datasets((16, 40, 48))
+    if repair == "gap":
+        del datasets[4]
+    for k, dataset in enumerate(datasets):
+        x, y, z = (float(value) for value in dataset.ImagePositionPatient)
+        if repair == "uneven" and k > 7:
+            dataset.ImagePositionPatient = [x, y, z + (k - 7) * 0.75]
+        if repair == "tilt":
+            dataset.ImagePositionPatient = [x, y + k * 0.6, z]
+    volume = write_volume(datasets, tmp_path / "ct")
+    assert not volume.native
+    _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+
+
 def test_objects_of_a_multi_frame_series(tmp_path: Path) -> None:
     write_part10(enhanced_from(chest_datasets()), tmp_path / "ct.dcm")
     volume = read_volume([tmp_path / "ct.dcm"])

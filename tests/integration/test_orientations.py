@@ -70,6 +70,12 @@ def assert_objects_on_the_acquired_pixels(volume: Volume, findings: Findings, *,
             assert np.abs(off[:, 0]).max() <= longest_way_mm
 
 
+def spacing_in_seg(volume: Volume, findings: Findings) -> float | None:
+    _, seg = encode_findings(findings, volume, make_context(volume))
+    measures = read_object(seg).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    return measures.get("SpacingBetweenSlices")
+
+
 @pytest.mark.parametrize("name", list(ORIENTATIONS))
 def test_every_orientation(name: str, tmp_path: Path) -> None:
     volume = read_volume(write_datasets(scan(ORIENTATIONS[name]), tmp_path, seed=4))
@@ -92,6 +98,7 @@ def test_resampled(name: str, tmp_path: Path) -> None:
     findings = find(volume)
     assert_spheres_found(findings)
     assert_objects_on_the_acquired_pixels(volume, findings, longest_way_mm=1.25)
+    assert spacing_in_seg(volume, findings) is None
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -103,6 +110,7 @@ def test_resheared(name: str, tmp_path: Path) -> None:
     findings = find(volume)
     assert_spheres_found(findings)
     assert_objects_on_the_acquired_pixels(volume, findings, longest_way_mm=0.01)
+    assert spacing_in_seg(volume, findings) == pytest.approx(SPACING[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -119,6 +127,7 @@ def test_gap_filled(name: str, tmp_path: Path) -> None:
     assert_spheres_found(findings)
     assert [caution.code for caution in findings.nodules[1].cautions] == ["TOUCHES_INTERPOLATED"]
     assert_objects_on_the_acquired_pixels(volume, findings, longest_way_mm=SPACING[0] + 0.01)
+    assert spacing_in_seg(volume, findings) is None
     plain = findings_to_json(findings, volume, make_context(volume))
     assert [caution["code"] for caution in plain["nodules"][1]["cautions"]] == ["TOUCHES_INTERPOLATED"]
     (sr, _) = encode_findings(findings, volume, make_context(volume))

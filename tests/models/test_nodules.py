@@ -17,6 +17,8 @@ from pulmo_models.codes import CautionCode
 from pulmo_models.ct import nodules
 from pulmo_models.ct.device import Precision, Runner
 from pulmo_models.errors import DeviceUnavailable, WeightsMissing
+from pulmo_models.geometry import index_to_lps
+from pulmo_models.mapping import frames_of_grid
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.pipeline import Rejection
@@ -101,6 +103,43 @@ def test_the_nodules_are_found_and_measured(result: tuple[Findings, object], vol
         assert tuple(c.name for c in nodule.concepts) == CONCEPT_NAMES
     probabilities = [n.malignancy_probability for n in findings.nodules]
     assert probabilities == sorted(probabilities, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("axes", "reversed_axes"),
+    [
+        pytest.param((0, 1, 2), (0, 2), id="feet first"),
+        pytest.param((0, 2, 1), (0, 1, 2), id="feet first, on the side"),
+    ],
+)
+def test_another_orientation_gives_the_same_findings_at_the_same_places(
+    manifest: Path,
+    volume: Volume,
+    result: tuple[Findings, object],
+    axes: tuple[int, int, int],
+    reversed_axes: tuple[int, ...],
+) -> None:
+    """The voxels of the same patient in another order, as another scan would have stored them."""
+    hu = np.ascontiguousarray(np.flip(volume.hu.transpose(axes), reversed_axes))
+    affine = volume.affine.copy()
+    for n, axis in enumerate(axes):
+        step = volume.affine[:3, axis]
+        affine[:3, n] = -step if n in reversed_axes else step
+        if n in reversed_axes:
+            affine[:3, 3] += (volume.hu.shape[axis] - 1) * step
+    turned = replace(volume, hu=hu, affine=affine, frames=frames_of_grid(affine, hu.shape))
+    findings = registry.build("ct-nodules", {"weights": str(manifest)}, "cpu")(turned)
+    expected = result[0].nodules
+    assert len(findings.nodules) == len(expected)
+    for found, nodule in zip(findings.nodules, expected, strict=True):
+        np.testing.assert_allclose(found.centre_lps_mm, nodule.centre_lps_mm, atol=1e-6)
+        assert found.malignancy_probability == pytest.approx(nodule.malignancy_probability, abs=1e-6)
+        assert found.detection_probability == pytest.approx(nodule.detection_probability, abs=1e-6)
+        assert found.volume_mm3 == pytest.approx(nodule.volume_mm3)
+        assert found.mean_hu == pytest.approx(nodule.mean_hu)
+        np.testing.assert_allclose(
+            index_to_lps(affine, found.centre_index), index_to_lps(volume.affine, nodule.centre_index), atol=1e-6
+        )
 
 
 def test_findings_say_what_made_them(result: tuple[Findings, object], manifest: Path) -> None:

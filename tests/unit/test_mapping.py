@@ -9,7 +9,15 @@ import numpy.typing as npt
 import pytest
 
 from pulmo_models.geometry import index_to_lps
-from pulmo_models.mapping import FrameMask, frame_to_index, frames_of_grid, mask_on_frames, on_frame
+from pulmo_models.mapping import (
+    FrameMask,
+    frame_spacing_mm,
+    frame_to_index,
+    frames_of_grid,
+    mask_from_frames,
+    mask_on_frames,
+    on_frame,
+)
 from pulmo_models.types import Mask, SeriesDescription, SourceFrame, Volume
 
 ROWS, COLUMNS = 40, 50
@@ -148,6 +156,17 @@ class TestPositions:
         assert (point.frame, point.off_plane_mm) == (3, pytest.approx(1.4))
 
 
+@pytest.mark.parametrize(
+    ("distances_mm", "spacing_mm"),
+    [([0.0, 2.5, 5.0, 7.5], 2.5), ([0.0, 2.55, 4.95, 7.5], 2.5), ([0.0, 2.5, 7.5, 10.0], None), ([3.0], None)],
+)
+def test_spacing_of_the_images(grid: Volume, distances_mm: list[float], spacing_mm: float | None) -> None:
+    """Even within what rounding in a file explains, whatever the spacing of the grid is."""
+    volume = replace(grid, frames=images_at(grid, distances_mm), native=False)
+    assert frame_spacing_mm(volume) == (None if spacing_mm is None else pytest.approx(spacing_mm))
+    assert frame_spacing_mm(grid) == pytest.approx(SPACING[0])
+
+
 class TestMasks:
     def test_an_image_between_the_slices_takes_the_nearest_one(self, grid: Volume) -> None:
         """Images at slices 0.4, 2.6 and 5.0 of a mask on slices 0 to 2, each slice with a size of its own."""
@@ -216,6 +235,30 @@ class TestMasks:
         assert [(m.frame, int(m.pixels.sum())) for m in found] == [(0, 12), (1, 6)]
         rows, _ = np.nonzero(drawn(volume, found[1]))
         assert (rows.min(), rows.max()) == (0, 1)
+
+    def test_there_and_back_in_a_native_volume(self, grid: Volume) -> None:
+        voxels = np.random.default_rng(5).random((4, 6, 7)) > 0.5
+        mask = Mask(origin=(3, 10, 20), voxels=voxels)
+        planes = {found.frame: drawn(grid, found) for found in mask_on_frames(grid, mask)}
+        np.testing.assert_array_equal(mask_from_frames(grid, planes), mask.to_volume(grid.hu.shape))
+
+    def test_there_and_back_in_a_sheared_volume(self, grid: Volume) -> None:
+        """Whole pixels of shift, so nothing is lost on the way."""
+        shift = (4 * SPACING[1] / SPACING[0], 3 * SPACING[2] / SPACING[0])
+        frames = images_at(grid, [2.0 * k for k in range(7)], shift)
+        volume = replace(grid, hu=grid.hu[:7], frames=frames, native=False)
+        mask = Mask(origin=(1, 25, 20), voxels=np.random.default_rng(6).random((3, 5, 4)) > 0.4)
+        planes = {found.frame: drawn(volume, found) for found in mask_on_frames(volume, mask)}
+        np.testing.assert_array_equal(mask_from_frames(volume, planes), mask.to_volume(volume.hu.shape))
+
+    def test_back_from_images_that_lie_apart(self, grid: Volume) -> None:
+        """Images at slices 0, 3 and 5.5: a slice takes what is drawn on the image nearest to it."""
+        volume = replace(grid, frames=images_at(grid, [0.0, 6.0, 11.0]), native=False)
+        plane = np.zeros((ROWS, COLUMNS), dtype=bool)
+        plane[4:6, 7:9] = True
+        full = mask_from_frames(volume, {1: plane})
+        assert np.flatnonzero(full.any(axis=(1, 2))).tolist() == [2, 3, 4]
+        np.testing.assert_array_equal(full[2], plane)
 
     def test_a_plane_half_way_between_two_slices_takes_one_of_them_whole(self) -> None:
         """An image turned by rounding in the file: its far side lies nearer to the next slice."""
