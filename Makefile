@@ -1,13 +1,17 @@
-# Targets for people: install, install-train, demo, test, test-all, lint. Everything happens in .venv; see README.md.
+# Targets for people: install, install-train, demo, test, test-all, fuzz, benchmark, lint. Everything happens in .venv;
+# see README.md.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CT ?=
 OUT ?= demo-out
+FILES ?= 20000
+SEED ?= 1
+SERIES ?=
 DEBIAN_TEST_PACKAGES := orthanc dcmtk dicom3tools gcc libc6-dev
 
-.PHONY: install install-train install-dev debian-packages demo test test-all lint format clean
+.PHONY: install install-train install-dev debian-packages demo test test-all fuzz benchmark lint format clean
 
 install: $(VENV)/.installed
 
@@ -53,6 +57,14 @@ test: install-dev debian-packages lint
 
 test-all: install-dev debian-packages lint
 	$(BIN)/pytest
+
+# 20,000 spoiled series through receive and assemble; a quarter of an hour on two free processors.
+fuzz: install-dev
+	$(BIN)/python -m tests.fuzz --files $(FILES) --seed $(SEED)
+
+# Time and memory of assembly beside SimpleITK; SERIES is a folder of a CT series whose slices are taken.
+benchmark: install-dev
+	$(BIN)/python benchmarks/assembly.py $(if $(SERIES),--series "$(SERIES)")
 
 format: install-dev
 	$(BIN)/ruff format .

@@ -74,8 +74,9 @@ def read_header(path: Path, keywords: Sequence[str]) -> tuple[Dataset, bool]:
     """
     with translated(path), _opened(path) as (file, size):
         dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(keywords))
-        if "TransferSyntaxUID" not in dataset.file_meta:
+        if not dataset.file_meta.get("TransferSyntaxUID"):
             raise ValueError("no transfer syntax UID (0002,0010) in the file meta information")
+        dataset.file_meta.get("MediaStorageSOPClassUID")  # converted here, where an error is translated
         return dataset, file.tell() < size
 
 

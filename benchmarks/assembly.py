@@ -1,0 +1,199 @@
+"""Time and memory of assembly beside SimpleITK's `ImageSeriesReader`, on the same files in the same run.
+
+    python benchmarks/assembly.py [--series FOLDER] [--slices 300] [--repeats 3]
+
+The series is written three times, uncompressed, in JPEG Lossless SV1 and in JPEG-LS, its slices those of a real series
+(FOLDER; repeated until there are enough) or else noise over a cylinder. Each reading takes place in a process of its
+own, files in the page cache, and the fastest of the repeats counts. Ours includes the reading of all headers, the
+order and every check; SimpleITK is given the files in order. Growth of memory is the peak of the resident set beyond
+what the imports took, as a multiple of the float32 volume; ours also with the processes that decode, whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gdcm
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
+
+from pulmo_models.types import Volume
+from pulmo_node.assemble import assemble, describe
+
+SIDE = 512
+SPACING_MM = (1.25, 0.7, 0.7)
+KINDS: dict[str, str | int] = {
+    "explicit little endian": "",
+    "JPEG Lossless SV1": gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    "JPEG-LS": "jls",
+}
+
+
+def main() -> None:
+    """Write the series, measure each reader on each of them, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", type=Path, help="folder of a CT series of 512 x 512 pixels")
+    parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measure", nargs=2, metavar=("READER", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measured(arguments.measure[0], Path(arguments.measure[1]))))
+        return
+    images = slices_of(arguments.series) if arguments.series else noise(16)
+    processors, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(f"{arguments.slices} slices of {SIDE} x {SIDE}, {processors} processors, load {load:.1f}")
+    print("| files | assemble | SimpleITK | growth of peak memory, assemble | with its processes | SimpleITK |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, (kind, how) in enumerate(KINDS.items()):
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            write_series(folder, images, arguments.slices, how)
+            ours, theirs = (best_of(reader, folder, arguments.repeats) for reader in ("assemble", "simpleitk"))
+            if ours["sum"] != theirs["sum"]:
+                raise SystemExit(f"{kind}: the two volumes differ")
+            print(
+                f"| {kind} | {ours['seconds']:.2f} s | {theirs['seconds']:.2f} s | {ours['growth']:.2f} x "
+                f"| {ours['growth_with_processes']:.2f} x | {theirs['growth']:.2f} x |",
+                flush=True,
+            )
+
+
+def best_of(reader: str, folder: Path, repeats: int) -> dict[str, float]:
+    """Fastest time and smallest growth of several processes."""
+    command = [sys.executable, __file__, "--measure", reader, str(folder)]
+    runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(repeats)]
+    return {key: min(run[key] for run in runs) for key in runs[0]}
+
+
+def measured(reader: str, folder: Path) -> dict[str, float]:
+    """Read one folder in this process."""
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        path.read_bytes()  # into the page cache
+    read: Callable[[list[Path]], Volume | sitk.Image] = {"assemble": ours, "simpleitk": theirs}[reader]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before, start = resident_bytes("VmRSS"), time.perf_counter()
+    volume = read(paths)
+    seconds = time.perf_counter() - start
+    growth = resident_bytes("VmHWM") - before
+    hu = volume.hu if isinstance(volume, Volume) else sitk.GetArrayViewFromImage(volume)
+    volume_bytes = hu.size * 4
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    others = sum(resident_bytes("VmHWM", int(child)) for child in children)
+    return {
+        "seconds": seconds,
+        "growth": growth / volume_bytes,
+        "growth_with_processes": (growth + others) / volume_bytes,
+        "sum": float(sum(np.maximum(image, -1024).astype(np.float64).sum() for image in hu)),
+    }
+
+
+def ours(paths: list[Path]) -> Volume:
+    """The volume of `pulmo_node.assemble`, as the node calls it."""
+    volume = assemble(paths, describe(paths))
+    if not isinstance(volume, Volume):
+        raise SystemExit("not a CT series")
+    return volume
+
+
+def theirs(paths: list[Path]) -> sitk.Image:
+    """The volume of SimpleITK."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(path) for path in paths])
+    return reader.Execute()
+
+
+def resident_bytes(what: str, process: int | None = None) -> int:
+    """``VmRSS`` (now) or ``VmHWM`` (peak) of a process, of this one by default."""
+    lines = Path(f"/proc/{process or 'self'}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+
+
+def slices_of(folder: Path) -> list[npt.NDArray[np.int16]]:
+    """HU of the slices of a real series, in order."""
+    volume = ours(sorted(folder.iterdir()))
+    if volume.hu.shape[1:] != (SIDE, SIDE):
+        raise SystemExit(f"{folder} is no CT series of {SIDE} x {SIDE} pixels")
+    return list(volume.hu.astype(np.int16))
+
+
+def noise(count: int) -> list[npt.NDArray[np.int16]]:
+    """A cylinder of soft tissue in air, with the noise of a CT."""
+    generator = np.random.default_rng(1)
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    cylinder = np.where(np.hypot(x, y) < 200, 40.0, -1000.0)
+    return [
+        np.maximum(cylinder + generator.normal(0, 25, cylinder.shape), -1024).astype(np.int16) for _ in range(count)
+    ]
+
+
+def write_series(folder: Path, images: list[npt.NDArray[np.int16]], count: int, how: str | int) -> None:
+    """Write ``count`` slices, file names in the order of the slices."""
+    uids = {key: generate_uid() for key in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    for k in range(count):
+        dataset = ct_slice(images[k * len(images) // count], k, uids)
+        path = folder / f"{k:04d}.dcm"
+        if how == "jls":
+            dataset.compress(JPEGLSLossless, generate_instance_uid=False)
+        dataset.save_as(path, enforce_file_format=True)
+        if how and how != "jls":
+            change_syntax(path, how)
+
+
+def ct_slice(hu: npt.NDArray[np.int16], number: int, uids: dict[str, str]) -> Dataset:
+    """One CT Image, 16 bits signed."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, generate_uid()
+    for keyword, value in uids.items():
+        setattr(dataset, keyword, value)
+    dataset.Modality, dataset.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.PatientName, dataset.PatientID = "Benchmark", "BENCHMARK"
+    dataset.AcquisitionNumber, dataset.InstanceNumber, dataset.ConvolutionKernel = 1, number + 1, "B70f"
+    dataset.ImagePositionPatient = [-179.2, -179.2, number * SPACING_MM[0]]
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.PixelSpacing, dataset.SliceThickness = list(SPACING_MM[1:]), SPACING_MM[0]
+    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, -1024, "HU"
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.Rows, dataset.Columns = hu.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    dataset.PixelData = (hu + np.int16(1024)).tobytes()
+    dataset["PixelData"].VR = "OW"
+    return dataset
+
+
+def change_syntax(path: Path, syntax: str | int) -> None:
+    """Compress a file in place by gdcm."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    if not reader.Read():
+        raise SystemExit(f"gdcm cannot read {path}")
+    change.SetInput(reader.GetImage())
+    if not change.Change():
+        raise SystemExit(f"gdcm cannot compress {path}")
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    if not writer.Write():
+        raise SystemExit(f"gdcm cannot write {path}")
+
+
+if __name__ == "__main__":
+    main()
