@@ -40,11 +40,16 @@ def open_store(config: Config) -> SqlStore:
     return SqlStore(config.database_url, SystemClock())
 
 
-def stored_files(config: Config, series_instance_uid: str) -> tuple[Path, ...]:
-    """The files of a series that the node has received; none where it does not know it. Raises `PulmoError`."""
+def stored_files(config: Config, series_instance_uid: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The files of a received series, none where the node does not know it, and one file of every series of its study.
+
+    Raises:
+        PulmoError: the database cannot be used.
+    """
     instances = FileInstanceStore(config.storage)
     with open_store(config) as store:
-        return tuple(instances.absolute(path) for path in store.instance_paths(series_instance_uid))
+        own, study = store.instance_paths(series_instance_uid), store.study_paths(series_instance_uid)
+    return tuple(map(instances.absolute, own)), tuple(map(instances.absolute, study))
 
 
 def build_sender(config: Config) -> DicomSender:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -22,6 +22,11 @@ from pulmo_node.config import Config, LogSection, default_path, load
 from pulmo_node.domain.studies import STUDY_STATES
 from pulmo_node.errors import ConfigError, PulmoError
 from pulmo_node.ports import AdminStore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pulmo_node.inspection import Found
 
 app = typer.Typer(
     help="A DICOM node that finds and characterises lung nodules in chest CT. Research use only.",
@@ -115,43 +120,41 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the node would make of a series: its volumes, what is set aside, and why. Analyses nothing."""
-    from pulmo_node import assemble, inspection  # noqa: PLC0415
+    from pulmo_node import inspection  # noqa: PLC0415
 
-    aside: tuple[assemble.SetAside, ...] = ()
-    if Path(source).is_dir():
-        found = assemble.find_series(Path(source))
-        aside = found.set_aside
-        series = [(one.paths, one.description) for one in found.series]
-    else:
-        paths = _stored_files(source, config)
-        series = [(paths, assemble.describe(paths))] if paths else []
-    if not series:
+    found = inspection.in_folder(Path(source)) if Path(source).is_dir() else _stored_series(source, config)
+    if not found.series:
         err.print(f"{source}: neither a folder that holds DICOM files nor a series that the node has received")
         raise typer.Exit(1)
-    inspected = [inspection.inspect_series(*one) for one in series]
+    inspected = [inspection.inspect_series(one) for one in found.series]
     if as_json:
-        print_json({"series": inspected, "set_aside": aside})
+        print_json({"series": inspected, "set_aside": found.set_aside})
     else:
-        for item in aside:
+        for item in found.set_aside:
             out.print(f"[dim]passed over:[/] {escape(f'{item.file}: {item.reason}')}", highlight=False)
         for result in inspected:
             tables.print_inspection(out, result)
     if png is not None:
-        whole = [
-            one
-            for one, result in zip(series, inspected, strict=True)
-            if any(volume.chosen for volume in result.volumes)
-        ]
+        pairs = zip(found.series, inspected, strict=True)
+        whole = [one for one, result in pairs if any(volume.chosen for volume in result.volumes)]
         if not whole:
             err.print("there is no volume to draw")
             raise typer.Exit(1)
-        inspection.planes_picture(whole).save(png, format="PNG")
+        _save(inspection.planes_picture(whole), png)
 
 
-def _stored_files(series_instance_uid: str, config: Path | None) -> tuple[Path, ...]:
+def _stored_series(series_instance_uid: str, config: Path | None) -> Found:
+    from pulmo_node import inspection  # noqa: PLC0415
     from pulmo_node.app import stored_files  # noqa: PLC0415
 
-    return stored_files(read_config(config), series_instance_uid)
+    return inspection.of_files(*stored_files(read_config(config), series_instance_uid))
+
+
+def _save(picture: Image, path: Path) -> None:
+    try:
+        picture.save(path, format="PNG")
+    except OSError as exc:
+        raise PulmoError(f"{path}: {exc.strerror}") from exc
 
 
 def _pipelines(settings: Config, wanted: list[str] | None) -> list[str]:

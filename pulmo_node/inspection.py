@@ -22,6 +22,23 @@ MODALITY_OF_VOLUMES = "CT"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """The files of a series."""
+
+    paths: tuple[Path, ...]
+    description: SeriesDescription
+    study: tuple[Path, ...]  # a file of every series of the study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What there is to inspect, and files that belong to no series."""
+
+    series: tuple[Source, ...]
+    set_aside: tuple[assemble.SetAside, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectedVolume:
     """One stack of images of a series. What is None is unknown, since the stack makes no volume."""
 
@@ -61,12 +78,43 @@ class InspectedSeries:
     rejection: dict[str, str] | None  # code and reason, where nothing of the series would be analysed
 
 
-def inspect_series(paths: Sequence[Path], description: SeriesDescription) -> InspectedSeries:
+def in_folder(folder: Path) -> Found:
+    """Every series below a folder.
+
+    Raises:
+        Rejected: the folder cannot be read.
+    """
+    found = assemble.find_series(folder)
+    studies: dict[str, list[Path]] = {}
+    for one in found.series:
+        studies.setdefault(one.description.study_instance_uid, []).append(one.paths[0])
+    series = (
+        Source(paths=one.paths, description=one.description, study=tuple(studies[one.description.study_instance_uid]))
+        for one in found.series
+    )
+    return Found(series=tuple(series), set_aside=found.set_aside)
+
+
+def of_files(paths: Sequence[Path], study: Sequence[Path]) -> Found:
+    """The series of these files; ``study`` holds a file of every series of its study.
+
+    Raises:
+        Rejected: no file can be read.
+    """
+    if not paths:
+        return Found(series=(), set_aside=())
+    source = Source(paths=tuple(paths), description=assemble.describe(paths), study=tuple(study))
+    return Found(series=(source,), set_aside=())
+
+
+def inspect_series(source: Source) -> InspectedSeries:
     """Plan the assembly of one series."""
+    paths, description = source.paths, source.description
     volumes: tuple[InspectedVolume, ...] = ()
     aside: tuple[assemble.SetAside, ...] = ()
     rejection: Rejected | None = None
     try:
+        assemble.check_one_patient(source.study)
         if description.modality == MODALITY_OF_VOLUMES:
             plan = assemble.plan_ct(paths)
             volumes, aside, rejection = tuple(map(_volume, plan.volumes)), plan.set_aside, plan.rejection
@@ -124,15 +172,15 @@ def _directions(affine: npt.NDArray[np.float64]) -> tuple[str, str, str]:
     return slices, rows, columns
 
 
-def planes_picture(series: Sequence[tuple[Sequence[Path], SeriesDescription]]) -> Image.Image:
+def planes_picture(series: Sequence[Source]) -> Image.Image:
     """The three middle planes of the volume of each series, one series below the other.
 
     Raises:
         Rejected: the pixels of a series cannot be read.
     """
     rows = []
-    for paths, description in series:  # one volume in memory at a time
-        volume = assemble.assemble_ct(paths, description)
+    for source in series:  # one volume in memory at a time
+        volume = assemble.assemble_ct(source.paths, source.description)
         rows.append(np.asarray(encode.render_planes(volume, _caption(volume))))
     return Image.fromarray(np.concatenate(rows))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,20 @@ def test_the_picture_has_a_row_for_each_series(tmp_path: Path) -> None:
 
 
 def test_radiographs_are_named(tmp_path: Path) -> None:
-    output = runner.invoke(app, ["inspect", str(data_folder("cxr_dicom"))]).output
-    assert output.count("one radiograph") == 3
+    for name in ("siim_jpegbaseline", "siim_FAKE_monochrome1", "monochrome1_440_gdcm"):
+        for path in data_folder("cxr_dicom").glob(f"cr_*{name}.dcm"):
+            shutil.copy(path, tmp_path)
+    output = runner.invoke(app, ["inspect", str(tmp_path)]).output
+    assert output.count("one radiograph") == 1
     assert "refused: SEVERAL_IMAGES: " in output
+
+
+def test_another_patient_in_the_study(tmp_path: Path) -> None:
+    """The node refuses such a study as a whole, so inspect does."""
+    first, second = chest_datasets(), chest_datasets()
+    for dataset in second:
+        dataset.StudyInstanceUID, dataset.PatientID = first[0].StudyInstanceUID, "SOMEBODY-ELSE"
+    write_datasets(first, tmp_path / "first")
+    write_datasets(second, tmp_path / "second")
+    found = inspected(str(tmp_path))["series"]
+    assert [series["rejection"]["code"] for series in found] == ["PATIENT_CONFLICT"] * 2  # type: ignore[attr-defined]
