@@ -15,7 +15,7 @@ from pydicom.sr.coding import Code
 from pulmo_models.mapping import mask_on_frames, on_frame
 from pulmo_models.types import Axis, Nodule, Volume
 from pulmo_node.encode import codes
-from pulmo_node.encode.identity import EncodedObject, Equipment
+from pulmo_node.encode.identity import EncodedObject, Equipment, ascii_text
 from pulmo_node.encode.report import NoduleRecord, percent
 from pulmo_node.errors import Permanent
 
@@ -54,7 +54,7 @@ def measurement_group(
     numbers = [item for item in items if item.value_type == sr.ValueTypeValues.NUM]
     numbers[0].ContentSequence = sr.ContentSequence([long_axis])
     numbers[1].ContentSequence = sr.ContentSequence([short_axis])
-    items.append(sr.TextContentItem(codes.COMMENT, record.comment, _CONTAINS))
+    items.append(sr.TextContentItem(codes.COMMENT, ascii_text(record.comment), _CONTAINS))
     return group
 
 
