@@ -133,10 +133,10 @@ def mask_from_frames(volume: Volume, planes: Mapping[int, BoolArray]) -> BoolArr
     full = np.zeros(volume.hu.shape, dtype=bool)
     for k, layer in enumerate(full):
         middle = (k, (layer.shape[0] - 1) / 2, (layer.shape[1] - 1) / 2)
-        plane = planes.get(on_frame(volume, middle).frame)
+        frame = on_frame(volume, middle).frame
+        plane = planes.get(frame)
         if plane is None or not plane.any():
             continue
-        frame = on_frame(volume, middle).frame
         start, *units = (on_frame(volume, (k, *at), among=(frame,)) for at in ((0, 0), (1, 0), (0, 1)))
         step = np.array([[unit.row - start.row, unit.column - start.column] for unit in units])
         grid = np.moveaxis(np.indices(layer.shape), 0, -1)
