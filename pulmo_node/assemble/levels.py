@@ -23,7 +23,7 @@ Float64Array = npt.NDArray[np.float64]
 POSITION_TOLERANCE_MM = 0.1  # from the fitted line; positions rounded to one decimal are off by up to 0.05 per axis
 MAX_FILLED_GAP_MM = 10.0  # around one missing slice
 MAX_UNEVEN_GAP_MM = 6.0
-MAX_HOLE = 1.5  # times the larger of the neighbouring gaps: beyond, something is missing
+MAX_HOLE = 1.5  # times the usual gap and both neighbouring ones: beyond, something is missing
 SMALLEST_GAP = 0.25  # of the usual gap: below, two scans are mixed
 _MOST_STEPS = 1_000_000  # keeps absurd positions within whole numbers
 SPACING_RUN = 8  # equal gaps in a row are a spacing that was chosen, not slices that went missing
@@ -58,7 +58,7 @@ def find_levels(frames: Sequence[Frame], distance: Float64Array) -> Levels:
     if on_grid and missing == 0:
         return Levels(start_mm=float(start), spacing_mm=float(spacing), at=np.arange(len(distance), dtype=np.float64))
     if on_grid and not _chosen(steps):
-        if missing > 1 or gaps.max() > MAX_FILLED_GAP_MM:
+        if missing > 1 or gaps.max() > MAX_FILLED_GAP_MM + POSITION_TOLERANCE_MM:
             raise _missing(frames, gaps, steps)
         return _filled(frames, number, float(start), float(spacing))
     return _evened(frames, distance)
@@ -109,7 +109,7 @@ def _evened(frames: Sequence[Frame], distance: Float64Array) -> Levels:
     gaps = np.diff(distance)
     usual = _usual_gap(gaps)
     beside = np.pad(gaps, 1)
-    hole = gaps > MAX_HOLE * np.maximum(beside[:-2], beside[2:])
+    hole = gaps > MAX_HOLE * np.maximum.reduce([beside[:-2], beside[2:], np.full_like(gaps, usual)])
     bad = np.where(hole | (gaps > MAX_UNEVEN_GAP_MM + POSITION_TOLERANCE_MM), gaps, 0.0)
     if gaps.min() < SMALLEST_GAP * usual:
         raise _irregular(frames, gaps, int(gaps.argmin()))

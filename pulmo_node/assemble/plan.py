@@ -231,7 +231,7 @@ def _check_extent(grid: Grid, minimum_slices: int) -> None:
             f"{len(grid.frames)} slices are fewer than the {minimum_slices} that an analysis needs",
             file=first.path.name,
         )
-    if grid.spacing_mm > MAX_SPACING_MM:
+    if grid.spacing_mm > MAX_SPACING_MM + 0.01:
         raise Rejected(
             RejectionCode.TOO_THICK,
             f"the slices are {grid.spacing_mm:.1f} mm apart, more than {MAX_SPACING_MM:.0f} mm",

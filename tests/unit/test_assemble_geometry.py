@@ -238,6 +238,7 @@ class TestUnevenSpacing:
             pytest.param(np.concatenate([even(10, 1.0), 9 + 1.5 * (1 + np.arange(10))]), 1.0, id="1.0, then 1.5 mm"),
             pytest.param(np.concatenate([even(10), 22.5 + 5 * (1 + np.arange(8))]), 2.5, id="2.5, then 5 mm"),
             pytest.param(even(20) + 0.5 * (np.arange(20) == 9), 2.0, id="one displaced slice"),
+            pytest.param(even(20) + 0.2 * (-1.0) ** np.arange(20) - 0.2, 2.1, id="every slice displaced"),
             pytest.param(even(300, 1.25) + 0.4 * (np.arange(300) >= 250), 1.25, id="a jump of 0.4 mm at slice 250"),
             pytest.param(even(300, 1.25) - 0.3 * (np.arange(300) >= 250), 0.95, id="a step back of 0.3 mm"),
         ],
