@@ -2,7 +2,7 @@
 
 Input: Part 10 files. Output: `Headers`: `Frame` values, read from headers only, and what was set aside with the reason.
 PS3.3 A.3 (CT Image), A.38 (Enhanced CT), A.70 (Legacy Converted Enhanced CT), C.7.6.16 (functional groups),
-C.8.2.1.1.1 and C.8.15.2.1 (image type of CT and Enhanced CT).
+C.8.2.1.1.1 and C.8.15.2 (image types of CT and Enhanced CT).
 """
 
 from __future__ import annotations
@@ -168,12 +168,17 @@ def _functional_groups(dataset: Dataset) -> list[tuple[int | None, tuple[Dataset
     return [(number, (own, *shared, dataset)) for number, own in enumerate(per_frame, start=1)]
 
 
+_CONVERTED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
+"""Where Legacy Converted objects keep what has no place in a functional group (PS3.3 A.70, C.7.6.16)."""
+
+
 def _in_group(groups: tuple[Dataset, ...], macro: str, keyword: str) -> Dataset:
     """The data set that holds an attribute: the macro of the frame, else the shared one, else the top level."""
-    for group in groups:
-        items = group.get(macro)
-        if items and keyword in items[0]:
-            return items[0]  # type: ignore[no-any-return]
+    for name in (macro, *_CONVERTED):
+        for group in groups:
+            items = group.get(name)
+            if items and keyword in items[0]:
+                return items[0]  # type: ignore[no-any-return]
     return groups[-1]
 
 
@@ -194,7 +199,6 @@ def _frame(path: Path, dataset: Dataset, number: int | None, groups: tuple[Datas
     spacing = numbers(_in_group(groups, "PixelMeasuresSequence", "PixelSpacing"), "PixelSpacing", 2)
     rescale, rescale_type = _rescale(dataset, groups)
     content = _in_group(groups, "FrameContentSequence", "FrameAcquisitionNumber")
-    instance = numbers(dataset, "InstanceNumber", 1) if number is None else None
     return Frame(
         path=path,
         sop_class_uid=str(dataset.SOPClassUID),
@@ -215,7 +219,7 @@ def _frame(path: Path, dataset: Dataset, number: int | None, groups: tuple[Datas
         temporal_position=_temporal_position(groups),
         stack_id=text(_in_group(groups, "FrameContentSequence", "StackID"), "StackID"),
         acquired=_acquired(dataset, groups),
-        instance_number=number or (0 if instance is None else int(instance[0])),
+        instance_number=number or int(_recorded(dataset, "InstanceNumber") or 0),
         acquisition=_acquisition(dataset, groups),
     )
 
@@ -248,16 +252,14 @@ def _rescale(dataset: Dataset, groups: tuple[Dataset, ...]) -> tuple[tuple[float
 
 
 def _temporal_position(groups: tuple[Dataset, ...]) -> str:
-    """What tells phases of one scan apart: PS3.3 C.7.6.16.2.2 (Frame Content), C.7.6.16.2.7 and C.7.6.18 (cardiac)."""
+    """What tells phases of one scan apart: temporal position, cardiac phase, trigger time."""
     places = (
         ("FrameContentSequence", "TemporalPositionIndex"),
-        ("", "TemporalPositionIdentifier"),
+        ("FrameContentSequence", "TemporalPositionIdentifier"),
         ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"),
-        ("", "TriggerTime"),
+        ("CardiacSynchronizationSequence", "TriggerTime"),
     )
-    return "/".join(
-        text(_in_group(groups, macro, keyword) if macro else groups[-1], keyword) for macro, keyword in places
-    )
+    return "/".join(text(_in_group(groups, macro, keyword), keyword) for macro, keyword in places)
 
 
 def _acquired(dataset: Dataset, groups: tuple[Dataset, ...]) -> str:
@@ -274,9 +276,10 @@ def _acquisition(dataset: Dataset, groups: tuple[Dataset, ...]) -> Acquisition:
     agents = dataset.get("ContrastBolusAgentSequence")
     return Acquisition(
         kernel=text(_in_group(groups, reconstruction, "ConvolutionKernel"), "ConvolutionKernel"),
-        contrast_agent=text(dataset, "ContrastBolusAgent") or (text(agents[0], "CodeMeaning") if agents else ""),
-        slice_thickness_mm=_recorded_mm(_in_group(groups, "PixelMeasuresSequence", "SliceThickness"), "SliceThickness"),
-        reconstruction_diameter_mm=_recorded_mm(
+        contrast_agent=text(_in_group(groups, reconstruction, "ContrastBolusAgent"), "ContrastBolusAgent")
+        or (text(agents[0], "CodeMeaning") if agents else ""),
+        slice_thickness_mm=_recorded(_in_group(groups, "PixelMeasuresSequence", "SliceThickness"), "SliceThickness"),
+        reconstruction_diameter_mm=_recorded(
             _in_group(groups, reconstruction, "ReconstructionDiameter"), "ReconstructionDiameter"
         ),
         patient_position=text(dataset, "PatientPosition"),
@@ -285,8 +288,8 @@ def _acquisition(dataset: Dataset, groups: tuple[Dataset, ...]) -> Acquisition:
     )
 
 
-def _recorded_mm(dataset: Dataset, keyword: str) -> float | None:
-    """A length that no rule reads: one that cannot be understood is taken as absent."""
+def _recorded(dataset: Dataset, keyword: str) -> float | None:
+    """A number that no rule depends on: one that cannot be understood is taken as absent."""
     with suppress(ValueError, TypeError, OverflowError):
         found = numbers(dataset, keyword, 1)
         return None if found is None else float(found[0])

@@ -489,6 +489,32 @@ class TestMultiFrame:
         write_part10(enhanced_from(datasets[1::2]), paths[1])
         assert np.array_equal(assemble_ct(paths, describe(paths)).hu, ramp_hu())
 
+    @pytest.mark.parametrize(("keyword", "values"), [("StackID", ("1", "2")), ("TemporalPositionIndex", (1, 2))])
+    def test_stacks_and_phases_of_one_object(self, keyword: str, values: tuple[object, object], tmp_path: Path) -> None:
+        first = ct_datasets(ramp_hu())
+        second = second_of(first)
+        ds = enhanced_from([*first, *second])
+        for k, group in enumerate(ds.PerFrameFunctionalGroupsSequence):
+            setattr(group.FrameContentSequence[0], keyword, values[k // 10])
+        path = tmp_path / "enhanced.dcm"
+        write_part10(ds, path)
+        volume = assemble_ct([path], describe([path]))
+        assert np.array_equal(volume.hu, ramp_hu())
+        assert [frame.frame_number for frame in volume.frames] == list(range(1, 11))
+        assert "10 images from enhanced.dcm frame 11" in other_volumes(volume)
+
+    def test_the_kernel_of_a_legacy_converted_object(self, tmp_path: Path) -> None:
+        ds = enhanced_from(ct_datasets(ramp_hu()), LegacyConvertedEnhancedCTImageStorage)
+        shared = ds.SharedFunctionalGroupsSequence[0]
+        del shared.CTReconstructionSequence
+        item = Dataset()
+        item.ConvolutionKernel, item.ContrastBolusAgent = "LUNG", "Iomeron"
+        shared.UnassignedSharedConvertedAttributesSequence = [item]
+        path = tmp_path / "legacy.dcm"
+        write_part10(ds, path)
+        acquisition = assemble_ct([path], describe([path])).acquisition
+        assert (acquisition.kernel, acquisition.contrast_agent) == ("LUNG", "Iomeron")
+
     def test_too_few_functional_groups(self, tmp_path: Path) -> None:
         ds = enhanced_from(ct_datasets(ramp_hu()))
         del ds.PerFrameFunctionalGroupsSequence[3]
