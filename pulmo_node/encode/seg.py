@@ -16,12 +16,12 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from pulmo_models.mapping import FrameMask, frame_spacing_mm, mask_on_frames
-from pulmo_models.types import Nodule, SliceSource, SourceFrame, Volume
+from pulmo_models.types import Nodule, SourceFrame, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.finish import finish
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext, library_errors
 from pulmo_node.encode.report import NoduleRecord
-from pulmo_node.encode.source import frame_positions_mm, image_header, read_header
+from pulmo_node.encode.source import frame_as_image, frame_positions_mm, image_header, read_header
 from pulmo_node.errors import Permanent
 
 _COLOURS_RGB = (
@@ -53,13 +53,7 @@ def encode_seg(
     """
     masks = _masks_on_frames(nodules, volume)
     sources = [volume.frames[frame] for frame in sorted({mask.frame for found in masks for mask in found})]
-    headers = _headers(sources)
-    images = [
-        image_header(
-            header, frame_of_reference_uid=volume.frame_of_reference_uid, slice_spacing_mm=volume.spacing_mm[0]
-        )
-        for header in headers
-    ]
+    header, source_arguments = _source_arguments(sources, volume)
     with library_errors("SEG", context.series_instance_uid):
         built = hd.seg.Segmentation(
             pixel_array=_pixel_array(masks, volume.frames),
@@ -78,10 +72,12 @@ def encode_seg(
             series_description="Pulmo nodules SEG",
             omit_empty_frames=True,
             contributing_equipment=[equipment.contributing_item(context)],
-            **_geometry(images, sources),
+            **source_arguments,
         )
+        if _several_objects(sources):
+            _refer_to_frames(built, sources)
         _set_spacing(built.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], volume)
-    return finish(built, "seg", headers[0], context, context.uid("dimension-organization", weights_sha256))
+    return finish(built, "seg", header, context, context.uid("dimension-organization", weights_sha256))
 
 
 def _masks_on_frames(nodules: Sequence[Nodule], volume: Volume) -> list[tuple[FrameMask, ...]]:
@@ -131,30 +127,60 @@ def _set_spacing(measures: Dataset, volume: Volume) -> None:
         del measures.SpacingBetweenSlices
 
 
-def _headers(sources: Sequence[SliceSource]) -> list[Dataset]:
-    """One header per used slice, or the one header of the multi-frame object that holds them all."""
-    if all(source.frame_number is None for source in sources):
-        return [read_header(source) for source in sources]
-    if len({source.sop_instance_uid for source in sources}) > 1:
-        raise Permanent("the nodules lie in frames of more than one multi-frame object: a SEG can refer to one only")
-    return [read_header(sources[0])]
-
-
-def _geometry(images: Sequence[Dataset], sources: Sequence[SliceSource]) -> dict[str, Any]:
-    """Arguments that tie the planes to their source images."""
+def _source_arguments(sources: Sequence[SourceFrame], volume: Volume) -> tuple[Dataset, dict[str, Any]]:
+    """The full header of the first source, and the arguments that tie the planes to their source images."""
+    headers = {source.sop_instance_uid: read_header(source) for source in sources}
+    first = headers[sources[0].sop_instance_uid]
+    uid, spacing_mm = volume.frame_of_reference_uid, volume.spacing_mm[0]
+    if _several_objects(sources):
+        frames = [
+            frame_as_image(
+                headers[source.sop_instance_uid], source, frame_of_reference_uid=uid, slice_spacing_mm=spacing_mm
+            )
+            for source in sources
+        ]
+        return first, {"source_images": frames}
+    images = [
+        image_header(header, frame_of_reference_uid=uid, slice_spacing_mm=spacing_mm) for header in headers.values()
+    ]
     if sources[0].frame_number is None:
         for image in images[1:]:  # the volume is regular within its tolerance; highdicom accepts no jitter
             image.ImageOrientationPatient = images[0].ImageOrientationPatient
             image.FrameOfReferenceUID = images[0].FrameOfReferenceUID
-        return {"source_images": list(images)}
-    positions_mm = frame_positions_mm(images[0], [source.frame_number or 1 for source in sources])
-    return {
-        "source_images": [images[0]],
+        return first, {"source_images": images}
+    positions_mm = frame_positions_mm(first, [source.frame_number or 1 for source in sources])
+    return first, {
+        "source_images": images,
         "plane_positions": [
             hd.PlanePositionSequence(hd.CoordinateSystemNames.PATIENT, position.tolist()) for position in positions_mm
         ],
         "pixel_measures": images[0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence,
     }
+
+
+def _several_objects(sources: Sequence[SourceFrame]) -> bool:
+    """Whether frames of multi-frame objects come from more than one of them, which highdicom takes no list of."""
+    multi_frame = any(source.frame_number is not None for source in sources)
+    return multi_frame and len({source.sop_instance_uid for source in sources}) > 1
+
+
+def _refer_to_frames(built: hd.seg.Segmentation, sources: Sequence[SourceFrame]) -> None:
+    """Name object and frame where highdicom was shown each frame as an image of its own (`frame_as_image`)."""
+    places = np.array([source.origin_lps_mm for source in sources])
+    for groups in built.PerFrameFunctionalGroupsSequence:
+        place = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, dtype=np.float64)
+        source = sources[int(np.linalg.norm(places - place, axis=1).argmin())]
+        (item,) = groups.DerivationImageSequence[0].SourceImageSequence
+        item.ReferencedSOPClassUID = source.sop_class_uid
+        if source.frame_number is not None:
+            item.ReferencedFrameNumber = source.frame_number
+    references = []
+    for sop_class_uid, sop_instance_uid in dict.fromkeys((s.sop_class_uid, s.sop_instance_uid) for s in sources):
+        reference = Dataset()
+        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+        references.append(reference)
+    built.SourceImageSequence = references
+    built.ReferencedSeriesSequence[0].ReferencedInstanceSequence = references
 
 
 def _segment(record: NoduleRecord, equipment: Equipment) -> hd.seg.SegmentDescription:

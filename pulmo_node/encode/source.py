@@ -16,8 +16,10 @@ import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import CTImageStorage
+from pydicom.valuerep import DS
 
-from pulmo_models.types import SeriesDescription, SliceSource
+from pulmo_models.types import SeriesDescription, SliceSource, SourceFrame
 from pulmo_node.errors import Permanent
 
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -146,6 +148,26 @@ def image_header(header: Dataset, *, frame_of_reference_uid: str, slice_spacing_
         if keyword not in shared and keyword in first_frame:
             shared[keyword] = first_frame[keyword]
     bare.SharedFunctionalGroupsSequence = [shared]
+    return bare
+
+
+def frame_as_image(
+    header: Dataset, frame: SourceFrame, *, frame_of_reference_uid: str, slice_spacing_mm: float
+) -> Dataset:
+    """A frame of a multi-frame object as the header of a CT image of its own, under the UID of its object."""
+    bare = bare_header(header)
+    for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if keyword in bare:
+            del bare[keyword]
+    row_step, column_step = np.array(frame.row_step_lps_mm), np.array(frame.column_step_lps_mm)
+    between_rows_mm, between_columns_mm = float(np.linalg.norm(row_step)), float(np.linalg.norm(column_step))
+    cosines = (*(column_step / between_columns_mm).tolist(), *(row_step / between_rows_mm).tolist())
+    bare.SOPClassUID = CTImageStorage
+    bare.FrameOfReferenceUID = frame_of_reference_uid
+    bare.ImagePositionPatient = [DS(value, auto_format=True) for value in frame.origin_lps_mm]
+    bare.ImageOrientationPatient = [DS(value, auto_format=True) for value in cosines]
+    bare.PixelSpacing = [DS(value, auto_format=True) for value in (between_rows_mm, between_columns_mm)]
+    bare.SliceThickness = DS(slice_spacing_mm, auto_format=True)
     return bare
 
 

@@ -112,9 +112,14 @@ def test_objects_of_a_repaired_series(tmp_path: Path, repair: str) -> None:
     _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
 
 
-def test_objects_of_a_multi_frame_series(tmp_path: Path) -> None:
-    write_part10(enhanced_from(chest_datasets()), tmp_path / "ct.dcm")
-    volume = read_volume([tmp_path / "ct.dcm"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_objects_of_a_multi_frame_series(tmp_path: Path, count: int) -> None:
+    datasets = chest_datasets()
+    size = len(datasets) // count
+    paths = [tmp_path / f"{number}.ct" for number in range(count)]
+    for number, path in enumerate(paths):
+        write_part10(enhanced_from(datasets[number * size : (number + 1) * size]), path)
+    volume = read_volume(paths)
     _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import LegacyConvertedEnhancedCTImageStorage, SegmentationStorage
+from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage, SegmentationStorage
 
 from pulmo_models.types import Mask, Nodule, Volume
 from pulmo_node.encode import EncodedObject, encode_findings
@@ -138,6 +138,23 @@ def test_multi_frame_source(tmp_path: Path, reverse: bool, legacy: bool) -> None
     volume = read_volume([tmp_path / "enhanced.dcm"])
     seg = _assert_masks_survive(volume, [make_nodule(volume, (2, 8, 40)), make_nodule(volume, (9, 30, 7))])
     assert float(seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices) == 2.5
+
+
+def test_frames_of_several_multi_frame_objects(tmp_path: Path) -> None:
+    """The first half of the volume in one object, the second in another, and a nodule across the border."""
+    datasets = chest_datasets()
+    paths = []
+    for part in (datasets[:6], datasets[6:]):
+        paths.append(tmp_path / f"{len(paths)}.dcm")
+        write_part10(enhanced_from(part), paths[-1])
+    volume = read_volume(paths)
+    assert len({frame.sop_instance_uid for frame in volume.frames}) == 2
+    seg = _assert_masks_survive(
+        volume, [make_nodule(volume, (5, 15, 20), radius_mm=6.0), make_nodule(volume, (9, 30, 7))]
+    )
+    assert {item.ReferencedSOPClassUID for item in seg.SourceImageSequence} == {EnhancedCTImageStorage}
+    (series,) = seg.ReferencedSeriesSequence
+    assert len(seg.SourceImageSequence) == len(series.ReferencedInstanceSequence) == 2
 
 
 def test_segments_are_described_and_tracked(volume: Volume) -> None:
