@@ -174,7 +174,7 @@ _CONVERTED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedShared
 
 def _in_group(groups: tuple[Dataset, ...], macro: str, keyword: str) -> Dataset:
     """The data set that holds an attribute: the macro of the frame, else the shared one, else the top level."""
-    for name in (macro, *_CONVERTED):
+    for name in (macro, *_CONVERTED) if len(groups) > 1 else ():  # single-frame objects have no groups
         for group in groups:
             items = group.get(name)
             if items and keyword in items[0]:
