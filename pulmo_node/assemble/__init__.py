@@ -5,9 +5,9 @@ Errors: `pulmo_node.errors.Rejected`, its code one of `RejectionCode`; nothing e
 Governed by PS3.3 C.7.6.2 (Image Plane), C.7.6.3 (Image Pixel), C.8.2 (CT Image), C.7.6.16 (functional groups).
 The rules are told in docs/assembly.md.
 
-In the order of the data: `folder` (what lies there), `frames` (headers), `stacks` (what could be a volume), `geometry` and
-`levels` (its grid), `plan` and `choice` (which one is taken), `regular`, `slices`, `pixels` and `decoding` (its voxels),
-`ct` (the volume).
+In the order of the data: `folder` (what lies there), `frames` (headers), `stacks` (what could be a volume), `geometry`
+and `levels` (its grid), `plan` and `choice` (which one is taken), `regular`, `slices`, `pixels` and `decoding` (its
+voxels), `ct` (the volume).
 """
 
 from __future__ import annotations
