@@ -162,10 +162,11 @@ def _nearest(volume: Volume, mask: Mask, at: _Float64Array, layers: npt.NDArray[
     distance = np.abs(at[:, None] - (layers + mask.origin[0])[None, :])
     frame, layer = (int(n) for n in np.unravel_index(int(distance.argmin()), distance.shape))
     z = int(layers[layer])
+    slice_index = mask.origin[0] + z
     image = volume.frames[frame]
     points = [
-        _pixel(image, np.asarray(index_to_lps(volume.affine, np.add(mask.origin, (z, row, column)))))
-        for row, column in np.argwhere(mask.voxels[z])
+        _pixel(image, np.array(index_to_lps(volume.affine, (slice_index, row, column)), dtype=np.float64))
+        for row, column in np.argwhere(mask.voxels[z]) + mask.origin[1:]
     ]
     pixels = np.clip(np.rint(points).astype(np.int64), 0, (image.rows - 1, image.columns - 1))
     low, high = pixels.min(axis=0), pixels.max(axis=0) + 1

@@ -112,8 +112,8 @@ class Volume:
 
     ``hu`` is float32 ``(slices, rows, columns)`` in Hounsfield units; ``affine`` is float64 4 x 4 and maps voxel
     index ``(slice, row, column)`` to LPS mm. ``frames`` are the acquired images in order along the normal. Where
-    ``native`` holds, voxel ``(k, r, c)`` is pixel ``(r, c)`` of ``frames[k]``; else the grid was resampled or resheared,
-    and `pulmo_models.mapping` leads from a voxel to the images.
+    ``native`` holds, voxel ``(k, r, c)`` is pixel ``(r, c)`` of ``frames[k]``; else a gap was filled, or the grid was
+    resampled or resheared, and `pulmo_models.mapping` leads from a voxel to the images.
     """
 
     hu: npt.NDArray[np.float32]
