@@ -114,7 +114,8 @@ def _give_back(decoder: _Decoder) -> None:
 
 
 @atexit.register
-def _end_idle() -> None:
+def end_idle() -> None:
+    """End the processes that wait for frames; the next frame starts a new one."""
     with _idle_lock:
         while _idle:
             _idle.pop().end()

@@ -212,8 +212,7 @@ def serve(first: int, last: int, random_seed: int) -> None:
         for number in range(first, last):
             print(json.dumps({"begins": number}), flush=True)
             print(json.dumps(asdict(running.run(number, random_seed))), flush=True)
-    for decoder in list(decoding._idle):
-        decoder.end()
+    decoding.end_idle()  # only then does their memory count
     own, children = (
         resource.getrusage(who).ru_maxrss << 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )

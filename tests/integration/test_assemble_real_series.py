@@ -52,7 +52,17 @@ def test_full_series(
     assert np.abs(volume.affine[:3] @ [corner[2], corner[1], corner[0], 1] - theirs).max() < 1e-3
 
 
-@pytest.mark.parametrize("folder", ["ct_ricord1a_jpeglossless_slab", "ct_lungdx_a0002_thick8mm/dicom"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "ct_cptac_c3n-00247/dicom",
+        "ct_lidc_idri_0063/dicom",
+        "ct_lungdx_a0001/dicom",
+        "ct_lungdx_a0002_thick8mm/dicom",
+        "ct_qin_lsc_0055/dicom",
+        "ct_ricord1a_jpeglossless_slab",
+    ],
+)
 def test_highdicom_agrees_on_affine_and_values(folder: str) -> None:
     (found,) = find_series(data_folder(folder)).series
     volume = assemble_ct(found.paths, found.description)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from pulmo_models.types import Volume
 from pulmo_node.assemble import RejectionCode, assemble_ct, describe
 from pulmo_node.errors import Rejected
-from tests.ct_factory import ct_datasets, ramp_hu, set_pixels, write_datasets, write_part10
+from tests.ct_factory import ct_datasets, enhanced_from, ramp_hu, set_pixels, write_datasets, write_part10
 
 SHAPE = (10, 8, 8)
 
@@ -183,6 +184,19 @@ class TestBits:
             write_part10(ds, folder / path.name)
         volume = assemble_ct(sorted(folder.iterdir()), describe(paths))
         assert np.array_equal(volume.hu, hu)
+
+    @pytest.mark.parametrize("transfer_syntax", [RLELossless, JPEGLSLossless])
+    def test_frames_of_a_compressed_multi_frame_object(self, transfer_syntax: str, tmp_path: Path) -> None:
+        """Several threads decode frames of one data set."""
+        hu = ramp_hu((24, 32, 32)) % 3000 - 1000
+        enhanced = enhanced_from(ct_datasets(hu))
+        enhanced.file_meta = FileMetaDataset()
+        enhanced.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        enhanced.compress(transfer_syntax, generate_instance_uid=False)
+        write_part10(enhanced, tmp_path / "enhanced.dcm")
+        volume = assemble_ct([tmp_path / "enhanced.dcm"], describe([tmp_path / "enhanced.dcm"]))
+        assert np.array_equal(volume.hu, hu)
+        assert [frame.frame_number for frame in volume.frames] == list(range(1, 25))
 
 
 class TestPadding:
