@@ -187,3 +187,16 @@ def export(
 
     with plain_errors():
         typer.echo(export_set(work, out, name=name, version=version))
+
+
+@app.command()
+def operating_point(
+    weights: Annotated[Path, typer.Argument(help="Manifest (.toml) of the set.")],
+    report: Annotated[Path, typer.Argument(help="report.json of an evaluation of that set with the part stage1.")],
+) -> None:
+    """Write the thresholds of a report's FROC into a set: what the node takes where its configuration gives none."""
+    from pulmo_models.training.fitting.export import set_operating_point  # noqa: PLC0415
+
+    with plain_errors():
+        point = set_operating_point(weights, report)
+        typer.echo(f"peak_threshold {point.peak_threshold:g}, detection_threshold {point.detection_threshold:g}")

@@ -71,10 +71,10 @@ def evaluate(  # noqa: PLR0913
     split: SplitOption = SplitName.test,
     rule: RuleOption = RuleName.luna16,
     peak_threshold: Annotated[
-        float | None, typer.Option(help="Stage 1; default that of the node.", min=0, max=1)
+        float | None, typer.Option(help="Stage 1; default that of the set.", min=0, max=1)
     ] = None,
     detection_threshold: Annotated[
-        float | None, typer.Option(help="Stage 2; default that of the node.", min=0, max=1)
+        float | None, typer.Option(help="Stage 2; default that of the set.", min=0, max=1)
     ] = None,
     threshold_at: Annotated[float, typer.Option(help="Candidates on nothing per scan of the operating point.")] = 8.0,
     findings_at: Annotated[float, typer.Option(help="False findings per scan of the operating point.")] = 2.0,
@@ -95,7 +95,6 @@ def evaluate(  # noqa: PLR0913
     from pulmo_models.training.evaluation.truth import REAL_SERIES  # noqa: PLC0415
     from pulmo_models.training.fitting.networks import load_networks  # noqa: PLC0415
 
-    defaults = NoduleSettings()
     plan = Plan(
         parts=_parts(parts),
         stores=tuple(store or ()),
@@ -105,10 +104,7 @@ def evaluate(  # noqa: PLR0913
         scans=scans,
         rule=rule.value,
         rates=Rates(stage1=threshold_at, both=findings_at),
-        settings=NoduleSettings(
-            peak_threshold=defaults.peak_threshold if peak_threshold is None else peak_threshold,
-            detection_threshold=defaults.detection_threshold if detection_threshold is None else detection_threshold,
-        ),
+        settings=NoduleSettings(peak_threshold=peak_threshold, detection_threshold=detection_threshold),
         series=tuple(REAL_SERIES) if series is None else tuple(series.split(",")),
         precision=precision.value,
         device=device,

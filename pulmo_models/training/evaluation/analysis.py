@@ -47,13 +47,13 @@ class Analyst:
         if networks.stage1 is None:
             raise WeightsMissing(f"{networks.name} holds no detector, and whole scans need one")
         where = resolve_device(device)
-        student = networks.stage2
+        student, point = networks.stage2, settings.at(networks.operating_point)
         return cls(
             detector=Runner(networks.stage1, where, precision),
             characteriser=None if student is None else Runner(student, where, "fp32"),
             head=None if student is None else MalignancyHead.of(student, networks.concept_scale),
-            peak_threshold=settings.peak_threshold,
-            detection_threshold=settings.detection_threshold,
+            peak_threshold=point.peak_threshold,
+            detection_threshold=point.detection_threshold,
             cluster_mm=settings.cluster_mm,
         )
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from pulmo_models.checkpoints import write_set
+from pulmo_models.errors import ModelError
 from pulmo_models.training.fitting.runs import BEST, read_run, trained_state
+from pulmo_models.weights import OperatingPoint, read_manifest, write_manifest
 
 ATTRIBUTION = (
     "Trained on LIDC-IDRI (Armato et al., TCIA, doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0), Lung-PET-CT-Dx (Li et "
@@ -16,6 +19,10 @@ ATTRIBUTION = (
 )
 
 RECORD_SUFFIX = "-training.json"
+
+
+class ReportUnfit(ModelError):
+    """A report cannot give the thresholds of a set. The message says why."""
 
 
 def export_set(work: Path, out: Path, *, name: str, version: str) -> Path:
@@ -48,6 +55,34 @@ def export_set(work: Path, out: Path, *, name: str, version: str) -> Path:
     )
     (out / f"{name}{RECORD_SUFFIX}").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def set_operating_point(manifest: Path, report: Path) -> OperatingPoint:
+    """Write the thresholds that an evaluation's FROC gives at the wanted false positives into a set's manifest.
+
+    The second stage's threshold holds for the first stage's that it was measured with, so the evaluation is run again
+    with the first one in force.
+
+    Raises:
+        ReportUnfit: the report is of other weights, or its curve reaches no such rate, or was measured with another
+            threshold of stage 1.
+        WeightsMissing, WeightsCorrupt: of the set.
+    """
+    weights = read_manifest(manifest)
+    found = json.loads(report.read_text(encoding="utf-8"))
+    if found["weights"]["sha256"] != weights.sha256:
+        raise ReportUnfit(f"{report} is of {found['weights']['name']}, other weights than those of {manifest}")
+    point = found.get("stage1", {}).get("inserted", {}).get("operating_point", {})
+    peak, detection = point.get("peak_threshold"), point.get("detection_threshold")
+    if peak is None:
+        raise ReportUnfit(
+            f"{report} has no threshold of stage 1: the curve never exceeds the wanted rate, or was not run"
+        )
+    chosen = replace(weights.operating_point, peak_threshold=peak)
+    if detection is not None and point["detection_threshold_holds_for_peak_threshold"] == peak:
+        chosen = replace(chosen, detection_threshold=detection)
+    write_manifest(manifest, replace(weights, operating_point=chosen))
+    return chosen
 
 
 def _seeds(record: dict[str, dict[str, object]]) -> str:
