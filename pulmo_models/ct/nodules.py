@@ -29,6 +29,7 @@ from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.measure import measure
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.ct.views import ONE_VIEW, VIEWS
 from pulmo_models.pipeline import ProgressCallback, no_progress
 from pulmo_models.types import AlgorithmStage, Findings, Nodule, PipelineInfo, Radiograph, Volume
 from pulmo_models.weights import OperatingPoint, WeightSet, load_set
@@ -67,6 +68,7 @@ class NodulePipeline:
         self._characterise = CharacteriseSettings(
             detection_threshold=point.detection_threshold,
             merge_overlap=None if self._published else CharacteriseSettings.merge_overlap,
+            views=ONE_VIEW if self._published else VIEWS,
         )
         # The published arithmetic was bf16 on one GPU, which no other device reproduces; fp32 is what it rounds.
         exact = self._published and settings.precision == "auto"
