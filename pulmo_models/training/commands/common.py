@@ -33,3 +33,15 @@ def describe(path: Path) -> str:
         lines.append(f"  {stage}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     lines += [f"  left out: {count} x {reason}" for reason, count in sorted(store.dropped.items())]
     return "\n".join(lines)
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """``20,72,72``.
+
+    Raises:
+        typer.BadParameter: not three positive whole numbers.
+    """
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r}: three numbers, slices,rows,columns")
+    return int(parts[0]), int(parts[1]), int(parts[2])
