@@ -399,8 +399,9 @@ def test_a_scan_is_matched_in_the_patient_frame(analyst: Analyst) -> None:
     assert scored.stage1.nodules.tolist() == pytest.approx([*heats, -np.inf], rel=1e-4)
     assert len(scored.stage1.false) == 1
     assert scored.both is not None
-    assert scored.both.nodules[0] > 0.99  # 0.95 in the middle
-    assert scored.both.nodules[1] < 0.5  # 0.65
+    assert scored.both(0.3).nodules[0] > 0.99  # 0.95 in the middle
+    assert scored.both(0.3).nodules[1] < 0.5  # 0.65
+    assert scored.both(0.9999).nodules.tolist() == [-np.inf] * 3
     assert len(scored.missed) == 1
     assert len(scored.undoubted.false) == 0
     figures = scan_figures([scored], analyst, "luna16", Rates(stage1=0.5, both=0.5), seed=1, resamples=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,22 +79,22 @@ def test_training_begins_with_a_set_or_a_checkpoint(work: Path, tmp_path: Path) 
 def test_the_thresholds_of_a_report_go_into_its_set(work: Path, tmp_path: Path) -> None:
     manifest = export_set(work, tmp_path, name="tiny", version="7")
     report = tmp_path / "report.json"
-    point = {"peak_threshold": 0.1881, "false_per_scan": 8.0}
-    found = {"weights": {"name": "tiny", "sha256": load_set(manifest).sha256}, "stage1": {"inserted": {}}}
+    point: dict[str, Any] = {"peak_threshold": 0.1881, "false_per_scan": 8.0}
+    found = {"weights": {"name": "tiny", "sha256": load_set(manifest).sha256}}
 
-    def written() -> OperatingPoint:
-        found["stage1"] = {"inserted": {"operating_point": point}}
-        report.write_text(json.dumps(found), encoding="utf-8")
-        train("operating-point", manifest, report)
-        return load_set(manifest).operating_point
+    def write() -> None:
+        report.write_text(json.dumps(found | {"stage1": {"inserted": {"operating_point": point}}}), encoding="utf-8")
 
-    point |= {"detection_threshold": 0.75, "detection_threshold_holds_for_peak_threshold": 0.3}
-    assert written() == OperatingPoint(peak_threshold=0.1881, detection_threshold=0.5)
-    point |= {"detection_threshold_holds_for_peak_threshold": 0.1881}
-    assert written() == OperatingPoint(peak_threshold=0.1881, detection_threshold=0.75)
+    write()
+    with pytest.raises(ReportUnfit, match="no operating point of both stages"):
+        set_operating_point(manifest, report)
+    point |= {"detection_threshold": 0.75}
+    write()
+    train("operating-point", manifest, report)
+    assert load_set(manifest).operating_point == OperatingPoint(peak_threshold=0.1881, detection_threshold=0.75)
     load_stage1(load_set(manifest))
     found["weights"] = {"name": "other", "sha256": "0" * 64}
-    report.write_text(json.dumps(found), encoding="utf-8")
+    write()
     with pytest.raises(ReportUnfit, match="is of other, other weights"):
         set_operating_point(manifest, report)
 

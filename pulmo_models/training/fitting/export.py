@@ -74,13 +74,9 @@ def set_operating_point(manifest: Path, report: Path) -> OperatingPoint:
         raise ReportUnfit(f"{report} is of {found['weights']['name']}, other weights than those of {manifest}")
     point = found.get("stage1", {}).get("inserted", {}).get("operating_point", {})
     peak, detection = point.get("peak_threshold"), point.get("detection_threshold")
-    if peak is None:
-        raise ReportUnfit(
-            f"{report} has no threshold of stage 1: the curve never exceeds the wanted rate, or was not run"
-        )
-    chosen = replace(weights.operating_point, peak_threshold=peak)
-    if detection is not None and point["detection_threshold_holds_for_peak_threshold"] == peak:
-        chosen = replace(chosen, detection_threshold=detection)
+    if peak is None or detection is None:
+        raise ReportUnfit(f"{report} has no operating point of both stages: run the part stage1 with --data")
+    chosen = OperatingPoint(peak_threshold=peak, detection_threshold=detection)
     write_manifest(manifest, replace(weights, operating_point=chosen))
     return chosen
 
