@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 
 import typer
@@ -12,12 +13,23 @@ from pulmo_models.errors import ModelError
 from pulmo_models.training.splits import SPLITS
 
 
+class DeviceName(StrEnum):
+    """Where the networks run."""
+
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """What the user can put right is said in one sentence."""
     try:
         yield
-    except (ModelError, FileNotFoundError) as exc:
+    except FileNotFoundError as exc:
+        typer.echo(f"error: {exc.filename}: not there" if exc.filename else f"error: {exc}", err=True)
+        raise typer.Exit(1) from exc
+    except ModelError as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(1) from exc
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pulmo_models.training.commands.common import plain_errors
+from pulmo_models.training.commands.common import DeviceName, plain_errors
 
 if TYPE_CHECKING:
     from pulmo_models.training.evaluation.report import Part
@@ -46,7 +46,7 @@ ScansOption = Annotated[int, typer.Option(help="Variants of each unseen series w
 SplitOption = Annotated[SplitName, typer.Option(help="Patients to measure on.")]
 RuleOption = Annotated[RuleName, typer.Option(help="What a hit is: inside the radius, or within max(5 mm, radius).")]
 PrecisionOption = Annotated[PrecisionName, typer.Option(help="Arithmetic of stage 1.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
+DeviceOption = Annotated[DeviceName, typer.Option(help="Where the networks run.")]
 SeedOption = Annotated[int, typer.Option(help="Of the inserted nodules and of the bootstrap.")]
 ResamplesOption = Annotated[int, typer.Option(help="Bootstrap samples.", min=1)]
 
@@ -80,7 +80,7 @@ def evaluate(  # noqa: PLR0913
     findings_at: Annotated[float, typer.Option(help="False findings per scan of the operating point.")] = 2.0,
     series: Annotated[str | None, typer.Option(help="Only these real series, by commas.")] = None,
     precision: PrecisionOption = PrecisionName.auto,
-    device: DeviceOption = "auto",
+    device: DeviceOption = DeviceName.auto,
     seed: SeedOption = 99,
     resamples: ResamplesOption = 1000,
 ) -> None:
@@ -107,12 +107,17 @@ def evaluate(  # noqa: PLR0913
         settings=NoduleSettings(peak_threshold=peak_threshold, detection_threshold=detection_threshold),
         series=tuple(REAL_SERIES) if series is None else tuple(series.split(",")),
         precision=precision.value,
-        device=device,
+        device=device.value,
         seed=seed,
         resamples=resamples,
     )
     with plain_errors():
-        typer.echo(write(measure(load_networks(weights), plan), out))
+        done = measure(load_networks(weights), plan)
+        for part, reason in done.report["skipped"].items():
+            typer.echo(f"not measured: {part}: {reason}", err=True)
+        if not any(part in done.report for part in plan.parts):
+            raise typer.Exit(1)
+        typer.echo(write(done, out))
 
 
 def compare(  # noqa: PLR0913
@@ -129,7 +134,7 @@ def compare(  # noqa: PLR0913
     split: SplitOption = SplitName.test,
     rule: RuleOption = RuleName.luna16,
     precision: PrecisionOption = PrecisionName.auto,
-    device: DeviceOption = "auto",
+    device: DeviceOption = DeviceName.auto,
     seed: SeedOption = 99,
     resamples: ResamplesOption = 1000,
 ) -> None:
@@ -146,7 +151,7 @@ def compare(  # noqa: PLR0913
         scans=scans,
         rule=rule.value,
         precision=precision.value,
-        device=device,
+        device=device.value,
         seed=seed,
         resamples=resamples,
     )

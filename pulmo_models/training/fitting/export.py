@@ -25,7 +25,7 @@ class ReportUnfit(ModelError):
     """A report cannot give the thresholds of a set. The message says why."""
 
 
-def export_set(work: Path, out: Path, *, name: str, version: str) -> Path:
+def export_set(work: Path, out: Path, *, name: str, version: str, attribution: str = ATTRIBUTION) -> Path:
     """Write the best networks of a work folder as safetensors with a manifest; the path of the manifest.
 
     Beside it ``<name>-training.json`` has recipe, seed, versions, and the provenance of the stores of each training,
@@ -42,8 +42,8 @@ def export_set(work: Path, out: Path, *, name: str, version: str) -> Path:
         "version": version,
         "licence": "CC-BY-4.0",
         "origin": f"trained by pulmo-train (seeds {_seeds(record)}); {name}{RECORD_SUFFIX} has recipe, stores and "
-        "versions, the model card says how",
-        "attribution": ATTRIBUTION,
+        "versions",
+        "attribution": attribution,
     }
     manifest = write_set(
         out,
@@ -69,9 +69,14 @@ def set_operating_point(manifest: Path, report: Path) -> OperatingPoint:
         WeightsMissing, WeightsCorrupt: of the set.
     """
     weights = read_manifest(manifest)
-    found = json.loads(report.read_text(encoding="utf-8"))
-    if found["weights"]["sha256"] != weights.sha256:
-        raise ReportUnfit(f"{report} is of {found['weights']['name']}, other weights than those of {manifest}")
+    try:
+        found = json.loads(report.read_text(encoding="utf-8"))
+        measured = found["weights"]
+        of_these = measured["sha256"] == weights.sha256
+    except (IsADirectoryError, ValueError, KeyError, TypeError) as exc:
+        raise ReportUnfit(f"{report} is no report.json of pulmo-train evaluate") from exc
+    if not of_these:
+        raise ReportUnfit(f"{report} is of {measured['name']}, other weights than those of {manifest}")
     point = found.get("stage1", {}).get("inserted", {}).get("operating_point", {})
     peak, detection = point.get("peak_threshold"), point.get("detection_threshold")
     if peak is None or detection is None:
