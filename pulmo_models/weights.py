@@ -14,7 +14,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -47,6 +47,14 @@ class WeightSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """The thresholds that a set of weights is to be used with; by default those of the published inference."""
+
+    peak_threshold: float = 0.3  # smallest heat-map value of a candidate
+    detection_threshold: float = 0.5  # smallest stage-2 probability of a reported nodule
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightSet:
     """The two networks of the nodule pipeline, trained together."""
 
@@ -60,6 +68,7 @@ class WeightSet:
     stage2: WeightSpec
     repository: str = ""  # of the hub that the checkpoints came from
     commit: str = ""  # and their commit there
+    operating_point: OperatingPoint = OperatingPoint()
 
     @property
     def sha256(self) -> str:
@@ -149,6 +158,7 @@ def read_manifest(path: Path) -> WeightSet:
         stage2=_spec(path, "stage2", table.get("stage2")),
         repository=table.get("repository", ""),
         commit=table.get("commit", ""),
+        operating_point=_operating_point(path, table.get("operating_point", {})),
     )
 
 
@@ -165,6 +175,12 @@ def write_manifest(path: Path, weights: WeightSet) -> None:
             f"digest = {_text(spec.digest)}",
             f"size_bytes = {spec.size_bytes}",
             *(f"{key} = {_text(value)}" for key in _SOURCE_KEYS if (value := getattr(spec, key))),
+        ]
+    if weights.operating_point != OperatingPoint():
+        lines += [
+            "",
+            "[operating_point]",
+            *(f"{key} = {value}" for key, value in asdict(weights.operating_point).items()),
         ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -223,6 +239,16 @@ def _spec(manifest: Path, stage: str, table: Any) -> WeightSpec:
     if not all(isinstance(value, str) for value in source.values()):
         raise WeightsCorrupt(f"weights manifest {manifest}: {stage}.source_file and source_digest must be texts")
     return WeightSpec(path=manifest.parent / file, digest=str(digest), size_bytes=size_bytes, **source)
+
+
+def _operating_point(manifest: Path, table: Any) -> OperatingPoint:
+    known = asdict(OperatingPoint())
+    if not isinstance(table, Mapping) or set(table) - set(known):
+        raise WeightsCorrupt(f"weights manifest {manifest}: [operating_point] may hold {' and '.join(known)} only")
+    for key, value in table.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise WeightsCorrupt(f"weights manifest {manifest}: operating_point.{key} must be a number from 0 to 1")
+    return OperatingPoint(**{key: float(value) for key, value in table.items()})
 
 
 def _text(value: str) -> str:

@@ -11,6 +11,8 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from pulmo_models import registry
 from pulmo_models.errors import DeviceOutOfMemory, ModelError
 from pulmo_models.pipeline import Pipeline, ProgressCallback, Rejection, no_progress
 from pulmo_models.types import Findings, PipelineInfo, Radiograph, Volume
-from pulmo_models.weights import locate
+from pulmo_models.weights import load_set, locate
 from pulmo_node.errors import Permanent, Rejected, Transient
 
 
@@ -35,9 +37,12 @@ class Analyser:
         self._lock = threading.Lock()
 
     def settings_sha256(self, label: str) -> str:
-        """Digest of a pipeline's table of the configuration, part of the identity of its results."""
-        table = json.dumps(self._settings.get(label, {}), sort_keys=True)
-        return hashlib.sha256(table.encode()).hexdigest()
+        """Digest of a pipeline's settings, thresholds of its weights included: part of the identity of its results."""
+        table = dict(self._settings.get(label, {}))
+        if isinstance(name := table.get("weights"), str):
+            with suppress(ModelError):  # a job whose weights are missing fails for that, not for its identity
+                table["operating_point"] = asdict(load_set(name, self._weights_folder).operating_point)
+        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
     def info(self, label: str) -> PipelineInfo:
         """Identity of a pipeline; loads it. Raises `Permanent`."""

@@ -65,6 +65,9 @@ def weights_list(config: ConfigOption = None, as_json: JsonOption = False) -> No
         for path, s in sets:
             about = f"version {s.version}, concept scale {s.concept_scale}, {s.licence}, sha256 {s.sha256[:16]}"
             out.print(f"[bold]{path.stem}[/]{' (in use)' if path in used else ''}: {about}", highlight=False)
+            point = s.operating_point
+            thresholds = f"peak threshold {point.peak_threshold:g}, detection threshold {point.detection_threshold:g}"
+            out.print(f"  {thresholds}", highlight=False)
             out.print(f"  {path}", highlight=False)
     _report(faults)
 

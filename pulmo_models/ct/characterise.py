@@ -2,7 +2,8 @@
 
 Input: HU at native spacing and candidates. Output: those candidates whose detection probability reaches the threshold,
 each with a 3D mask, duplicates merged unless told otherwise. The input of the network is seven native slices of 64 x 64
-voxels, the candidate at index (3, 32, 32), padded with -1000 HU, as published.
+voxels, the candidate at index (3, 32, 32), padded with -1000 HU, as published; each candidate is seen from several
+sides (`pulmo_models.ct.views`) unless told otherwise, the further slices of a mask from one.
 
 Malignancy is a linear read-out of the concepts: its logit is the sum of the concepts' contributions plus one bias, and
 a contribution is the difference of the two class weights times the network's output (zero baseline).
@@ -23,12 +24,14 @@ from torch import Tensor
 from pulmo_models.ct.candidates import AIR_HU, Candidate, normalise
 from pulmo_models.ct.device import Runner
 from pulmo_models.ct.masks import CENTRE, ROWS_COLUMNS, Index, MaskWalk, extend, next_slices, overlap_share, start_walk
+from pulmo_models.ct.views import ONE_VIEW, VIEWS, WIDE, View, ask
 from pulmo_models.geometry import crop
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.types import CONCEPT_NAMES, Concept, Mask
 from pulmo_models.weights import ConceptScale
 
 N_SLICES = 7
+BATCH = 32
 
 ShareCallback = Callable[[float], None]
 _FloatVolume = npt.NDArray[np.float32]
@@ -41,7 +44,7 @@ class CharacteriseSettings:
     detection_threshold: float = 0.5
     mask_threshold: float = 0.5
     merge_overlap: float | None = 0.5  # share of the smaller mask from which two findings are one; None: never
-    batch: int = 32
+    views: tuple[View, ...] = VIEWS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +103,7 @@ def characterise(
     """
     if not candidates:
         return []
-    outputs = _run(hu, [c.index for c in candidates], runner, settings, lambda share: progress(0.5 * share))
+    outputs = _run(hu, [c.index for c in candidates], runner, settings.views, lambda share: progress(0.5 * share))
     detection = torch.softmax(outputs["detection"], dim=1)[:, 1].tolist()
     malignancy = torch.softmax(outputs["malignancy"], dim=1)[:, 1].tolist()
     kept = [i for i, probability in enumerate(detection) if probability >= settings.detection_threshold]
@@ -124,9 +127,14 @@ def characterise(
 
 def stage2_input(hu: _FloatVolume, centre: Index) -> _FloatVolume:
     """The (7, 64, 64) input of the network around a voxel, in 0..1."""
+    return wide_input(hu, centre)[:, :ROWS_COLUMNS, :ROWS_COLUMNS]
+
+
+def wide_input(hu: _FloatVolume, centre: Index) -> _FloatVolume:
+    """The (7, 65, 65) around a voxel that the views are cut from, in 0..1; the voxel is its middle."""
     z, y, x = centre
     origin = (z - N_SLICES // 2, y - CENTRE, x - CENTRE)
-    return normalise(crop(hu, origin, (N_SLICES, ROWS_COLUMNS, ROWS_COLUMNS), AIR_HU))
+    return normalise(crop(hu, origin, (N_SLICES, WIDE, WIDE), AIR_HU))
 
 
 def merge_duplicates(found: Sequence[CharacterisedCandidate], overlap: float | None) -> list[CharacterisedCandidate]:
@@ -151,7 +159,7 @@ def _walk_through_slices(
         if not wanted:
             return
         centres = [(z, *walk.centre[1:]) for walk, _, z in wanted]
-        outlines = _outlines(_run(hu, centres, runner, settings)["segmentation"], settings)
+        outlines = _outlines(_run(hu, centres, runner, ONE_VIEW)["segmentation"], settings)
         for (walk, direction, z), outline in zip(wanted, outlines, strict=True):
             extend(walk, direction, z, outline, hu.shape)
 
@@ -160,14 +168,14 @@ def _run(
     hu: _FloatVolume,
     centres: Sequence[Index],
     runner: Runner,
-    settings: CharacteriseSettings,
+    views: tuple[View, ...],
     progress: ShareCallback = lambda share: None,
 ) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {}
-    for start in range(0, len(centres), settings.batch):
-        chunk = centres[start : start + settings.batch]
-        batch = torch.from_numpy(np.stack([stage2_input(hu, centre) for centre in chunk]))
-        for key, value in runner(batch).items():
+    for start in range(0, len(centres), BATCH):
+        chunk = centres[start : start + BATCH]
+        batch = torch.from_numpy(np.stack([wide_input(hu, centre) for centre in chunk]))
+        for key, value in ask(runner, batch, views).items():
             parts.setdefault(key, []).append(value)
         progress((start + len(chunk)) / len(centres))
     return {key: torch.cat(values) for key, values in parts.items()}

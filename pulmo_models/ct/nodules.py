@@ -32,10 +32,11 @@ from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.measure import measure
 from pulmo_models.ct.scope import partial_lungs, touches_interpolated
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.ct.views import ONE_VIEW, VIEWS
 from pulmo_models.orientation import Turn, no_turn, upright
 from pulmo_models.pipeline import ProgressCallback, no_progress
 from pulmo_models.types import AlgorithmStage, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
-from pulmo_models.weights import WeightSet, load_set
+from pulmo_models.weights import OperatingPoint, WeightSet, load_set
 
 LABEL = "ct-nodules"
 
@@ -65,16 +66,18 @@ class NodulePipeline:
         self._stage1 = load_stage1(weights)
         self._stage2 = load_stage2(weights)
         self._head = MalignancyHead.of(self._stage2, weights.concept_scale)
-        self._candidates = CandidateSettings(peak_threshold=settings.peak_threshold, cluster_mm=settings.cluster_mm)
+        point = settings.at(weights.operating_point)
+        self._candidates = CandidateSettings(peak_threshold=point.peak_threshold, cluster_mm=settings.cluster_mm)
         self._published = settings.protocol == "published"
         self._characterise = CharacteriseSettings(
-            detection_threshold=settings.detection_threshold,
+            detection_threshold=point.detection_threshold,
             merge_overlap=None if self._published else CharacteriseSettings.merge_overlap,
+            views=ONE_VIEW if self._published else VIEWS,
         )
         # The published arithmetic was bf16 on one GPU, which no other device reproduces; fp32 is what it rounds.
         exact = self._published and settings.precision == "auto"
         self._precision: Precision = "fp32" if exact else settings.precision
-        self._info = _describe(weights, settings, self._precision)
+        self._info = _describe(weights, settings, point, self._precision)
 
     @property
     def info(self) -> PipelineInfo:
@@ -154,7 +157,9 @@ def _known(caution: Caution | None) -> tuple[Caution, ...]:
     return () if caution is None else (caution,)
 
 
-def _describe(weights: WeightSet, settings: NoduleSettings, precision: Precision) -> PipelineInfo:
+def _describe(
+    weights: WeightSet, settings: NoduleSettings, point: OperatingPoint, precision: Precision
+) -> PipelineInfo:
     return PipelineInfo(
         label=LABEL,
         name="Pulmo Node lung nodules",
@@ -168,7 +173,7 @@ def _describe(weights: WeightSet, settings: NoduleSettings, precision: Precision
                 weights_sha256=weights.stage1.sha256,
                 parameters={
                     "protocol": settings.protocol,
-                    "peak_threshold": f"{settings.peak_threshold:g}",
+                    "peak_threshold": f"{point.peak_threshold:g}",
                     "cluster_mm": f"{settings.cluster_mm:g}",
                     "precision": precision,
                 },
@@ -178,7 +183,7 @@ def _describe(weights: WeightSet, settings: NoduleSettings, precision: Precision
                 version=weights.version,
                 weights_sha256=weights.stage2.sha256,
                 parameters={
-                    "detection_threshold": f"{settings.detection_threshold:g}",
+                    "detection_threshold": f"{point.detection_threshold:g}",
                     "concept_scale": weights.concept_scale,
                 },
             ),

@@ -7,12 +7,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from pulmo_models.weights import OperatingPoint
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoduleSettings:
-    """The table ``[pipelines.ct-nodules]``; the defaults of the thresholds are the published operating point.
+    """The table ``[pipelines.ct-nodules]``. A threshold that is not given is that of the set of weights.
 
     ``protocol = "published"`` is the published inference and nothing else: stage 1 looks at the whole volume and not at
     the lungs only, its arithmetic is fp32 unless ``precision`` asks for bf16, every candidate that stage 2 takes for a
@@ -23,7 +25,15 @@ class NoduleSettings:
 
     weights: str = "pulmo-node-2"  # name of a shipped set, or path of a set's .toml
     protocol: Literal["tuned", "published"] = "tuned"
-    peak_threshold: Probability = 0.3  # smallest heat-map value of a candidate
+    peak_threshold: Probability | None = None  # smallest heat-map value of a candidate
     cluster_mm: Annotated[float, Field(ge=0.0)] = 6.0  # a peak closer to a higher one is dropped
-    detection_threshold: Probability = 0.5  # smallest stage-2 probability of a reported nodule
+    detection_threshold: Probability | None = None  # smallest stage-2 probability of a reported nodule
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic of stage 1; stage 2 is always fp32
+
+    def at(self, point: OperatingPoint) -> OperatingPoint:
+        """The thresholds in force with weights that are to be used at `point`."""
+        peak, detection = self.peak_threshold, self.detection_threshold
+        return OperatingPoint(
+            peak_threshold=point.peak_threshold if peak is None else peak,
+            detection_threshold=point.detection_threshold if detection is None else detection,
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pulmo_models.training.commands import evaluate as cli_evaluate
-from pulmo_models.training.commands.common import plain_errors
+from pulmo_models.training.commands.common import DeviceName, plain_errors
 from pulmo_models.training.commands.data import data_app
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ SetOption = Annotated[
 ]
 WorkOption = Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")]
 SeedOption = Annotated[int, typer.Option(help="Of weights, samples and their order.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
+DeviceOption = Annotated[DeviceName, typer.Option(help="Where the network runs.")]
 ShortenOption = Annotated[float, typer.Option(help="Multiply the number of steps; below 1 for a try.")]
 StepsOption = Annotated[int | None, typer.Option(help="Number of steps of the whole training; overrides --shorten.")]
 InitOption = Annotated[
@@ -63,7 +63,7 @@ def stage1(  # noqa: PLR0913
     change: SetOption = None,
     work: WorkOption = WORK,
     seed: SeedOption = 1,
-    device: DeviceOption = "auto",
+    device: DeviceOption = DeviceName.auto,
     shorten: ShortenOption = 1.0,
     max_steps: StepsOption = None,
     init: InitOption = None,
@@ -84,7 +84,7 @@ def teacher(  # noqa: PLR0913
     change: SetOption = None,
     work: WorkOption = WORK,
     seed: SeedOption = 1,
-    device: DeviceOption = "auto",
+    device: DeviceOption = DeviceName.auto,
     shorten: ShortenOption = 1.0,
     max_steps: StepsOption = None,
     init: InitOption = None,
@@ -115,7 +115,7 @@ def distill(  # noqa: PLR0913
     change: SetOption = None,
     work: WorkOption = WORK,
     seed: SeedOption = 1,
-    device: DeviceOption = "auto",
+    device: DeviceOption = DeviceName.auto,
     shorten: ShortenOption = 1.0,
     max_steps: StepsOption = None,
     init: InitOption = None,
@@ -181,9 +181,25 @@ def export(
     name: Annotated[str, typer.Option(help="Name of the set.")],
     work: WorkOption = WORK,
     version: Annotated[str, typer.Option(help="Version of the set.")] = "1",
+    attribution: Annotated[
+        str | None, typer.Option(help="What the licences of the data ask to be said; default: that of `data inserted`.")
+    ] = None,
 ) -> None:
     """Write the trained networks as a set of weights: safetensors and a manifest."""
-    from pulmo_models.training.fitting.export import export_set  # noqa: PLC0415
+    from pulmo_models.training.fitting.export import ATTRIBUTION, export_set  # noqa: PLC0415
 
     with plain_errors():
-        typer.echo(export_set(work, out, name=name, version=version))
+        typer.echo(export_set(work, out, name=name, version=version, attribution=attribution or ATTRIBUTION))
+
+
+@app.command()
+def operating_point(
+    weights: Annotated[Path, typer.Argument(help="Manifest (.toml) of the set.")],
+    report: Annotated[Path, typer.Argument(help="report.json of an evaluation of that set with the part stage1.")],
+) -> None:
+    """Write the thresholds of a report's FROC into a set: what the node takes where its configuration gives none."""
+    from pulmo_models.training.fitting.export import set_operating_point  # noqa: PLC0415
+
+    with plain_errors():
+        point = set_operating_point(weights, report)
+        typer.echo(f"peak_threshold {point.peak_threshold:g}, detection_threshold {point.detection_threshold:g}")

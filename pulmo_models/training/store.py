@@ -180,6 +180,8 @@ class PatchStore:
                 self.provenance: dict[str, Any] = json.loads(file.attrs["provenance"])
                 self.dropped: dict[str, int] = json.loads(file.attrs["dropped"])
                 self._tables = {stage: _tables(file[stage]) for stage in STAGES if stage in file}
+        except FileNotFoundError as exc:
+            raise StoreInvalid(f"{path}: not there") from exc
         except OSError as exc:
             raise StoreInvalid(f"{path}: cannot be read as a patch store: {exc}") from exc
 

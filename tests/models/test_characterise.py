@@ -19,6 +19,7 @@ from pulmo_models.ct.characterise import (
 )
 from pulmo_models.ct.device import Runner
 from pulmo_models.ct.masks import grow_from_hu, overlap_share
+from pulmo_models.ct.views import ONE_VIEW
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.types import CONCEPT_NAMES, Mask
 
@@ -115,7 +116,7 @@ def test_logit_with_the_real_network_on_either_scale(scale: str) -> None:
     hu = volume_with(((20, 50, 50), 6.0), shape=(24, 80, 80))
     candidate = Candidate(index=(20, 50, 50), score=0.5)
     runner = Runner(network, CPU, "fp32")
-    (found,) = characterise(hu, SPACING, [candidate], runner, read_out, CharacteriseSettings())
+    (found,) = characterise(hu, SPACING, [candidate], runner, read_out, CharacteriseSettings(views=ONE_VIEW))
     logit = sum(c.contribution for c in found.concepts) + read_out.bias
     assert 1 / (1 + math.exp(-logit)) == pytest.approx(found.malignancy_probability, abs=1e-5)
     with torch.inference_mode():

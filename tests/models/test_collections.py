@@ -195,7 +195,7 @@ def test_a_folder_that_is_not_luna16_is_refused(luna: tuple[Path, LidcDatabase],
 def test_the_command_writes_the_store_and_tells_what_it_left_out(
     luna: tuple[Path, LidcDatabase], tmp_path: Path
 ) -> None:
-    shapes = ["--window", "16", "32", "32", "--patch", "12", "24", "24", "--set", "jittered=1", "--set", "jitter=1,2,2"]
+    shapes = ["--window", "16,32,32", "--patch", "12,24,24", "--set", "jittered=1", "--set", "jitter=1,2,2"]
     base = ["luna16", str(luna[0]), "--out", str(tmp_path / "s.h5"), "--database", str(luna[1].path)]
     ran = CliRunner().invoke(data_app, [*base, *shapes, "--set", "hard_share=0", "--readers", "2"])
     assert ran.exit_code == 0, ran.output

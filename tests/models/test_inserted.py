@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from pulmo_models.ct.candidates import Candidate
 from pulmo_models.training.cli import app
-from pulmo_models.training.commands.inserted import parse_counts, parse_shape
+from pulmo_models.training.commands.common import parse_shape
+from pulmo_models.training.commands.inserted import parse_counts
 from pulmo_models.training.material import inserted, mining
 from pulmo_models.training.material.hosts import Host, KnownNodule
 from pulmo_models.training.material.inserted import NothingToInsert, Request, write_store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
-from pulmo_models.training.fitting.export import export_set
+from pulmo_models.training.fitting.export import ReportUnfit, export_set, set_operating_point
 from pulmo_models.training.fitting.runs import (
     RunBusy,
     RunMismatch,
@@ -23,7 +24,7 @@ from pulmo_models.training.fitting.runs import (
     trained_state,
 )
 from pulmo_models.training.fitting.trainings import start_state
-from pulmo_models.weights import load_set, verify_set
+from pulmo_models.weights import OperatingPoint, load_set, verify_set
 from tests.models.tiny_store import write_tiny_store
 from tests.models.training_runs import changes, refused, train
 
@@ -73,6 +74,29 @@ def test_training_begins_with_a_set_or_a_checkpoint(work: Path, tmp_path: Path) 
         assert start_state(str(published), network).keys() == of_set.keys()
     with pytest.raises(WeightsCorrupt, match="another network than Student2p5D"):
         start_state(str(work / "stage1" / "best.ckpt"), Student2p5D())
+
+
+def test_the_thresholds_of_a_report_go_into_its_set(work: Path, tmp_path: Path) -> None:
+    manifest = export_set(work, tmp_path, name="tiny", version="7")
+    report = tmp_path / "report.json"
+    point: dict[str, Any] = {"peak_threshold": 0.1881, "false_per_scan": 8.0}
+    found = {"weights": {"name": "tiny", "sha256": load_set(manifest).sha256}}
+
+    def write() -> None:
+        report.write_text(json.dumps(found | {"stage1": {"inserted": {"operating_point": point}}}), encoding="utf-8")
+
+    write()
+    with pytest.raises(ReportUnfit, match="no operating point of both stages"):
+        set_operating_point(manifest, report)
+    point |= {"detection_threshold": 0.75}
+    write()
+    train("operating-point", manifest, report)
+    assert load_set(manifest).operating_point == OperatingPoint(peak_threshold=0.1881, detection_threshold=0.75)
+    load_stage1(load_set(manifest))
+    found["weights"] = {"name": "other", "sha256": "0" * 64}
+    write()
+    with pytest.raises(ReportUnfit, match="is of other, other weights"):
+        set_operating_point(manifest, report)
 
 
 def test_what_was_not_trained_is_not_exported(work: Path, tmp_path: Path) -> None:

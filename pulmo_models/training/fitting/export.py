@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from pulmo_models.checkpoints import write_set
+from pulmo_models.errors import ModelError
 from pulmo_models.training.fitting.runs import BEST, read_run, trained_state
+from pulmo_models.weights import OperatingPoint, read_manifest, write_manifest
 
 ATTRIBUTION = (
     "Trained on LIDC-IDRI (Armato et al., TCIA, doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0), Lung-PET-CT-Dx (Li et "
@@ -18,7 +21,11 @@ ATTRIBUTION = (
 RECORD_SUFFIX = "-training.json"
 
 
-def export_set(work: Path, out: Path, *, name: str, version: str) -> Path:
+class ReportUnfit(ModelError):
+    """A report cannot give the thresholds of a set. The message says why."""
+
+
+def export_set(work: Path, out: Path, *, name: str, version: str, attribution: str = ATTRIBUTION) -> Path:
     """Write the best networks of a work folder as safetensors with a manifest; the path of the manifest.
 
     Beside it ``<name>-training.json`` has recipe, seed, versions, and the provenance of the stores of each training,
@@ -35,8 +42,8 @@ def export_set(work: Path, out: Path, *, name: str, version: str) -> Path:
         "version": version,
         "licence": "CC-BY-4.0",
         "origin": f"trained by pulmo-train (seeds {_seeds(record)}); {name}{RECORD_SUFFIX} has recipe, stores and "
-        "versions, the model card says how",
-        "attribution": ATTRIBUTION,
+        "versions",
+        "attribution": attribution,
     }
     manifest = write_set(
         out,
@@ -48,6 +55,35 @@ def export_set(work: Path, out: Path, *, name: str, version: str) -> Path:
     )
     (out / f"{name}{RECORD_SUFFIX}").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def set_operating_point(manifest: Path, report: Path) -> OperatingPoint:
+    """Write the thresholds that an evaluation's FROC gives at the wanted false positives into a set's manifest.
+
+    The second stage's threshold holds for the first stage's that it was measured with, so the evaluation is run again
+    with the first one in force.
+
+    Raises:
+        ReportUnfit: the report is of other weights, or its curve reaches no such rate, or was measured with another
+            threshold of stage 1.
+        WeightsMissing, WeightsCorrupt: of the set.
+    """
+    weights = read_manifest(manifest)
+    try:
+        found = json.loads(report.read_text(encoding="utf-8"))
+        measured = found["weights"]
+        of_these = measured["sha256"] == weights.sha256
+    except (IsADirectoryError, ValueError, KeyError, TypeError) as exc:
+        raise ReportUnfit(f"{report} is no report.json of pulmo-train evaluate") from exc
+    if not of_these:
+        raise ReportUnfit(f"{report} is of {measured['name']}, other weights than those of {manifest}")
+    point = found.get("stage1", {}).get("inserted", {}).get("operating_point", {})
+    peak, detection = point.get("peak_threshold"), point.get("detection_threshold")
+    if peak is None or detection is None:
+        raise ReportUnfit(f"{report} has no operating point of both stages: run the part stage1 with --data")
+    chosen = OperatingPoint(peak_threshold=peak, detection_threshold=detection)
+    write_manifest(manifest, replace(weights, operating_point=chosen))
+    return chosen
 
 
 def _seeds(record: dict[str, dict[str, object]]) -> str:

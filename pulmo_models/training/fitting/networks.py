@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.nets.teacher3d import HybridMultiTaskCBM
 from pulmo_models.training.fitting.runs import trained_state
-from pulmo_models.weights import ConceptScale, load_set
+from pulmo_models.weights import ConceptScale, OperatingPoint, load_set
 
 CHECKPOINT = ".ckpt"
 
@@ -34,6 +34,7 @@ class Networks:
     stage1: HeatmapUNet3D | None
     stage2: Student2p5D | None
     teacher: HybridMultiTaskCBM | None = None
+    operating_point: OperatingPoint = field(default_factory=OperatingPoint)
 
     def described(self) -> dict[str, Any]:
         """For the report."""
@@ -63,6 +64,7 @@ def load_networks(weights: str) -> Networks:
         digests={"stage1": found.stage1.sha256, "stage2": found.stage2.sha256},
         stage1=load_stage1(found).eval(),
         stage2=load_stage2(found).eval(),
+        operating_point=found.operating_point,
     )
 
 

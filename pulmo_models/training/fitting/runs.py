@@ -66,7 +66,7 @@ def begin_run(folder: Path, about: Mapping[str, Any], notes: Mapping[str, Any]) 
     for key, value in wanted.items():
         if found.get(key) != value:
             raise RunMismatch(
-                f"{folder} holds a training with another {_differing(key, found.get(key), value)}; "
+                f"{folder} holds another training: {_differing(key, found.get(key), value)}; "
                 "give another --work, or delete that folder"
             )
     return bool(found["finished"])
@@ -120,4 +120,9 @@ def _differing(key: str, found: Any, wanted: Any) -> str:
         for name in sorted({*found, *wanted}):
             if found.get(name) != wanted.get(name):
                 return _differing(f"{key}.{name}", found.get(name), wanted.get(name))
-    return f"{key} ({json.dumps(found)} there, {json.dumps(wanted)} asked for)"
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        number = next(number for number, pair in enumerate(zip(found, wanted, strict=True)) if pair[0] != pair[1])
+        return _differing(f"{key}[{number}]", found[number], wanted[number])
+    if isinstance(found, list) and isinstance(wanted, list):
+        return f"{len(found)} {key} there, {len(wanted)} asked for"
+    return f"{key} is {json.dumps(found)} there, {json.dumps(wanted)} asked for"

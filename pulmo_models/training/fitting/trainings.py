@@ -102,7 +102,8 @@ def train_teacher(recipe: TeacherRecipe, job: Job) -> Path:
     most = (min(patch_slices(rows), patch_slices(seen)) - 1 - 2 * recipe.augmentation.jitter_slices) // 16 * 16
     cut = Cut(shape=(min(slices, max(16, most)), plane[0], plane[1]), student=False, volume=False)
     if cut.shape[0] < slices:
-        log.warning("the patches of the stores give the teacher %d slices, not the %d of the recipe", most, slices)
+        depth = cut.shape[0]
+        log.warning("the patches of the stores give the teacher %d slices, not the %d of the recipe", depth, slices)
     plan, data, facts = _stage2(recipe, job, rows, seen, cut)
 
     def module() -> PlannedModule:
