@@ -1,163 +1,26 @@
-"""Random series of a patient made of spheres: what is regular comes out exact, what is repaired nearly so, what is
-spoiled ends in its own code.
-
-The examples are the same in every run (`derandomize`), so that a failure is one of the code.
-"""
+"""Random series of a patient made of spheres: what is regular comes out exact, what is repaired nearly so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
-from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage, generate_uid
+from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
-from pulmo_models.codes import CautionCode, RejectionCode
+from pulmo_models.codes import CautionCode
 from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.mapping import frame_to_index, mask_on_frames, on_frame
 from pulmo_models.types import Mask, Volume
 from pulmo_node.assemble import assemble_ct, describe
-from pulmo_node.errors import Rejected
 from tests.ct_factory import enhanced_from, set_pixels, write_datasets, write_part10
-from tests.phantom import EDGE_MM, Scan, Sphere, file_orientation, measured, middle_of
-
-ROOM_MM = 3.0  # between a sphere's slope and the border of the scan
-LAYOUTS = (
-    {},
-    {"signed": True, "intercept": 0.0},
-    {"slope": 0.5, "intercept": -1000.0},
-    {"slope": 2.0},
-    {"slope": 0.1, "intercept": -1024.0},
-    {"bits_stored": 12},
-    {"bits_stored": 13, "signed": True, "intercept": 0.0},
-)
-
-
-def runs(examples: int) -> settings:
-    """As many examples, the same ones every time. A failure is told as it is: to shrink it would take minutes."""
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        phases=(Phase.explicit, Phase.generate),
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
-
-
-# The scan.
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Example:
-    """A series with its truth."""
-
-    scan: Scan
-    spheres: tuple[Sphere, Sphere]
-    layout: dict[str, float]
-    decimals: int | None
-    random: Random
-
-    def datasets(self) -> list[Dataset]:
-        return self.scan.datasets(self.spheres, decimals=self.decimals, **self.layout)
-
-    @property
-    def rounding_mm(self) -> float:
-        """How far a position in the file may be off, in space."""
-        return 1e-6 if self.decimals is None else 3**0.5 / 2 * 10.0**-self.decimals
-
-
-def about(axis: np.ndarray, angle: float) -> np.ndarray:
-    """Rotation about a unit vector (Rodrigues)."""
-    cross = np.cross(np.eye(3), axis)
-    return np.asarray(np.eye(3) - np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross)
-
-
-@st.composite
-def rotations(draw: st.DrawFn) -> np.ndarray:
-    """Head or feet first, turned by any angle in the plane, and tipped by 30 degrees at most."""
-    angle = st.floats(0, 2 * np.pi)
-    base = draw(st.sampled_from([np.eye(3), np.diag([-1.0, 1.0, -1.0])]))
-    direction = draw(angle)
-    tip = about(np.array([np.cos(direction), np.sin(direction), 0.0]), draw(st.floats(0, np.radians(30))))
-    return np.asarray(tip @ base @ about(np.array([0.0, 0.0, 1.0]), draw(angle)))
-
-
-@st.composite
-def examples(
-    draw: st.DrawFn,
-    distances: Callable[[st.DrawFn, float, int], np.ndarray],
-    *,
-    most_drift: float = 0.0,
-    rounding: Sequence[int | None] = (None, 3, 2, 1),
-) -> Example:
-    """Two spheres side by side in a scan that just holds them.
-
-    ``distances`` draws where the images lie along the normal, given the usual spacing and the least number of images.
-    They drift within the plane by up to ``most_drift`` mm a mm, as under a tilted gantry.
-    """
-    orientation = file_orientation(draw(rotations()))
-    between_rows, between_columns = draw(st.floats(0.6, 1.0)), draw(st.floats(0.6, 1.0))
-    spacing = round(draw(st.floats(1.4, 2.0)), 3)
-    radii = draw(st.floats(7.5, 8.5)), draw(st.floats(7.5, 8.5))
-    side = 2 * (max(radii) + EDGE_MM + ROOM_MM)
-    along = distances(draw, spacing, int(np.ceil(side / spacing)) + 1)
-    drift = np.zeros(2)
-    if most_drift:
-        steepness, direction = draw(st.floats(0.02, most_drift)), draw(st.floats(0, 2 * np.pi))
-        drift = steepness * np.array([np.cos(direction), np.sin(direction)])
-    room = np.abs(drift) * np.ptp(along)
-    matrix = (int((side + room[0]) / between_rows) + 2, int((2 * side + room[1]) / between_columns) + 2)
-    row, column = np.array(orientation[:3]), np.array(orientation[3:])
-    path = np.cross(row, column) + drift[0] * column + drift[1] * row
-    corner = np.array([draw(st.floats(-300, 300)) for _ in range(3)])
-    scan = Scan(
-        orientation=orientation,
-        pixel_spacing=(round(between_rows, 5), round(between_columns, 5)),
-        matrix=matrix,
-        origins=corner + along[:, None] * path,
-    )
-    middle, beside = middle_of(scan), side / 2 * row
-    spheres = tuple(
-        Sphere(centre=tuple((middle + sign * beside).tolist()), radius=radius, hu=float(draw(st.integers(-300, 300))))
-        for sign, radius in zip((-1, 1), radii, strict=True)
-    )
-    return Example(
-        scan=scan,
-        spheres=(spheres[0], spheres[1]),
-        layout=dict(draw(st.sampled_from(LAYOUTS))),
-        decimals=draw(st.sampled_from(list(rounding))),
-        random=Random(draw(st.integers(0, 2**32))),
-    )
-
-
-def even(_draw: st.DrawFn, spacing: float, count: int) -> np.ndarray:
-    return spacing * np.arange(count)
-
-
-def uneven(draw: st.DrawFn, spacing: float, count: int) -> np.ndarray:
-    """Distances that swing about the spacing, or change half way."""
-    k = np.arange(count + 3)
-    if draw(st.booleans()):
-        swing = draw(st.floats(0.15, 0.25)) * np.cos(draw(st.floats(0.3, 1.2)) * k + draw(st.floats(0, 2 * np.pi)))
-    else:
-        swing = np.where(k < draw(st.integers(4, count - 4)), 0.0, draw(st.floats(-0.3, 0.4)))
-    along = np.concatenate([[0], np.cumsum(spacing * (1 + swing))])
-    line = np.polyval(np.polyfit(np.arange(len(along)), along, 1), np.arange(len(along)))
-    assume(np.abs(along - line).max() > 0.15)  # else it passes for regular
-    return np.asarray(along)
-
-
-def gapped(draw: st.DrawFn, spacing: float, count: int) -> np.ndarray:
-    return np.delete(spacing * np.arange(count + 1), draw(st.integers(2, count - 2)))
+from tests.phantom import EDGE_MM, Sphere, measured
+from tests.random_series import Example, copied, even, examples, gapped, runs, uneven
 
 
 def assembled(files: Callable[[Path], Sequence[Path]]) -> Volume:
@@ -170,12 +33,6 @@ def assembled(files: Callable[[Path], Sequence[Path]]) -> Volume:
 
 
 Company = Callable[[Example, list[Dataset]], list[Dataset]]
-
-
-def copied(dataset: Dataset) -> Dataset:
-    dataset = deepcopy(dataset)
-    dataset.SOPInstanceUID = generate_uid()
-    return dataset
 
 
 def as_they_are(_example: Example, _datasets: list[Dataset]) -> list[Dataset]:
@@ -413,143 +270,3 @@ def mapping_through_space(volume: Volume, example: Example, sphere: Sphere) -> N
     reach = max(volume.spacing_mm) / 2 + 0.5 * float(np.diff(scan.origins @ scan.normal).max()) + 0.5
     assert depth.max() < reach
     assert np.linalg.norm(np.concatenate(places).mean(axis=0) - sphere.centre) < 1.0
-
-
-# Spoiled series.
-
-Spoiler = Callable[[list[Dataset], Random], None]
-
-
-def setting(keyword: str, value: object, *, everywhere: bool = False) -> Spoiler:
-    """Another value in one image, or in all."""
-
-    def spoil(datasets: list[Dataset], random: Random) -> None:
-        for dataset in datasets if everywhere else [random.choice(datasets)]:
-            if value is None:
-                del dataset[keyword]
-            else:
-                setattr(dataset, keyword, value)
-
-    return spoil
-
-
-def without_two(datasets: list[Dataset], random: Random) -> None:
-    first = random.randrange(1, len(datasets) - 4)
-    del datasets[first + random.randrange(3) + 1], datasets[first]
-
-
-def moved(datasets: list[Dataset], first: int, last: int, along: np.ndarray) -> None:
-    for dataset in datasets[first:last]:
-        place = np.array(dataset.ImagePositionPatient, dtype=float) + along
-        dataset.ImagePositionPatient = [f"{value:.6f}" for value in place]
-
-
-def normal_of(dataset: Dataset) -> np.ndarray:
-    cosines = np.array(dataset.ImageOrientationPatient, dtype=float)
-    return np.cross(cosines[:3], cosines[3:])
-
-
-def step_of(datasets: list[Dataset]) -> float:
-    first, second = (np.array(d.ImagePositionPatient, dtype=float) for d in datasets[:2])
-    return float((second - first) @ normal_of(datasets[0]))
-
-
-def torn_apart(datasets: list[Dataset], random: Random) -> None:
-    """A gap of 2.4 to 2.6 spacings: neither a missing slice nor a wider spacing."""
-    at = random.randrange(3, len(datasets) - 3)
-    moved(datasets, at, len(datasets), random.uniform(1.4, 1.6) * step_of(datasets) * normal_of(datasets[0]))
-
-
-def shifted_in_plane(datasets: list[Dataset], random: Random) -> None:
-    at = random.randrange(2, len(datasets) - 2)
-    moved(datasets, at, at + 1, random.uniform(1.5, 9) * np.array(datasets[0].ImageOrientationPatient[:3], dtype=float))
-
-
-def far_apart(datasets: list[Dataset], random: Random) -> None:
-    extra = random.uniform(10.1, 20) * normal_of(datasets[0])
-    for k in range(1, len(datasets)):
-        moved(datasets, k, len(datasets), extra)
-
-
-def coronal(datasets: list[Dataset], _random: Random) -> None:
-    """Turned as a whole by 90 degrees about the patient's left-right axis."""
-    turn = about(np.array([1.0, 0.0, 0.0]), np.pi / 2)
-    for dataset in datasets:
-        cosines = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3) @ turn.T
-        dataset.ImageOrientationPatient = [f"{value:.10f}" for value in cosines.ravel()]
-        place = turn @ np.array(dataset.ImagePositionPatient, dtype=float)
-        dataset.ImagePositionPatient = [f"{value:.8f}" for value in place]
-
-
-def skewed(datasets: list[Dataset], _random: Random) -> None:
-    for dataset in datasets:
-        cosines = np.array(dataset.ImageOrientationPatient, dtype=float)
-        cosines[3:] += 0.05 * cosines[:3]
-        dataset.ImageOrientationPatient = [f"{value:.10f}" for value in cosines]
-
-
-def two_at_one_place(datasets: list[Dataset], random: Random) -> None:
-    twin = copied(random.choice(datasets))
-    twin.PixelData = bytes(len(twin.PixelData))
-    datasets.append(twin)
-
-
-def one_uid_twice(datasets: list[Dataset], random: Random) -> None:
-    one, other = random.sample(datasets, 2)
-    one.SOPInstanceUID = other.SOPInstanceUID
-
-
-def too_few(datasets: list[Dataset], random: Random) -> None:
-    del datasets[random.randint(2, 7) :]
-
-
-def cut_pixels(datasets: list[Dataset], random: Random) -> None:
-    dataset = random.choice(datasets)
-    dataset.PixelData = dataset.PixelData[: 2 * random.randrange(1, len(dataset.PixelData) // 2)]
-
-
-def other_class(datasets: list[Dataset], _random: Random) -> None:
-    for dataset in datasets:
-        dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-
-
-SPOILED: dict[Spoiler, RejectionCode] = {
-    without_two: RejectionCode.MISSING_SLICE,
-    torn_apart: RejectionCode.IRREGULAR_SPACING,
-    shifted_in_plane: RejectionCode.SHIFTED_SLICES,
-    far_apart: RejectionCode.TOO_THICK,
-    coronal: RejectionCode.NOT_AXIAL,
-    skewed: RejectionCode.BAD_ORIENTATION,
-    two_at_one_place: RejectionCode.DUPLICATE_POSITION,
-    one_uid_twice: RejectionCode.DUPLICATE_UID,
-    too_few: RejectionCode.TOO_FEW_SLICES,
-    cut_pixels: RejectionCode.DECODE_FAILED,
-    other_class: RejectionCode.NO_IMAGES,
-    setting("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"], everywhere=True): RejectionCode.NO_IMAGES,
-    setting("PixelSpacing", ["0", "0"], everywhere=True): RejectionCode.BAD_PIXEL_SPACING,
-    setting("PixelSpacing", None, everywhere=True): RejectionCode.BAD_PIXEL_SPACING,
-    setting("Rows", 65_535, everywhere=True): RejectionCode.TOO_LARGE,
-    setting("FrameOfReferenceUID", None, everywhere=True): RejectionCode.NO_FRAME_OF_REFERENCE,
-    setting("FrameOfReferenceUID", "1.2.3"): RejectionCode.SEVERAL_FRAMES_OF_REFERENCE,
-    setting("PatientID", "ANOTHER"): RejectionCode.PATIENT_CONFLICT,
-    setting("RescaleType", "US"): RejectionCode.NOT_HU,
-    setting("RescaleSlope", None): RejectionCode.RESCALE_MISSING,
-    setting("RescaleSlope", 0): RejectionCode.RESCALE_MISSING,
-    setting("HighBit", 3): RejectionCode.UNSUPPORTED_PIXELS,
-    setting("ImagePositionPatient", ["1", "2"]): RejectionCode.UNREADABLE,
-}
-"""Each way to spoil a series that no repair makes good, and the code that it ends in."""
-
-
-@runs(100)
-@given(example=examples(even, rounding=(None, 3)), spoiler=st.sampled_from(list(SPOILED)))
-def test_spoiled_series(example: Example, spoiler: Spoiler) -> None:
-    datasets = example.datasets()
-    spoiler(datasets, example.random)
-    with TemporaryDirectory() as folder:
-        paths = write_datasets(datasets, Path(folder), seed=example.random.randrange(2**32))
-        series = describe(paths)
-        with pytest.raises(Rejected) as caught:
-            assemble_ct(paths, series)
-    assert caught.value.code == SPOILED[spoiler]
-    assert "ANOTHER" not in str(caught.value)
