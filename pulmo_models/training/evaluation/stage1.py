@@ -34,6 +34,7 @@ from pulmo_models.types import Volume
 log = logging.getLogger(__name__)
 
 SHOWN = 18
+ASKED = 200  # candidates of a scan that stage 2 is asked about, best first: a detector at work gives a tenth of that
 DOUBT = (
     "As stage 1, but candidates on places that look like nodules and have no truth (seen by eye, without a reader) "
     "count neither way."
@@ -70,10 +71,10 @@ def score(scan: Scan, analyst: Analyst, rule: HitRule) -> Scored:
     first = score_scan(scan.name, points, heats, scan.nodules, excused, rule)
     both = None
     if analyst.characteriser is not None:
-        probabilities = analyst.detection_probabilities(scan.volume, indices)
+        probabilities = analyst.detection_probabilities(scan.volume, indices[:ASKED])
 
         def reaching(peak_threshold: float) -> ScanScores:
-            kept = heats >= peak_threshold
+            kept = np.flatnonzero(heats[:ASKED] >= peak_threshold)
             return score_scan(scan.name, points[kept], probabilities[kept], scan.nodules, excused[kept], rule)
 
         both = reaching
