@@ -23,7 +23,7 @@ class NoduleSettings:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    weights: str = "pulmo-node-2"  # name of a shipped set, or path of a set's .toml
+    weights: str = "pulmo-node-3"  # name of a shipped set, or path of a set's .toml
     protocol: Literal["tuned", "published"] = "tuned"
     peak_threshold: Probability | None = None  # smallest heat-map value of a candidate
     cluster_mm: Annotated[float, Field(ge=0.0)] = 6.0  # a peak closer to a higher one is dropped

@@ -145,7 +145,6 @@ def test_the_findings_of_the_database_are_those_of_the_segmentation(cptac: Outco
     assert [nodule["tracking_uid"] for nodule in findings["nodules"]] == [s.TrackingUID for s in segments]
 
 
-@pytest.mark.xfail(reason="the first weights give its place a heat of 0.09, and the threshold is 0.3 (README.md)")
 def test_the_known_nodule_is_among_the_segments(cptac: Outcome) -> None:
     """The spiculated nodule of about 2 cm in the right lower lobe (seen by eye): row 168, column 106, z -195 mm."""
     if "SEG" not in cptac.objects:

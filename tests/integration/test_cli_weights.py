@@ -36,7 +36,7 @@ storage = "var"  # beside this file
 [pipelines.ct-nodules]
 peak_threshold = 0.25   # looser
 # the set
-weights = "pulmo-node-2" # as shipped
+weights = "pulmo-node-3" # as shipped
 precision = 'fp32'
 
 [[rules]]
@@ -88,7 +88,7 @@ def test_fetch_list_verify_use(server: HubServer, config: Path, tmp_path: Path) 
     assert str(manifest) in said
     listed = json.loads(weights("list", "-c", config, "--json")[1])
     assert [(s["name"], s["manifest"], s["used"]) for s in listed] == [
-        *((path.stem, str(path), path.stem == "pulmo-node-2") for path in manifests()),
+        *((path.stem, str(path), path.stem == "pulmo-node-3") for path in manifests()),
         ("pulmo", str(manifest), False),
     ]
     assert listed[-1]["commit"] == COMMIT
@@ -97,7 +97,7 @@ def test_fetch_list_verify_use(server: HubServer, config: Path, tmp_path: Path) 
     assert code == 0
     assert [line.split(":")[0] for line in said.splitlines()] == [*(p.stem for p in manifests()), "pulmo"]
     assert weights("use", "pulmo", "-c", config)[0] == 0
-    assert config.read_text() == FILE.replace('"pulmo-node-2"', '"pulmo"')
+    assert config.read_text() == FILE.replace('"pulmo-node-3"', '"pulmo"')
     listed = json.loads(weights("list", "-c", config, "--json")[1])
     assert [s["name"] for s in listed if s["used"]] == ["pulmo"]
 
@@ -194,11 +194,11 @@ def test_use_refuses_what_is_missing_or_damaged_and_leaves_the_file(
     assert config.read_text() == FILE
     code, said = weights("verify", "-c", config)
     assert code == 1
-    assert "pulmo-node-2: ok" in said
+    assert "pulmo-node-3: ok" in said
     found.stage1.path.with_name("pulmo.toml").write_text("name = 1")
     code, said = weights("list", "-c", config)
     assert code == 1
-    assert "pulmo-node-2 (in use): version" in said
+    assert "pulmo-node-3 (in use): version" in said
     assert "name must be a text" in said
 
 
@@ -217,12 +217,12 @@ def test_use_names_a_set_outside_of_the_folder_by_its_path(
 def test_use_needs_a_file_and_says_when_the_environment_goes_before_it(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PULMO_NODE__PIPELINES__CT_NODULES__WEIGHTS", "pulmo-node-2")
-    code, said = weights("use", "pulmo-node-2", "-c", config)
+    monkeypatch.setenv("PULMO_NODE__PIPELINES__CT_NODULES__WEIGHTS", "pulmo-node-3")
+    code, said = weights("use", "pulmo-node-3", "-c", config)
     assert code == 0
     assert "caution: PULMO_NODE__PIPELINES__CT_NODULES__WEIGHTS is set" in said
     monkeypatch.setattr("pulmo_node.cli_weights.default_path", lambda: None)
-    code, said = failure(monkeypatch, capsys, "use", "pulmo-node-2")
+    code, said = failure(monkeypatch, capsys, "use", "pulmo-node-3")
     assert code == 2
     assert "no configuration file to write" in said
 
@@ -276,7 +276,7 @@ def test_healthchecks_load_an_imported_set_and_name_a_missing_one(published: tup
 
 
 def test_listing_and_choosing_do_without_torch(config: Path) -> None:
-    commands = [["list"], ["verify"], ["use", "pulmo-node-2"]]
+    commands = [["list"], ["verify"], ["use", "pulmo-node-3"]]
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom pulmo_node.cli import app\n"
         f"for command in {commands}:\n"

@@ -245,12 +245,12 @@ def test_a_detector_goes_through_each_host_once(tmp_path: Path, monkeypatch: pyt
 
 def test_what_a_set_finds_falsely_becomes_negatives(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mining, "find_candidates", lambda *_: [Candidate(index=(30, 100, 112), score=0.9)])
-    wanted = replace(request_, weights="pulmo-node-2", patches={"train": 40}, windows={})
+    wanted = replace(request_, weights="pulmo-node-3", patches={"train": 40}, windows={})
     store = PatchStore(write_store(wanted))
     found = [source for source in store.column("stage2", "source") if "found by a detector" in source]
     assert 2 <= len(found) <= 18  # 45 % of 20
     assert store.provenance["hard negatives"] == dict.fromkeys(inserted.SPLIT_HOSTS["train"], 1)
-    assert [path.name.startswith("hard-negatives-pulmo-node-2-") for path in wanted.work.iterdir()] == [True]
+    assert [path.name.startswith("hard-negatives-pulmo-node-3-") for path in wanted.work.iterdir()] == [True]
 
 
 def test_the_options_of_the_command() -> None:

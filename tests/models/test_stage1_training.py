@@ -180,10 +180,12 @@ def test_a_killed_training_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
         losses = [row["validation/loss"] for row in csv.DictReader(file) if row["validation/loss"]]
     assert len(losses) == 3
     assert list((whole / "logs" / "version_0").glob("events.out.tfevents.*"))
-    assert "another recipe.optimiser.learning_rate" in refused(
+    assert "another training: recipe.optimiser.learning_rate is" in refused(
         *command, "--work", tmp_path / "whole", *changes("stage1.optimiser.learning_rate = 1.0")
     )
-    assert "another seed (1 there, 2 asked for)" in refused(*command, "--work", tmp_path / "whole", "--seed", "2")
+    assert "another training: seed is 1 there, 2 asked for" in refused(
+        *command, "--work", tmp_path / "whole", "--seed", "2"
+    )
     last = (whole / "last.ckpt").read_bytes()
     train(*command, "--work", tmp_path / "whole")  # it is finished: nothing is done
     assert (whole / "last.ckpt").read_bytes() == last

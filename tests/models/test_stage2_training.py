@@ -115,7 +115,12 @@ def test_kinds_are_drawn_by_their_shares(tmp_path: Path) -> None:
 
 
 def test_the_candidate_is_in_the_middle_and_the_outline_goes_with_it(tmp_path: Path) -> None:
-    recipe = distill("augmentation.jitter_slices = 0", "augmentation.jitter_pixels = 0", "augmentation.shift = 0.0")
+    recipe = distill(
+        "augmentation.jitter_slices = 0",
+        "augmentation.jitter_pixels = 0",
+        "augmentation.shift = 0.0",
+        "augmentation.kernel_probability = 0.0",
+    )
     path = kinds(tmp_path / "a.h5")
     for memory_bytes in (0, 2**30):  # read each time, or kept
         patches = Patches(
@@ -147,7 +152,7 @@ def test_a_published_flip_shows_the_slice_before_the_candidate(tmp_path: Path) -
 
 
 def test_jitter_moves_image_and_outline_together(tmp_path: Path) -> None:
-    recipe = distill("augmentation.shift = 0.0", "augmentation.noise = 0.0")
+    recipe = distill("augmentation.shift = 0.0", "augmentation.noise = 0.0", "augmentation.kernel_probability = 0.0")
     patches = Patches(
         rows_of(kinds(tmp_path / "a.h5"), recipe),
         student_cut(None),

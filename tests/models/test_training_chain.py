@@ -120,8 +120,16 @@ def test_a_folder_keeps_one_training(tmp_path: Path) -> None:
     assert begin_run(tmp_path / "a", about, {"torch": "3"})
     assert read_run(tmp_path / "a")["torch"] == "2"
     other = {**about, "recipe": {"optimiser": {"learning_rate": 0.2}}}
-    with pytest.raises(RunMismatch, match=r"another recipe\.optimiser\.learning_rate \(0\.1 there, 0\.2 asked for\)"):
+    with pytest.raises(RunMismatch, match=r"recipe\.optimiser\.learning_rate is 0\.1 there, 0\.2 asked for"):
         begin_run(tmp_path / "a", other, {})
+    stores = {**about, "stores": [{"file": "a.h5"}, {"file": "b.h5"}]}
+    assert not begin_run(tmp_path / "b", stores, {})
+    for changed, message in (
+        ([{"file": "a.h5"}, {"file": "c.h5"}], r'stores\[1\]\.file is "b\.h5" there, "c\.h5" asked for'),
+        ([{"file": "a.h5"}], "2 stores there, 1 asked for"),
+    ):
+        with pytest.raises(RunMismatch, match=message):
+            begin_run(tmp_path / "b", {**about, "stores": changed}, {})
 
 
 def test_a_folder_is_for_one_process(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pulmo_models import registry
+from pulmo_models.weights import load_set
 from pulmo_node.config import Config, load, resolve
 from pulmo_node.errors import ConfigError
 from tests.conftest import ROOT
@@ -46,7 +47,8 @@ def test_the_shipped_file_shows_every_key_of_its_pipelines() -> None:
         defaults = asdict(entry.settings())
         assert shipped[entry.label] == {key: value for key, value in defaults.items() if value is not None}
         for key in (key for key, value in defaults.items() if value is None):
-            assert f"\n# {key} = " in text, "a key without a default stands there as a comment"
+            of_the_weights = getattr(load_set(defaults["weights"]).operating_point, key)
+            assert f"\n# {key} = {of_the_weights:g}\n" in text, "a key without a default stands there as a comment"
 
 
 def test_every_key_of_the_shipped_file_has_a_comment() -> None:

@@ -30,8 +30,8 @@ def test_the_shipped_file_changes_in_one_line(tmp_path: Path) -> None:
     assert config.pipelines["ct-nodules"]["weights"] == named(path) == "pulmo"
     after = path.read_text(encoding="utf-8")
     changed = [(a, b) for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
-    assert changed == [('weights = "pulmo-node-2"', 'weights = "pulmo"')]
-    set_pipeline_weights(path, "ct-nodules", "pulmo-node-2")
+    assert changed == [('weights = "pulmo-node-3"', 'weights = "pulmo"')]
+    set_pipeline_weights(path, "ct-nodules", "pulmo-node-3")
     assert path.read_text(encoding="utf-8") == before
 
 
