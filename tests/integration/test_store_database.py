@@ -7,7 +7,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -170,6 +172,24 @@ class TestMigrations:
 
         run_threads([run] * 6)
         assert revisions == [HEAD_REVISION] * 6
+
+    @pytest.mark.parametrize(("code", "times"), [(sqlite3.SQLITE_BUSY, 4), (sqlite3.SQLITE_BUSY_RECOVERY, 4), (1, 1)])
+    def test_a_busy_change_of_the_journal_mode_is_tried_again(self, code: int, times: int) -> None:
+        class Cursor:
+            calls = 0
+
+            def execute(self, statement: str) -> None:
+                assert statement == "PRAGMA journal_mode = WAL"
+                self.calls += 1
+                if self.calls < 4:
+                    error = sqlite3.OperationalError("refused")
+                    error.sqlite_errorcode = code
+                    raise error
+
+        cursor: Any = Cursor()
+        with nullcontext() if times > 1 else pytest.raises(sqlite3.OperationalError, match="refused"):
+            database.use_write_ahead_log(cursor)
+        assert cursor.calls == times
 
     def test_a_database_of_a_newer_version_is_left_alone(self, path: Path, url: str) -> None:
         SqlStore(url, SetClock()).close()
