@@ -85,11 +85,12 @@ def in_folder(folder: Path) -> Found:
         Rejected: the folder cannot be read.
     """
     found = assemble.find_series(folder)
-    studies: dict[str, list[Path]] = {}
-    for one in found.series:
-        studies.setdefault(one.description.study_instance_uid, []).append(one.paths[0])
     series = (
-        Source(paths=one.paths, description=one.description, study=tuple(studies[one.description.study_instance_uid]))
+        Source(
+            paths=one.paths,
+            description=one.description,
+            study=found.of_study(one.description.study_instance_uid),
+        )
         for one in found.series
     )
     return Found(series=tuple(series), set_aside=found.set_aside)

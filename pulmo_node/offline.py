@@ -60,7 +60,7 @@ def analyse_folder(
                 results.append(_problem(series, label, reason, rejected=True))
                 continue
             try:
-                _check_study(series, found)
+                assemble.check_one_patient(found.of_study(series.description.study_instance_uid))
                 results.append(_analyse(series, label, out, analyser, progress))
             except Rejected as exc:
                 results.append(_problem(series, label, str(exc), rejected=True))
@@ -70,13 +70,6 @@ def analyse_folder(
     if len(written) == 1 and written[0].folder is not None:
         _copy_up(written[0].folder, out)
     return OfflineRun(results=tuple(results), set_aside=found.set_aside)
-
-
-def _check_study(series: assemble.FoundSeries, found: assemble.FoundFolder) -> None:
-    """Refuse a series whose study holds another patient's images."""
-    study = series.description.study_instance_uid
-    others = [other.paths[0] for other in found.series if other.description.study_instance_uid == study]
-    assemble.check_one_patient(others)
 
 
 def _problem(series: assemble.FoundSeries, label: str, reason: str, *, rejected: bool) -> OfflineResult:

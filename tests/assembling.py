@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from copy import deepcopy
 from pathlib import Path
 
@@ -30,6 +31,18 @@ def rejected(datasets: list[Dataset], folder: Path, *, seed: int | None = None) 
     with pytest.raises(Rejected) as caught:
         assembled(datasets, folder, seed=seed)
     return caught.value
+
+
+def traced(paths: list[Path]) -> tuple[Volume, int]:
+    """The volume of these files, and the peak of the memory in bytes that its assembly took."""
+    series = describe(paths)
+    tracemalloc.start()
+    try:
+        volume = assemble_ct(paths, series)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return volume, peak
 
 
 def other_volumes(volume: Volume) -> str:

@@ -18,7 +18,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from pulmo_models.types import Volume
+from pulmo_models.mapping import frames_of_grid
+from pulmo_models.types import SeriesDescription, Volume
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -28,6 +29,17 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 def ramp_hu(shape: tuple[int, int, int] = (10, 12, 16)) -> npt.NDArray[np.float64]:
     """Whole HU from -1000 up, different in every voxel."""
     return np.arange(np.prod(shape), dtype=np.float64).reshape(shape) - 1000.0
+
+
+def grid_volume(hu: FloatArray, affine: npt.NDArray[np.float64]) -> Volume:
+    """A native volume that no file lies behind."""
+    return Volume(
+        hu=hu.astype(np.float32),
+        affine=affine,
+        frame_of_reference_uid="1.2",
+        series=SeriesDescription(study_instance_uid="1", series_instance_uid="2", modality="CT"),
+        frames=frames_of_grid(affine, hu.shape),
+    )
 
 
 def true_affine(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pulmo_models.ct.candidates import AIR_HU, Candidate, normalise
 from pulmo_models.ct.device import Runner
-from pulmo_models.ct.masks import CENTRE, ROWS_COLUMNS, Index, MaskWalk, extend, next_slices, overlap_share, start_walk
+from pulmo_models.ct.masks import CENTRE, Index, MaskWalk, extend, next_slices, overlap_share, start_walk
 from pulmo_models.ct.views import ONE_VIEW, VIEWS, WIDE, View, ask
 from pulmo_models.geometry import crop
 from pulmo_models.nets.student2p5d import Student2p5D
@@ -103,7 +103,7 @@ def characterise(
     """
     if not candidates:
         return []
-    outputs = _run(hu, [c.index for c in candidates], runner, settings.views, lambda share: progress(0.5 * share))
+    outputs = look(hu, [c.index for c in candidates], runner, settings.views, lambda share: progress(0.5 * share))
     detection = torch.softmax(outputs["detection"], dim=1)[:, 1].tolist()
     malignancy = torch.softmax(outputs["malignancy"], dim=1)[:, 1].tolist()
     kept = [i for i, probability in enumerate(detection) if probability >= settings.detection_threshold]
@@ -125,13 +125,11 @@ def characterise(
     return merge_duplicates(found, settings.merge_overlap)
 
 
-def stage2_input(hu: _FloatVolume, centre: Index) -> _FloatVolume:
-    """The (7, 64, 64) input of the network around a voxel, in 0..1."""
-    return wide_input(hu, centre)[:, :ROWS_COLUMNS, :ROWS_COLUMNS]
-
-
 def wide_input(hu: _FloatVolume, centre: Index) -> _FloatVolume:
-    """The (7, 65, 65) around a voxel that the views are cut from, in 0..1; the voxel is its middle."""
+    """The (7, 65, 65) around a voxel that the views are cut from, in 0..1; the voxel is its middle.
+
+    The first 64 rows and columns are the published input.
+    """
     z, y, x = centre
     origin = (z - N_SLICES // 2, y - CENTRE, x - CENTRE)
     return normalise(crop(hu, origin, (N_SLICES, WIDE, WIDE), AIR_HU))
@@ -159,18 +157,19 @@ def _walk_through_slices(
         if not wanted:
             return
         centres = [(z, *walk.centre[1:]) for walk, _, z in wanted]
-        outlines = _outlines(_run(hu, centres, runner, ONE_VIEW)["segmentation"], settings)
+        outlines = _outlines(look(hu, centres, runner, ONE_VIEW)["segmentation"], settings)
         for (walk, direction, z), outline in zip(wanted, outlines, strict=True):
             extend(walk, direction, z, outline, hu.shape)
 
 
-def _run(
+def look(
     hu: _FloatVolume,
     centres: Sequence[Index],
     runner: Runner,
     views: tuple[View, ...],
     progress: ShareCallback = lambda share: None,
 ) -> dict[str, Tensor]:
+    """What the network says of places, at least one: its outputs, the mean over the views."""
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(centres), BATCH):
         chunk = centres[start : start + BATCH]

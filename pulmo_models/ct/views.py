@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SIDE = 64  # rows and columns of the network's input
-WIDE = SIDE + 1  # odd, so that the candidate is the middle
+from pulmo_models.ct.masks import ROWS_COLUMNS
+
+WIDE = ROWS_COLUMNS + 1  # odd, so that the candidate is the middle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,12 @@ class View:
         """(B, 7, 65, 65) to the (B, 7, 64, 64) that the network sees."""
         axes = [axis for axis, reverse in ((1, self.slices_reversed), (2, self.rows_reversed)) if reverse]
         turned = torch.rot90(wide.flip(axes) if axes else wide, self.quarters, (2, 3))
-        return turned[:, :, :SIDE, :SIDE].contiguous()
+        return turned[:, :, :ROWS_COLUMNS, :ROWS_COLUMNS].contiguous()
 
     def back(self, planes: Tensor) -> Tensor:
         """(B, 1, 64, 64) as the network saw it to (B, 1, 65, 65) as it was cut; 0 where it saw nothing."""
         wide = planes.new_zeros((*planes.shape[:2], WIDE, WIDE))
-        wide[:, :, :SIDE, :SIDE] = planes
+        wide[:, :, :ROWS_COLUMNS, :ROWS_COLUMNS] = planes
         wide = torch.rot90(wide, -self.quarters, (2, 3))
         return wide.flip((2,)) if self.rows_reversed else wide
 
@@ -59,8 +60,8 @@ def ask(run: Callable[[Tensor], dict[str, Tensor]], wide: Tensor, views: tuple[V
     for view in views:
         out = run(view.turn(wide))
         out["segmentation"] = view.back(out["segmentation"])
-        seen += view.back(wide.new_ones((1, 1, SIDE, SIDE)))
+        seen += view.back(wide.new_ones((1, 1, ROWS_COLUMNS, ROWS_COLUMNS)))
         total = {key: total[key] + value for key, value in out.items()} if total else out
     segmentation = total.pop("segmentation") / seen.clamp(min=1)
     mean = {key: value / len(views) for key, value in total.items()}
-    return mean | {"segmentation": segmentation[:, :, :SIDE, :SIDE]}
+    return mean | {"segmentation": segmentation[:, :, :ROWS_COLUMNS, :ROWS_COLUMNS]}

@@ -186,10 +186,10 @@ def export(
     ] = None,
 ) -> None:
     """Write the trained networks as a set of weights: safetensors and a manifest."""
-    from pulmo_models.training.fitting.export import ATTRIBUTION, export_set  # noqa: PLC0415
+    from pulmo_models.training.fitting.export import export_set  # noqa: PLC0415
 
     with plain_errors():
-        typer.echo(export_set(work, out, name=name, version=version, attribution=attribution or ATTRIBUTION))
+        typer.echo(export_set(work, out, name=name, version=version, attribution=attribution))
 
 
 @app.command()

@@ -36,6 +36,10 @@ class FoundFolder:
     series: tuple[FoundSeries, ...]
     set_aside: tuple[SetAside, ...]  # ``file`` is the path relative to the folder
 
+    def of_study(self, study_instance_uid: str) -> tuple[Path, ...]:
+        """The first file of every series of a study."""
+        return tuple(s.paths[0] for s in self.series if s.description.study_instance_uid == study_instance_uid)
+
 
 def describe(paths: Sequence[Path], calling_ae_title: str = "") -> SeriesDescription:
     """Describe the files of one series from their headers. Files that cannot be read are passed over.

@@ -199,6 +199,7 @@ def _frame(path: Path, dataset: Dataset, number: int | None, groups: tuple[Datas
     spacing = numbers(_in_group(groups, "PixelMeasuresSequence", "PixelSpacing"), "PixelSpacing", 2)
     rescale, rescale_type = _rescale(dataset, groups)
     content = _in_group(groups, "FrameContentSequence", "FrameAcquisitionNumber")
+    acquisition = _acquisition(dataset, groups, image_type)
     return Frame(
         path=path,
         sop_class_uid=str(dataset.SOPClassUID),
@@ -214,13 +215,13 @@ def _frame(path: Path, dataset: Dataset, number: int | None, groups: tuple[Datas
         rescale_type=rescale_type,
         modality_lut=bool(dataset.get("ModalityLUTSequence")),
         image_type=image_type,
-        kernel=text(_in_group(groups, "CTReconstructionSequence", "ConvolutionKernel"), "ConvolutionKernel"),
+        kernel=acquisition.kernel,
         acquisition_number=text(content, "FrameAcquisitionNumber") or text(dataset, "AcquisitionNumber"),
         temporal_position=_temporal_position(groups),
         stack_id=text(_in_group(groups, "FrameContentSequence", "StackID"), "StackID"),
         acquired=_acquired(dataset, groups),
         instance_number=number or int(_recorded(dataset, "InstanceNumber") or 0),
-        acquisition=_acquisition(dataset, groups),
+        acquisition=acquisition,
     )
 
 
@@ -271,7 +272,7 @@ def _acquired(dataset: Dataset, groups: tuple[Dataset, ...]) -> str:
     )
 
 
-def _acquisition(dataset: Dataset, groups: tuple[Dataset, ...]) -> Acquisition:
+def _acquisition(dataset: Dataset, groups: tuple[Dataset, ...], image_type: tuple[str, ...]) -> Acquisition:
     reconstruction = "CTReconstructionSequence"
     agents = dataset.get("ContrastBolusAgentSequence")
     return Acquisition(
@@ -283,7 +284,7 @@ def _acquisition(dataset: Dataset, groups: tuple[Dataset, ...]) -> Acquisition:
             _in_group(groups, reconstruction, "ReconstructionDiameter"), "ReconstructionDiameter"
         ),
         patient_position=text(dataset, "PatientPosition"),
-        image_type=_image_type(dataset, groups),
+        image_type=image_type,
         number=text(dataset, "AcquisitionNumber"),
     )
 

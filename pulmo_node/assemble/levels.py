@@ -76,15 +76,9 @@ def _chosen(steps: npt.NDArray[np.int64]) -> bool:
 
 
 def _missing(frames: Sequence[Frame], gaps: Float64Array, steps: npt.NDArray[np.int64]) -> Rejected:
-    at = int(steps.argmax())
     missing = int((steps - 1).sum())
-    return Rejected(
-        RejectionCode.MISSING_SLICE,
-        f"{missing} slice{'s are' if missing > 1 else ' is'} missing: {gaps[at]:.2f} mm between "
-        f"{frames[at].label} and {frames[at + 1].label} where {_usual_gap(gaps):.2f} mm is usual",
-        file=frames[at + 1].path.name,
-        tag=POSITION_TAG,
-    )
+    what = f"{missing} slice{'s are' if missing > 1 else ' is'} missing"
+    return _at_gap(RejectionCode.MISSING_SLICE, what, frames, gaps, int(steps.argmax()))
 
 
 def _filled(frames: Sequence[Frame], number: npt.NDArray[np.int64], start: float, spacing: float) -> Levels:
@@ -128,10 +122,15 @@ def _evened(frames: Sequence[Frame], distance: Float64Array) -> Levels:
 
 
 def _irregular(frames: Sequence[Frame], gaps: Float64Array, at: int) -> Rejected:
+    return _at_gap(RejectionCode.IRREGULAR_SPACING, "the slices are not evenly spaced", frames, gaps, at)
+
+
+def _at_gap(code: RejectionCode, what: str, frames: Sequence[Frame], gaps: Float64Array, at: int) -> Rejected:
+    """A refusal that names the gap it is for."""
     return Rejected(
-        RejectionCode.IRREGULAR_SPACING,
-        f"the slices are not evenly spaced: {gaps[at]:.2f} mm between {frames[at].label} and "
-        f"{frames[at + 1].label} where {_usual_gap(gaps):.2f} mm is usual",
+        code,
+        f"{what}: {gaps[at]:.2f} mm between {frames[at].label} and {frames[at + 1].label} where "
+        f"{_usual_gap(gaps):.2f} mm is usual",
         file=frames[at + 1].path.name,
         tag=POSITION_TAG,
     )

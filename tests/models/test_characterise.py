@@ -15,7 +15,7 @@ from pulmo_models.ct.characterise import (
     MalignancyHead,
     characterise,
     merge_duplicates,
-    stage2_input,
+    wide_input,
 )
 from pulmo_models.ct.device import Runner
 from pulmo_models.ct.masks import grow_from_hu, overlap_share
@@ -80,7 +80,7 @@ def run(hu: np.ndarray, *indices: tuple[int, int, int], network: StandIn | None 
 
 def test_input_is_seven_native_slices_with_the_candidate_in_the_middle() -> None:
     hu = np.random.default_rng(0).uniform(-1200, 1200, (20, 90, 100)).astype(np.float32)
-    x = stage2_input(hu, (10, 40, 50))
+    x = wide_input(hu, (10, 40, 50))[:, :64, :64]
     assert x.shape == (7, 64, 64)
     assert x.dtype == np.float32
     expected = (np.clip(hu[7:14, 8:72, 18:82], -1000, 1000) + 1000) / 2000
@@ -89,7 +89,7 @@ def test_input_is_seven_native_slices_with_the_candidate_in_the_middle() -> None
 
 def test_input_is_padded_with_air_at_the_border() -> None:
     hu = np.full((20, 90, 100), 1000.0, dtype=np.float32)
-    x = stage2_input(hu, (0, 89, 0))
+    x = wide_input(hu, (0, 89, 0))[:, :64, :64]
     assert (x[:3] == 0).all()
     assert (x[3:, :33, 32:] == 1).all()
     assert (x[:, 33:] == 0).all()
@@ -120,7 +120,7 @@ def test_logit_with_the_real_network_on_either_scale(scale: str) -> None:
     logit = sum(c.contribution for c in found.concepts) + read_out.bias
     assert 1 / (1 + math.exp(-logit)) == pytest.approx(found.malignancy_probability, abs=1e-5)
     with torch.inference_mode():
-        output = network(torch.from_numpy(stage2_input(hu, (20, 50, 50)))[None])["concepts"][0].tolist()
+        output = network(torch.from_numpy(wide_input(hu, (20, 50, 50))[:, :64, :64])[None])["concepts"][0].tolist()
     values = output if scale == "raw" else [1 + 4 * v for v in output]
     assert [c.value for c in found.concepts] == pytest.approx(values, abs=1e-5)
 

@@ -44,6 +44,7 @@ from pulmo_models.training.material.phantoms import NoduleSpec, make_phantom
 from pulmo_models.training.metrics.froc import Places
 from pulmo_models.training.store import Patch, PatchStore, StoreWriter, Window
 from pulmo_models.types import CONCEPT_NAMES, SeriesDescription, Volume
+from tests.ct_factory import grid_volume
 
 PATCH, WINDOW = (9, 66, 66), (16, 32, 32)
 
@@ -329,13 +330,7 @@ def volume(bright: dict[tuple[int, int, int], int], affine: np.ndarray) -> Volum
     hu = np.full((64, 128, 128), -850, np.float32)
     for place, level in bright.items():
         hu[place] = level
-    return Volume(
-        hu=hu,
-        affine=affine,
-        frame_of_reference_uid="",
-        series=SeriesDescription(study_instance_uid="", series_instance_uid="", modality="CT"),
-        frames=frames_of_grid(affine, hu.shape),
-    )
+    return grid_volume(hu, affine)
 
 
 def flipped_affine() -> np.ndarray:

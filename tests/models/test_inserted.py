@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from pulmo_models.ct.candidates import Candidate
@@ -257,6 +258,9 @@ def test_the_options_of_the_command() -> None:
     assert parse_counts("12", "train,test") == {"train": 12, "test": 12}
     assert parse_counts("train=3,validation=4", "test") == {"train": 3, "validation": 4}
     assert parse_shape("20,72,72") == (20, 72, 72)
+    assert parse_shape("0,2,2", least=0) == (0, 2, 2)  # a jitter may leave an axis alone, a shape may not
+    with pytest.raises(typer.BadParameter):
+        parse_shape("0,2,2")
     for wrong in (["--patches", "many"], ["--patches", "nobody=3"], ["--patches", "1", "--patch", "20,72"]):
         result = CliRunner().invoke(app, ["data", "inserted", "--data", "d", "--out", "o.h5", *wrong])
         assert result.exit_code == 2

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pulmo_models.ct.lungs import LungRegion, localise_lungs, segment_lungs
-from pulmo_models.mapping import frames_of_grid
 from pulmo_models.pipeline import Rejection
-from pulmo_models.types import SeriesDescription, Volume
+from pulmo_models.types import Volume
 from tests.conftest import data_folder
+from tests.ct_factory import grid_volume
 
 SPACING = (4.0, 2.0, 2.0)
 
@@ -17,13 +17,7 @@ SPACING = (4.0, 2.0, 2.0)
 def make_volume(hu: np.ndarray, spacing: tuple[float, float, float]) -> Volume:
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = *spacing, 1.0
-    return Volume(
-        hu=hu.astype(np.float32),
-        affine=affine,
-        frame_of_reference_uid="1.2.3",
-        series=SeriesDescription(study_instance_uid="1.2.4", series_instance_uid="1.2.5", modality="CT"),
-        frames=frames_of_grid(affine, hu.shape),
-    )
+    return grid_volume(hu, affine)
 
 
 def ellipsoid(shape: tuple[int, ...], centre: tuple[float, ...], radii_mm: tuple[float, ...]) -> np.ndarray:

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from pulmo_models.ct.lungs import localise_lungs
-from pulmo_models.mapping import frames_of_grid
 from pulmo_models.training.material.phantoms import NoduleSpec, PhantomScan, make_demo_phantom, make_phantom
-from pulmo_models.types import SeriesDescription, Volume
+from tests.ct_factory import grid_volume
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +62,7 @@ def test_the_same_seed_gives_the_same_voxels_and_another_one_others() -> None:
 
 
 def test_its_lungs_are_found(demo: PhantomScan) -> None:
-    volume = Volume(
-        hu=demo.hu,
-        affine=demo.affine,
-        frame_of_reference_uid="1.2",
-        series=SeriesDescription(study_instance_uid="1", series_instance_uid="2", modality="CT"),
-        frames=frames_of_grid(demo.affine, demo.hu.shape),
-    )
+    volume = grid_volume(demo.hu, demo.affine)
     lungs = localise_lungs(volume)
     for nodule in demo.nodules:
         z, y, x = (round(value) for value in nodule.centre_index)

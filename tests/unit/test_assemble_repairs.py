@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pulmo_models.types import Volume
 from pulmo_node.assemble import assemble_ct, describe
 from pulmo_node.errors import Rejected
 from tests import assembling
-from tests.assembling import ORIGIN, SPACING, shift
+from tests.assembling import ORIGIN, SPACING, shift, traced
 from tests.ct_factory import (
     ct_datasets,
     field_datasets,
@@ -255,12 +254,6 @@ def test_a_repair_holds_few_slices_beside_the_volume(repair: str, tmp_path: Path
     else:
         del datasets[40]
     paths = write_datasets(datasets, tmp_path)
-    series = describe(paths)
-    tracemalloc.start()
-    try:
-        volume = assemble_ct(paths, series)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    volume, peak = traced(paths)
     assert not volume.native
     assert peak < 1.5 * volume.hu.nbytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 from pulmo_models.types import Volume
 from pulmo_node.assemble import RejectionCode, assemble_ct, describe
 from pulmo_node.errors import Rejected
+from tests.assembling import traced
 from tests.ct_factory import ct_datasets, enhanced_from, ramp_hu, set_pixels, write_datasets, write_part10
 
 SHAPE = (10, 8, 8)
@@ -134,13 +134,7 @@ class TestRescale:
 
 def test_memory_stays_near_one_volume(tmp_path: Path) -> None:
     paths = write_datasets(ct_datasets(np.zeros((60, 256, 256))), tmp_path)
-    series = describe(paths)
-    tracemalloc.start()
-    try:
-        volume = assemble_ct(paths, series)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    volume, peak = traced(paths)
     assert peak < 1.5 * volume.hu.nbytes
 
 

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pulmo_models.mapping import frames_of_grid
-from pulmo_models.types import Mask, SeriesDescription, Volume
+from pulmo_models.types import Mask, Volume
 from pulmo_node.encode import render_nodule
 from pulmo_node.encode.keyimage import OUTLINE_RGB, direction, key_slice
+from tests.ct_factory import grid_volume
 from tests.encode_factory import make_nodule
 
 SIZE = 300
@@ -21,13 +21,7 @@ SIZE = 300
 def _volume(hu: npt.NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> Volume:
     affine = np.diag([0.0, 0.0, 0.0, 1.0])
     affine[2, 0], affine[1, 1], affine[0, 2] = spacing_mm
-    return Volume(
-        hu=hu,
-        affine=affine,
-        frame_of_reference_uid="1.2",
-        series=SeriesDescription(study_instance_uid="1", series_instance_uid="2", modality="CT"),
-        frames=frames_of_grid(affine, hu.shape),
-    )
+    return grid_volume(hu, affine)
 
 
 def _outline(panel: Image.Image) -> npt.NDArray[np.bool_]:

@@ -6,10 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pulmo_models.mapping import frames_of_grid
-from pulmo_models.types import SeriesDescription, Volume
+from pulmo_models.types import Volume
 from pulmo_node.encode.planes import _planes, render_planes
-from tests.ct_factory import true_affine
+from tests.ct_factory import grid_volume, true_affine
 
 SIZE = 200
 ORIENTATIONS = {
@@ -24,13 +23,7 @@ def volume_of(
     hu: npt.NDArray[np.float32], spacing: tuple[float, float, float], orientation: tuple[float, ...]
 ) -> Volume:
     affine = true_affine(spacing, (0, 0, 0), orientation)
-    return Volume(
-        hu=hu,
-        affine=affine,
-        frame_of_reference_uid="1.2",
-        series=SeriesDescription(study_instance_uid="1", series_instance_uid="2", modality="CT"),
-        frames=frames_of_grid(affine, hu.shape),
-    )
+    return grid_volume(hu, affine)
 
 
 def panels(volume: Volume) -> list[npt.NDArray[np.int64]]:

@@ -13,12 +13,12 @@ from pulmo_models.mapping import (
     FrameMask,
     frame_spacing_mm,
     frame_to_index,
-    frames_of_grid,
     mask_from_frames,
     mask_on_frames,
     on_frame,
 )
-from pulmo_models.types import Mask, SeriesDescription, SourceFrame, Volume
+from pulmo_models.types import Mask, SourceFrame, Volume
+from tests.ct_factory import grid_volume
 
 ROWS, COLUMNS = 40, 50
 SPACING = (2.0, 0.8, 0.7)
@@ -50,13 +50,7 @@ def affine_of(
 
 def native(cosines: npt.NDArray[np.float64], slices: int = 12) -> Volume:
     affine = affine_of(cosines)
-    return Volume(
-        hu=np.zeros((slices, ROWS, COLUMNS), dtype=np.float32),
-        affine=affine,
-        frame_of_reference_uid="1.2",
-        series=SeriesDescription(study_instance_uid="1", series_instance_uid="2", modality="CT"),
-        frames=frames_of_grid(affine, (slices, ROWS, COLUMNS)),
-    )
+    return grid_volume(np.zeros((slices, ROWS, COLUMNS)), affine)
 
 
 def images_at(

@@ -93,7 +93,7 @@ def _settings(changes: list[str] | None, **given: Any) -> SampleSettings:
         if name not in kinds or name in ("window", "patch"):
             raise typer.BadParameter(f"no constant {name!r}; there are {', '.join(kinds)}")
         try:
-            given[name] = parse_shape(text) if name == "jitter" else kinds[name](text)
+            given[name] = parse_shape(text, least=0) if name == "jitter" else kinds[name](text)
         except ValueError as exc:
             raise typer.BadParameter(f"{change}: {exc}") from exc
     return SampleSettings(**given)

@@ -47,13 +47,13 @@ def describe(path: Path) -> str:
     return "\n".join(lines)
 
 
-def parse_shape(text: str) -> tuple[int, int, int]:
+def parse_shape(text: str, least: int = 1) -> tuple[int, int, int]:
     """``20,72,72``.
 
     Raises:
-        typer.BadParameter: not three positive whole numbers.
+        typer.BadParameter: not three whole numbers from `least` on.
     """
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) >= least for part in parts):
         raise typer.BadParameter(f"{text!r}: three numbers, slices,rows,columns")
     return int(parts[0]), int(parts[1]), int(parts[2])

@@ -10,17 +10,16 @@ import torch
 
 from pulmo_models.ct.candidates import Candidate, CandidateSettings, heatmap, pick_peaks
 from pulmo_models.ct.characterise import (
-    BATCH,
     CharacterisedCandidate,
     CharacteriseSettings,
     MalignancyHead,
     characterise,
-    wide_input,
+    look,
 )
 from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.settings import NoduleSettings
-from pulmo_models.ct.views import VIEWS, ask
+from pulmo_models.ct.views import VIEWS
 from pulmo_models.errors import WeightsMissing
 from pulmo_models.training.fitting.networks import Networks
 from pulmo_models.training.metrics.resampling import Floats
@@ -77,12 +76,10 @@ class Analyst:
         """Stage 2's probability that there is a nodule at each place."""
         if self.characteriser is None:
             raise WeightsMissing("a detector alone gives no detection probability")
-        parts = []
-        for start in range(0, len(places), BATCH):
-            inputs = np.stack([wide_input(volume.hu, place) for place in places[start : start + BATCH]])
-            out = ask(self.characteriser, torch.from_numpy(inputs), VIEWS)
-            parts.append(torch.softmax(out["detection"], dim=1)[:, 1].double().numpy())
-        return np.concatenate(parts) if parts else np.zeros(0)
+        if not places:
+            return np.zeros(0)
+        detection = look(volume.hu, places, self.characteriser, VIEWS)["detection"]
+        return np.asarray(torch.softmax(detection, dim=1)[:, 1].double().numpy())
 
     def findings(self, volume: Volume, candidates: list[Candidate]) -> list[CharacterisedCandidate]:
         """What the node would report of candidates."""

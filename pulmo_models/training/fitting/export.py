@@ -25,7 +25,7 @@ class ReportUnfit(ModelError):
     """A report cannot give the thresholds of a set. The message says why."""
 
 
-def export_set(work: Path, out: Path, *, name: str, version: str, attribution: str = ATTRIBUTION) -> Path:
+def export_set(work: Path, out: Path, *, name: str, version: str, attribution: str | None = None) -> Path:
     """Write the best networks of a work folder as safetensors with a manifest; the path of the manifest.
 
     Beside it ``<name>-training.json`` has recipe, seed, versions, and the provenance of the stores of each training,
@@ -43,7 +43,7 @@ def export_set(work: Path, out: Path, *, name: str, version: str, attribution: s
         "licence": "CC-BY-4.0",
         "origin": f"trained by pulmo-train (seeds {_seeds(record)}); {name}{RECORD_SUFFIX} has recipe, stores and "
         "versions",
-        "attribution": attribution,
+        "attribution": attribution or ATTRIBUTION,
     }
     manifest = write_set(
         out,
