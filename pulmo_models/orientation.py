@@ -7,13 +7,14 @@ columns towards the patient's left, as nearly as turning and swapping whole axes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pulmo_models.types import Mask
+from pulmo_models.mapping import frames_of_grid
+from pulmo_models.types import Mask, Volume
 
 Index = tuple[int, int, int]
 
@@ -68,3 +69,21 @@ def upright(affine: npt.NDArray[np.float64], shape: tuple[int, ...]) -> Turn:
     wanted = (2, 1, 0)  # slices along z, rows along y, columns along x
     reversed_axes = tuple(n for n, axis in enumerate(wanted) if directions[axis, n] < 0)
     return Turn(axes=axes, reversed_axes=reversed_axes, shape=(shape[0], shape[1], shape[2]))
+
+
+def turned_upright(volume: Volume) -> Volume:
+    """The volume as the networks see it: the same positions in the patient, axes swapped and reversed by `upright`.
+
+    For training and evaluation, which write no results: where anything is turned, the frames are those of the new grid
+    and point at no file.
+    """
+    turn = upright(volume.affine, volume.hu.shape)
+    if turn == no_turn(volume.hu.shape):
+        return volume
+    hu = np.ascontiguousarray(turn.array(volume.hu))
+    affine = volume.affine.copy()
+    affine[:3, :3] = volume.affine[:3, list(turn.axes)]
+    for axis in turn.reversed_axes:
+        affine[:3, axis] *= -1
+    affine[:3, 3] = (volume.affine @ (*turn.index_back((0, 0, 0)), 1))[:3]
+    return replace(volume, hu=hu, affine=affine, frames=frames_of_grid(affine, hu.shape), native=True, interpolated=())

@@ -116,6 +116,9 @@ def inspect(
     png: Annotated[
         Path | None, typer.Option(help="Write the three middle planes of what would be analysed to this file.")
     ] = None,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Read headers alone: faster, but blind to pixels that cannot be decoded.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -126,7 +129,14 @@ def inspect(
     if not found.series:
         err.print(f"{source}: neither a folder that holds DICOM files nor a series that the node has received")
         raise typer.Exit(1)
-    inspected = [inspection.inspect_series(one) for one in found.series]
+    if png and headers:
+        raise typer.BadParameter("the picture takes the pixels, which --headers leaves out", param_hint="--png")
+    inspected, pictures = [], []
+    for one in found.series:  # one volume in memory at a time
+        result, volume = inspection.inspect_series(one, headers_only=headers)
+        inspected.append(result)
+        if png and volume is not None:
+            pictures.append(inspection.planes_picture(volume))
     if as_json:
         print_json({"series": inspected, "set_aside": found.set_aside})
     else:
@@ -135,12 +145,10 @@ def inspect(
         for result in inspected:
             tables.print_inspection(out, result)
     if png is not None:
-        pairs = zip(found.series, inspected, strict=True)
-        whole = [one for one, result in pairs if any(volume.chosen for volume in result.volumes)]
-        if not whole:
+        if not pictures:
             err.print("there is no volume to draw")
             raise typer.Exit(1)
-        _save(inspection.planes_picture(whole), png)
+        _save(inspection.below_one_another(pictures), png)
 
 
 def _stored_series(series_instance_uid: str, config: Path | None) -> Found:

@@ -13,6 +13,7 @@ from rich.table import Table
 from pulmo_node.ports import StudyDetail, StudySummary
 
 if TYPE_CHECKING:
+    from pulmo_models.types import Caution
     from pulmo_node.inspection import InspectedSeries, InspectedVolume
 
 _STATE_STYLES = {
@@ -78,13 +79,15 @@ def print_inspection(console: Console, series: InspectedSeries) -> None:
         highlight=False,
     )
     for number, volume in enumerate(series.volumes, start=1):
-        verdict = "[green]analysed[/]" if volume.chosen else "[yellow]not analysed[/]"
+        verdict = _verdict(volume, series)
         table = Table(show_header=False, title=f"volume {number}: {verdict}", title_justify="left")
         for key, value in _volume_facts(volume):
             table.add_row(key, escape(value))
         console.print(table, highlight=False)
         for caution in volume.cautions:
-            console.print(f"[yellow]caution:[/] {escape(f'{caution.code}: {caution.sentence}')}", highlight=False)
+            _print_caution(console, caution)
+    for caution in series.cautions:
+        _print_caution(console, caution)
     for item in series.set_aside:
         console.print(f"[dim]set aside:[/] {escape(f'{item.file}: {item.reason}')}", highlight=False)
     if series.rejection is not None:
@@ -93,11 +96,26 @@ def print_inspection(console: Console, series: InspectedSeries) -> None:
         console.print("one radiograph", highlight=False)
 
 
+def _verdict(volume: InspectedVolume, series: InspectedSeries) -> str:
+    if not volume.chosen:
+        return "[yellow]not analysed[/]"
+    return "[green]analysed[/]" if series.rejection is None else "[yellow]chosen, then refused[/]"
+
+
+def _print_caution(console: Console, caution: Caution) -> None:
+    console.print(f"[yellow]caution:[/] {escape(f'{caution.code}: {caution.sentence}')}", highlight=False)
+
+
 def _volume_facts(volume: InspectedVolume) -> Iterator[tuple[str, str]]:
     """Names and values; what the images do not tell is left out."""
     yield "why", volume.reason
     yield "images", f"{volume.images}, from {volume.first_image}"
     yield "extent", f"{volume.extent_mm:.2f} mm from the first image to the last"
+    if volume.gaps_mm:
+        smallest, median, largest = volume.gaps_mm
+        yield "gaps", f"{smallest:.3f} to {largest:.3f} mm between images, median {median:.3f} mm"
+    yield "image", f"{volume.rows} x {volume.columns} pixels of {{:.4f}} x {{:.4f}} mm".format(*volume.pixel_spacing_mm)
+    yield "normal", "{:.4f}, {:.4f}, {:.4f} (LPS)".format(*volume.normal_lps)
     if volume.shape and volume.spacing_mm and volume.origin_lps_mm and volume.directions:
         yield "grid", " x ".join(map(str, volume.shape)) + " (slices, rows, columns)"
         yield "spacing", " x ".join(f"{step:.4f}" for step in volume.spacing_mm) + " mm"

@@ -1,7 +1,7 @@
 """`pulmo-node inspect`: what the node would make of a series, volume by volume, without analysing it.
 
 Input: the files of a folder or of a stored series. Output: plain values for a table and for JSON, and a picture.
-Headers are read; pixels only for the picture, and of images that lie at one position.
+All pixels of the volume that would be analysed are read, and the lungs looked for, unless headers alone are asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pulmo_models.ct.lungs import localise_lungs
+from pulmo_models.ct.scope import partial_lungs
+from pulmo_models.pipeline import Rejection
 from pulmo_models.types import Caution, SeriesDescription, Volume
 from pulmo_node import assemble, encode
 from pulmo_node.errors import Rejected
@@ -40,13 +43,18 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectedVolume:
-    """One stack of images of a series. What is None is unknown, since the stack makes no volume."""
+    """One stack of images of a series. What is None there is none of: the stack makes no volume, or is one image."""
 
     chosen: bool
     reason: str  # why it is chosen, or not
     images: int
     first_image: str  # file, with the frame of a multi-frame object
     extent_mm: float  # from the first image to the last
+    rows: int
+    columns: int
+    pixel_spacing_mm: tuple[float, float]  # between rows, between columns
+    gaps_mm: tuple[float, float, float] | None  # between neighbouring images: smallest, median, largest
+    normal_lps: tuple[float, float, float]  # of the image plane, a unit vector
     shape: tuple[int, int, int] | None  # slices, rows, columns
     spacing_mm: tuple[float, float, float] | None  # the same order
     origin_lps_mm: tuple[float, float, float] | None  # centre of the first voxel
@@ -74,6 +82,7 @@ class InspectedSeries:
     description: str
     files: int
     volumes: tuple[InspectedVolume, ...]
+    cautions: tuple[Caution, ...]  # on what the chosen volume shows; none where only headers were read
     set_aside: tuple[assemble.SetAside, ...]
     rejection: dict[str, str] | None  # code and reason, where nothing of the series would be analysed
 
@@ -108,31 +117,48 @@ def of_files(paths: Sequence[Path], study: Sequence[Path]) -> Found:
     return Found(series=(source,), set_aside=())
 
 
-def inspect_series(source: Source) -> InspectedSeries:
-    """Plan the assembly of one series."""
+def inspect_series(source: Source, *, headers_only: bool = False) -> tuple[InspectedSeries, Volume | None]:
+    """What would become of one series, and the volume that would be analysed, if any; none from headers alone."""
     paths, description = source.paths, source.description
     volumes: tuple[InspectedVolume, ...] = ()
+    cautions: tuple[Caution, ...] = ()
     aside: tuple[assemble.SetAside, ...] = ()
     rejection: Rejected | None = None
+    volume: Volume | None = None
     try:
         assemble.check_one_patient(source.study)
         if description.modality == MODALITY_OF_VOLUMES:
             plan = assemble.plan_ct(paths)
             volumes, aside, rejection = tuple(map(_volume, plan.volumes)), plan.set_aside, plan.rejection
+            if plan.chosen and not headers_only:
+                volume = assemble.assemble_ct(paths, description)
+                cautions = _seen_in(volume)
         else:
             assemble.assemble(paths, description)  # a radiograph, or a modality that nothing is made of
     except Rejected as exc:
         rejection = exc
-    return InspectedSeries(
+    inspected = InspectedSeries(
         series_instance_uid=description.series_instance_uid,
         study_instance_uid=description.study_instance_uid,
         modality=description.modality,
         description=description.series_description,
         files=len(paths),
         volumes=volumes,
+        cautions=cautions,
         set_aside=aside,
         rejection=None if rejection is None else {"code": rejection.code, "reason": rejection.reason},
     )
+    return inspected, volume
+
+
+def _seen_in(volume: Volume) -> tuple[Caution, ...]:
+    """Cautions that take the pixels to see. Raises `Rejected`: NO_LUNGS."""
+    try:
+        lungs = localise_lungs(volume)
+    except Rejection as exc:
+        raise Rejected(exc.code, exc.sentence) from exc
+    partial = partial_lungs(volume, lungs.mask)
+    return () if partial is None else (partial,)
 
 
 def _volume(planned: assemble.PlannedVolume) -> InspectedVolume:
@@ -145,9 +171,14 @@ def _volume(planned: assemble.PlannedVolume) -> InspectedVolume:
         images=len(planned.frames),
         first_image=first.label,
         extent_mm=planned.extent_mm,
+        rows=first.rows,
+        columns=first.columns,
+        pixel_spacing_mm=first.pixel_spacing_mm,
+        gaps_mm=_gaps_mm(planned),
+        normal_lps=_triple(_normal(planned)),
         shape=None if grid is None else grid.shape,
         spacing_mm=planned.spacing_mm,
-        origin_lps_mm=None if affine is None else _position(affine),
+        origin_lps_mm=None if affine is None else _triple(affine[:3, 3]),
         directions=None if affine is None else _directions(affine),
         native=None if grid is None else grid.native,
         interpolated_slices=() if grid is None else tuple(k + 1 for k in grid.interpolated),
@@ -163,8 +194,20 @@ def _volume(planned: assemble.PlannedVolume) -> InspectedVolume:
     )
 
 
-def _position(affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    x, y, z = affine[:3, 3].tolist()
+def _normal(planned: assemble.PlannedVolume) -> npt.NDArray[np.float64]:
+    cosines = planned.frames[0].row_and_column_cosines
+    normal = np.cross(cosines[:3], cosines[3:])
+    return normal / (np.linalg.norm(normal) or 1.0)
+
+
+def _gaps_mm(planned: assemble.PlannedVolume) -> tuple[float, float, float] | None:
+    along = np.sort([frame.position_lps_mm @ _normal(planned) for frame in planned.frames])
+    gaps = np.diff(along)
+    return _triple(np.quantile(gaps, (0, 0.5, 1))) if gaps.size else None
+
+
+def _triple(vector: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = vector.tolist()
     return x, y, z
 
 
@@ -173,17 +216,14 @@ def _directions(affine: npt.NDArray[np.float64]) -> tuple[str, str, str]:
     return slices, rows, columns
 
 
-def planes_picture(series: Sequence[Source]) -> Image.Image:
-    """The three middle planes of the volume of each series, one series below the other.
+def planes_picture(volume: Volume) -> Image.Image:
+    """The three middle planes of a volume, with its name and grid below."""
+    return encode.render_planes(volume, _caption(volume))
 
-    Raises:
-        Rejected: the pixels of a series cannot be read.
-    """
-    rows = []
-    for source in series:  # one volume in memory at a time
-        volume = assemble.assemble_ct(source.paths, source.description)
-        rows.append(np.asarray(encode.render_planes(volume, _caption(volume))))
-    return Image.fromarray(np.concatenate(rows))
+
+def below_one_another(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one width as one."""
+    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
 
 
 def _caption(volume: Volume) -> str:

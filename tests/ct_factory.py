@@ -17,6 +17,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import format_number_as_ds
 
 from pulmo_models.mapping import frames_of_grid
 from pulmo_models.types import SeriesDescription, Volume
@@ -86,8 +87,8 @@ def ct_datasets(
         ds.BodyPartExamined, ds.SeriesDescription, ds.ConvolutionKernel = "CHEST", "phantom", "B50f"
         ds.PositionReferenceIndicator = ""
         ds.SliceThickness = 99  # a trap: the spacing comes from the positions
-        ds.ImagePositionPatient = [f"{value:.10g}" for value in (affine @ [k, 0, 0, 1])[:3]]
-        ds.ImageOrientationPatient = [f"{value:.12g}"[:16] for value in orientation]
+        ds.ImagePositionPatient = [format_number_as_ds(float(value)) for value in (affine @ [k, 0, 0, 1])[:3]]
+        ds.ImageOrientationPatient = [format_number_as_ds(float(value)) for value in orientation]
         ds.PixelSpacing = [spacing_mm[1], spacing_mm[2]]
         ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = slope, intercept, "HU"
         ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -122,7 +123,7 @@ def field_datasets(
     stored_hu = np.rint((hu + 1024) / step) * step - 1024
     datasets = ct_datasets(stored_hu, (1.0, *pixel_mm), orientation=orientation, slope=step)
     for ds, origin in zip(datasets, origins_lps_mm, strict=True):
-        ds.ImagePositionPatient = [f"{value:.10g}" for value in origin]
+        ds.ImagePositionPatient = [format_number_as_ds(float(value)) for value in origin]
     return datasets
 
 

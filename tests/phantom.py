@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
+from pydicom.valuerep import format_number_as_ds
 from scipy.ndimage import map_coordinates
 
 from pulmo_models.types import Volume
@@ -82,7 +83,7 @@ class Scan:
         datasets = ct_datasets(whole, (1.0, *self.pixel_spacing), orientation=self.orientation, **pixel_layout)  # type: ignore[arg-type]
         for dataset, origin in zip(datasets, self.origins, strict=True):
             dataset.ImagePositionPatient = [
-                f"{value:.10g}" if decimals is None else f"{value:.{decimals}f}" for value in origin
+                format_number_as_ds(float(value)) if decimals is None else f"{value:.{decimals}f}" for value in origin
             ]
         return datasets
 

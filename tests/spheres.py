@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 from pydicom import Dataset, dcmread
+from pydicom.valuerep import format_number_as_ds
 
 from pulmo_models.ct.measure import measure
 from pulmo_models.ct.scope import touches_interpolated
@@ -60,7 +61,7 @@ ORIENTATIONS: dict[str, tuple[float, ...]] = {
 
 def rounded(orientation: Sequence[float]) -> tuple[float, ...]:
     """The cosines as a file holds them."""
-    return tuple(float(f"{value:.12g}"[:16]) for value in orientation)
+    return tuple(float(format_number_as_ds(float(value))) for value in orientation)
 
 
 def scan(

@@ -176,7 +176,8 @@ def _distance_mm(mask: BoolArray, spacing_mm: tuple[float, ...]) -> _FloatVolume
     image = sitk.GetImageFromArray(mask.astype(np.uint8))
     image.SetSpacing(spacing_mm[::-1])
     distance = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
-    return np.maximum(sitk.GetArrayFromImage(distance), 0.0)
+    outside: _FloatVolume = np.maximum(sitk.GetArrayFromImage(distance), 0.0)
+    return outside
 
 
 def dilate(mask: BoolArray, spacing_mm: tuple[float, ...], radius_mm: float) -> BoolArray:

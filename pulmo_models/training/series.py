@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pulmo_models.orientation import turned_upright
 from pulmo_models.types import Volume
 from pulmo_node.assemble import Rejected, assemble_ct, describe
 
@@ -11,14 +12,14 @@ __all__ = ["Rejected", "read_ct", "series_uid"]
 
 
 def read_ct(folder: Path) -> Volume:
-    """Read the one CT series below a folder.
+    """Read the one CT series below a folder, upright, as the networks see it.
 
     Raises:
         FileNotFoundError: there are no files.
         Rejected: the files are not one regular axial CT volume.
     """
     paths = _files(folder)
-    return assemble_ct(paths, describe(paths))
+    return turned_upright(assemble_ct(paths, describe(paths)))
 
 
 def series_uid(folder: Path) -> str:

@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from pulmo_models.codes import RejectionCode
 from pulmo_node.assemble.decoding import PROCESSES
 from pulmo_node.assemble.geometry import Grid
 from pulmo_node.assemble.pixels import AIR_HU
 from pulmo_node.assemble.slices import BoolArray, Float32Array, SliceReader
+from pulmo_node.errors import Rejected
 
 _NOTHING = 1e-6  # of a pixel, or of the distance between two frames
 _HALF = 0.5 - _NOTHING
@@ -26,9 +28,12 @@ def read_hu(grid: Grid, reader: SliceReader) -> Float32Array:
     """Decode every frame of the grid and carry out its repairs.
 
     Raises:
-        Rejected: UNREADABLE, UNSUPPORTED_PIXELS or DECODE_FAILED.
+        Rejected: UNREADABLE, UNSUPPORTED_PIXELS or DECODE_FAILED; TOO_LARGE where there is no memory for it.
     """
-    hu = np.empty(grid.shape, dtype=np.float32)
+    try:
+        hu = np.empty(grid.shape, dtype=np.float32)
+    except MemoryError as exc:
+        raise _no_memory(grid) from exc
     with ThreadPoolExecutor(PROCESSES) as pool:
         if grid.native:
             # The list makes the first error come out.
@@ -36,6 +41,13 @@ def read_hu(grid: Grid, reader: SliceReader) -> Float32Array:
         else:
             _interpolate(grid, _placed(grid, reader, pool), hu)
     return hu
+
+
+def _no_memory(grid: Grid) -> Rejected:
+    slices, rows, columns = grid.shape
+    size = f"{slices * rows * columns * 4 / 1e9:.1f} GB"
+    sentence = f"{slices} slices of {rows} x {columns} pixels need {size} of memory, which this machine does not have"
+    return Rejected(RejectionCode.TOO_LARGE, sentence, file=grid.frames[0].path.name, tag="(0028,0010) Rows")
 
 
 def _placed(grid: Grid, reader: SliceReader, pool: ThreadPoolExecutor) -> Iterator[tuple[Float32Array, BoolArray]]:

@@ -121,11 +121,11 @@ def single(frames: Sequence[Frame], axes: Axes, reader: SliceReader) -> list[Sta
             DUPLICATE_UID where different slices share a UID; the codes of decoding.
     """
     kept: list[list[Frame]] = []
-    repeated: list[Frame] = []
+    copies: list[tuple[Frame, Frame]] = []  # the copy, and the image that it repeats
     for images in _at_one_position(frames, axes):
-        distinct, copies = _distinct(images, reader)
+        distinct, found = _distinct(images, reader)
         kept.append(distinct)
-        repeated.extend(copies)
+        copies.extend(found)
     count = len(kept[0])
     if all(len(images) == 1 for images in kept):
         stacks = [[images[0] for images in kept]]
@@ -135,10 +135,12 @@ def single(frames: Sequence[Frame], axes: Axes, reader: SliceReader) -> list[Sta
         raise _unclear(next(images for images in kept if len(images) > 1))
     for stack in stacks:
         _check_unique_uids(stack)
-    return [
-        Stack(frames=tuple(stack), repeated=tuple(repeated) if number == 0 else ())
-        for number, stack in enumerate(stacks)
-    ]
+    return [_with_copies(stack, copies) for stack in stacks]
+
+
+def _with_copies(stack: Sequence[Frame], copies: Sequence[tuple[Frame, Frame]]) -> Stack:
+    inside = set(map(id, stack))
+    return Stack(frames=tuple(stack), repeated=tuple(copy for copy, image in copies if id(image) in inside))
 
 
 def _at_one_position(frames: Sequence[Frame], axes: Axes) -> list[list[Frame]]:
@@ -154,16 +156,17 @@ def _at_one_position(frames: Sequence[Frame], axes: Axes) -> list[list[Frame]]:
     return positions
 
 
-def _distinct(images: Sequence[Frame], reader: SliceReader) -> tuple[list[Frame], list[Frame]]:
-    """Images at one position, and those among them that repeat another: same place in the plane, same HU."""
+def _distinct(images: Sequence[Frame], reader: SliceReader) -> tuple[list[Frame], list[tuple[Frame, Frame]]]:
+    """Images at one position, and (copy, image) where one repeats another: same place in the plane, same HU."""
     if len(images) == 1:
         return list(images), []
     distinct: list[tuple[Frame, bytes]] = []
-    copies: list[Frame] = []
+    copies: list[tuple[Frame, Frame]] = []
     for image in images:
         digest = hashlib.sha256(reader.hu(image).data).digest()
-        if any(digest == other and _same_place(image, frame) for frame, other in distinct):
-            copies.append(image)
+        repeats = (frame for frame, other in distinct if digest == other and _same_place(image, frame))
+        if (repeated := next(repeats, None)) is not None:
+            copies.append((image, repeated))
         else:
             distinct.append((image, digest))
     return [frame for frame, _ in distinct], copies

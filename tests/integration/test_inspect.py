@@ -13,12 +13,13 @@ from PIL import Image
 from pydicom.uid import generate_uid
 from typer.testing import CliRunner
 
+from pulmo_models.training.material.phantoms import make_phantom
 from pulmo_node.app import SystemClock
 from pulmo_node.cli import app
 from pulmo_node.domain.series import StoredInstance
 from pulmo_node.store import SqlStore
 from tests.conftest import data_folder
-from tests.ct_factory import write_datasets
+from tests.ct_factory import write_ct_series, write_datasets
 from tests.encode_factory import chest_datasets
 
 runner = CliRunner()
@@ -37,7 +38,8 @@ def two_kernels(folder: Path) -> list[Path]:
 
 
 def inspected(*arguments: str) -> dict[str, object]:
-    result = runner.invoke(app, ["inspect", *arguments, "--json"])
+    """By the headers: the pixels of these series show no lungs."""
+    result = runner.invoke(app, ["inspect", *arguments, "--headers", "--json"])
     assert result.exit_code == 0, result.output
     found: dict[str, object] = json.loads(result.output)
     return found
@@ -62,11 +64,40 @@ def test_two_kernels_are_two_volumes(tmp_path: Path) -> None:
     assert chosen["directions"] == ["H", "P", "L"]
     assert chosen["native"] is True
     assert chosen["extent_mm"] == pytest.approx(27.5)
+    assert (chosen["gaps_mm"], chosen["normal_lps"]) == (pytest.approx([2.5, 2.5, 2.5]), pytest.approx([0, 0, 1]))
+
+
+def test_pixels_are_looked_at_too(tmp_path: Path) -> None:
+    """No lungs, a cut pair of lungs, pixels that cannot be decoded: headers alone tell none of it."""
+    write_datasets(chest_datasets((12, 40, 48)), tmp_path / "nothing")
+    result = runner.invoke(app, ["inspect", str(tmp_path / "nothing"), "--json"])
+    (series,) = json.loads(result.output)["series"]
+    assert series["rejection"]["code"] == "NO_LUNGS"
+    assert series["volumes"][0]["chosen"] is True
+    table = runner.invoke(app, ["inspect", str(tmp_path / "nothing")]).output
+    assert "chosen, then refused" in table
+
+    phantom = make_phantom(3, shape=(60, 96, 96), spacing_mm=(3.0, 3.6, 3.6))
+    write_ct_series(tmp_path / "cut", np.rint(phantom.hu[10:40]), spacing_mm=(3.0, 3.6, 3.6))
+    (series,) = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "cut"), "--json"]).output)["series"]
+    assert series["rejection"] is None
+    assert [caution["code"] for caution in series["cautions"]] == ["PARTIAL_LUNGS"]
+    assert "caution: PARTIAL_LUNGS: " in runner.invoke(app, ["inspect", str(tmp_path / "cut")]).output
+
+
+def test_a_refused_stack_shows_its_geometry(tmp_path: Path) -> None:
+    datasets = chest_datasets((14, 40, 48))
+    write_datasets([dataset for k, dataset in enumerate(datasets) if k not in (5, 6, 7)], tmp_path)
+    (series,) = inspected(str(tmp_path))["series"]  # type: ignore[misc]
+    (volume,) = series["volumes"]
+    assert series["rejection"]["code"] == "MISSING_SLICE"
+    assert (volume["shape"], volume["rows"], volume["columns"]) == (None, 40, 48)
+    assert (volume["pixel_spacing_mm"], volume["gaps_mm"]) == ([0.8, 0.7], pytest.approx([2.5, 2.5, 10.0]))
 
 
 def test_the_table_says_the_same(tmp_path: Path) -> None:
     two_kernels(tmp_path / "ct")
-    result = runner.invoke(app, ["inspect", str(tmp_path / "ct")])
+    result = runner.invoke(app, ["inspect", str(tmp_path / "ct"), "--headers"])
     assert result.exit_code == 0
     words = re.sub(r"[\s│]+", " ", result.output)
     for expected in (

@@ -7,8 +7,9 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from pulmo_models.orientation import no_turn, upright
+from pulmo_models.orientation import no_turn, turned_upright, upright
 from pulmo_models.types import Mask
+from tests.ct_factory import grid_volume
 
 SHAPE = (4, 6, 5)
 SPACING = (2.5, 0.8, 0.7)
@@ -74,3 +75,17 @@ def test_an_oblique_volume_goes_to_the_nearest_axes() -> None:
     affine[:3, :3] = [[0, -sine * 0.8, -cosine * 0.7], [0, cosine * 0.8, -sine * 0.7], [-2.5, 0, 0]]
     turn = upright(affine, SHAPE)
     assert (turn.axes, turn.reversed_axes) == ((0, 1, 2), (0, 2))
+
+
+@pytest.mark.parametrize("affine", every_affine())
+def test_a_volume_turned_upright_keeps_every_value_at_its_place(affine: np.ndarray) -> None:
+    hu = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    before = grid_volume(hu, affine)
+    after = turned_upright(before)
+    steps = after.affine[:3, :3]
+    assert (steps[2, 0], steps[1, 1], steps[0, 2]) == after.spacing_mm
+    for index in np.ndindex(after.hu.shape):
+        old = np.linalg.solve(affine, after.affine @ [*index, 1])[:3].round().astype(int)
+        assert after.hu[index] == hu[tuple(old)]
+        if index[1:] == (0, 0):
+            np.testing.assert_allclose(after.frames[index[0]].origin_lps_mm, place(after.affine, index))

@@ -200,6 +200,21 @@ class TestExtent:
             ds.Rows = ds.Columns = 65535
         assert rejected(datasets, tmp_path).code == RejectionCode.TOO_LARGE
 
+    def test_more_than_the_memory_of_the_machine_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        empty = np.empty
+
+        def no_room(shape: object, *arguments: object, **named: object) -> object:
+            if shape == ramp_hu().shape:
+                raise MemoryError
+            return empty(shape, *arguments, **named)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(np, "empty", no_room)
+        error = rejected(ct_datasets(ramp_hu()), tmp_path)
+        assert error.code == RejectionCode.TOO_LARGE
+        assert "of memory" in error.sentence
+
     def test_no_frame_of_reference(self, tmp_path: Path) -> None:
         datasets = ct_datasets(ramp_hu())
         for ds in datasets:

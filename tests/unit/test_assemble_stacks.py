@@ -58,6 +58,23 @@ class TestSplits:
         assert np.array_equal(volume.hu, ramp_hu())
         assert other_volumes(volume).count("10 images") == repeat - 1
 
+    def test_a_copy_is_told_with_the_volume_that_it_repeats(self, tmp_path: Path) -> None:
+        """The second stack in the plane is the first in number, and is taken."""
+        first = ct_datasets(ramp_hu())
+        shifted = second_of(first, 100.0)
+        for k, ds in enumerate(shifted):
+            x, y, z = ds.ImagePositionPatient
+            ds.ImagePositionPatient = [x, y + 40, z]
+            first[k].InstanceNumber, ds.InstanceNumber = 10 + k, 1 + k
+        again = copy_of(shifted[4])
+        volume = assembled([*first, *shifted, again], tmp_path)
+        taken = {frame.sop_instance_uid for frame in volume.frames}
+        assert {ds.SOPInstanceUID for ds in shifted} ^ taken <= {again.SOPInstanceUID, shifted[4].SOPInstanceUID}
+        assert CautionCode.REPEATED_IMAGES in [caution.code for caution in volume.cautions]
+
+        volume = assembled([*first, *shifted, copy_of(first[4])], tmp_path / "other")
+        assert CautionCode.REPEATED_IMAGES not in [caution.code for caution in volume.cautions]
+
     def test_images_that_alternate_in_their_numbers(self, tmp_path: Path) -> None:
         first = ct_datasets(ramp_hu())
         second = second_of(first)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.geometry import index_to_lps
 from pulmo_models.mapping import frames_of_grid
+from pulmo_models.orientation import turned_upright
 from pulmo_models.training.evaluation.truth import doubtful_places, own_places
 from pulmo_models.training.lidc.luna16 import CollectionInvalid, read_mhd, read_tables
 from pulmo_models.training.material import insertion
@@ -136,7 +137,8 @@ def luna16_scans(folder: Path) -> Iterator[Scan]:
             frames=frames_of_grid(affine, hu.shape),
         )
         nodules, excluded = (_places(table.get(path.stem)) for table in (tables.annotations, tables.excluded))
-        yield Scan(name=path.stem, series=path.stem, volume=volume, nodules=nodules, excluded=excluded)
+        upright = turned_upright(volume)
+        yield Scan(name=path.stem, series=path.stem, volume=upright, nodules=nodules, excluded=excluded)
 
 
 def _places(table: npt.NDArray[np.float64] | None) -> Places:
