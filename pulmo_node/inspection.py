@@ -175,7 +175,7 @@ def _volume(planned: assemble.PlannedVolume) -> InspectedVolume:
         columns=first.columns,
         pixel_spacing_mm=first.pixel_spacing_mm,
         gaps_mm=_gaps_mm(planned),
-        normal_lps=_triple(_normal(planned)),
+        normal_lps=_triple(_normal(planned).round(6) + 0.0),  # no negative zeros
         shape=None if grid is None else grid.shape,
         spacing_mm=planned.spacing_mm,
         origin_lps_mm=None if affine is None else _triple(affine[:3, 3]),
