@@ -435,7 +435,12 @@ def test_a_folder_of_luna16_is_read_with_its_direction(analyst: Analyst, tmp_pat
     (tmp_path / "annotations_excluded.csv").write_text(f"{header}1.2.3,{x},{y},{z},-1\n")
     (scan,) = luna16_scans(tmp_path)
     assert scan.name == "1.2.3"
-    assert scan.volume.affine == pytest.approx(flipped_affine())
+    slice_step, row_step, column_step = scan.volume.affine[:3, :3].T
+    assert (slice_step[2], row_step[1], column_step[0]) == pytest.approx((2.5, 0.8, 0.8))  # upright
+    for column, row, k in ((10, 10, 4), (50, 10, 12), (0, 3, 1)):
+        place = image.TransformIndexToPhysicalPoint((column, row, k))
+        index = tuple(round(value) for value in lps_to_index(scan.volume.affine, place))
+        assert scan.volume.hu[index] == hu[k, row, column]
     scored = score(scan, analyst, "luna16")
     assert scored.stage1.nodules[0] > 0.9
     assert len(scored.stage1.false) == 2
