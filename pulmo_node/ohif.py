@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # headers and body are two writes; else each answer waits for an acknowledgement
     server: _Server
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that the base class looks for
+    def do_GET(self) -> None:
         """Answer a file of OHIF's, or what Orthanc answers."""
         if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in ("127.0.0.1", "localhost"):
             # A page of another site whose name was pointed at this machine must not read what Orthanc holds.
@@ -148,8 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send_file(path)
 
-    do_HEAD = do_GET  # noqa: N815 - as above
-    do_POST = do_GET  # noqa: N815 - QIDO and STOW by POST; files are answered to it too, which harms nothing
+    do_HEAD = do_GET
+    do_POST = do_GET
 
     def log_message(self, *_: object) -> None:
         """Nothing is logged: a URL may hold a patient's name."""

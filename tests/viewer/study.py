@@ -6,8 +6,8 @@ maps it to the other: an overlay that lands on the wrong side or slice is seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydicom import dcmread
 
 from pulmo_models.training.material.phantoms import NoduleSpec, PhantomScan, make_phantom
-from pulmo_models.types import Nodule, Volume
+from pulmo_models.types import Axis, Mask, Nodule, Volume
 from pulmo_node.encode import encode_findings
 from pulmo_node.synthetic import write_phantom_series
 from tests.encode_factory import make_context, make_findings, make_nodule, read_volume
@@ -24,6 +24,7 @@ PLACES = (
     NoduleSpec(place=(70.0, -38.0, 52.0), diameter_mm=16.0),  # high, left, anterior
     NoduleSpec(place=(-72.0, 48.0, -38.0), diameter_mm=20.0),  # low, right, posterior
 )
+FLATTENED = (1.0, 0.75, 0.9)  # radii of a mask along x, y and z of the patient, as shares of the ball's
 SHAPE, SPACING_MM = (56, 176, 208), (3.0, 1.6, 1.6)  # rows and columns differ, so that a transposition is seen
 
 Vector = tuple[int, int, int]
@@ -55,7 +56,8 @@ class KnownNodule:
 
     number: int  # of its segment
     centre_lps_mm: tuple[float, float, float]  # as planted
-    radius_mm: float
+    diameter_mm: float  # of the planted ball
+    voxels: Mapping[str, int]  # of its mask, by SOP Instance UID of the image
     long_axis_mm: float
     short_axis_mm: float
     key_slice_uid: str  # the image through its centre, found from positions alone
@@ -112,7 +114,8 @@ def make_study(folder: Path, name: str) -> KnownStudy:
             KnownNodule(
                 number=number,
                 centre_lps_mm=spec.place,
-                radius_mm=spec.diameter_mm / 2,
+                diameter_mm=spec.diameter_mm,
+                voxels=_voxels(nodule, volume),
                 long_axis_mm=nodule.long_axis.length_mm,
                 short_axis_mm=nodule.short_axis.length_mm,
                 key_slice_uid=_slice_at(images, spec.place[2]),
@@ -140,10 +143,43 @@ def turned(phantom: PhantomScan, orientation: Orientation) -> tuple[Floats, Affi
 
 
 def _nodule(volume: Volume, spec: NoduleSpec, number: int) -> Nodule:
-    k, row, column = np.rint((np.linalg.inv(volume.affine) @ [*spec.place, 1])[:3]).astype(int)
-    return make_nodule(
-        volume, (int(k), int(row), int(column)), radius_mm=spec.diameter_mm / 2, malignancy=0.2 * number, seed=number
+    """An ellipsoid within the planted ball, longest from right to left, so that its two axes can be told apart."""
+    to_index = np.linalg.inv(volume.affine)
+    index = (to_index @ [*spec.place, 1])[:3]
+    radii_mm = spec.diameter_mm / 2 * np.array(FLATTENED)
+    grid = np.indices(volume.hu.shape).reshape(3, -1)
+    offset_mm = volume.affine[:3, :3] @ (grid - index[:, None])
+    inside = ((offset_mm / radii_mm[:, None]) ** 2).sum(axis=0).reshape(volume.hu.shape) <= 1
+    low, high = np.argwhere(inside).min(axis=0), np.argwhere(inside).max(axis=0) + 1
+    k, row, column = (round(float(value)) for value in index)
+    return replace(
+        make_nodule(volume, (k, row, column), malignancy=0.2 * number, seed=number),
+        centre_lps_mm=spec.place,
+        mask=Mask(
+            origin=(int(low[0]), int(low[1]), int(low[2])),
+            voxels=inside[low[0] : high[0], low[1] : high[1], low[2] : high[2]],
+        ),
+        long_axis=_axis(to_index, k, index, 0, float(radii_mm[0])),
+        short_axis=_axis(to_index, k, index, 1, float(radii_mm[1])),
+        volume_mm3=float(inside.sum() * np.prod(volume.spacing_mm)),
     )
+
+
+def _axis(to_index: Affine, k: int, index: Affine, patient_axis: int, radius_mm: float) -> Axis:
+    """The diameter along an axis of the patient, on slice `k`."""
+    step = to_index[:3, patient_axis] * radius_mm
+    start, end = index - step, index + step
+    return Axis(
+        length_mm=2 * radius_mm,
+        start=(k, float(start[1]), float(start[2])),
+        end=(k, float(end[1]), float(end[2])),
+    )
+
+
+def _voxels(nodule: Nodule, volume: Volume) -> dict[str, int]:
+    counts = nodule.mask.voxels.sum(axis=(1, 2))
+    first = nodule.mask.origin[0]
+    return {volume.sources[first + k].sop_instance_uid: int(count) for k, count in enumerate(counts) if count}
 
 
 def _slice_at(images: Sequence[Path], z_mm: float) -> str:

@@ -19,10 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 OHIF_VERSION = "3.13.2"
-OHIF_SHA512 = (
-    "WZdxmpmG7rqFgW9ZJLcbgr3XCtLi1KDNPoMaeY5PPe6j4G4fjEjjkycZM6C6"
-    "Zk2F87BKxFfpq+jd5xXZB9E8EA=="
-)
+OHIF_SHA512 = "WZdxmpmG7rqFgW9ZJLcbgr3XCtLi1KDNPoMaeY5PPe6j4G4fjEjjkycZM6C6Zk2F87BKxFfpq+jd5xXZB9E8EA=="
 HERE = Path(__file__).resolve().parent
 NPM_LOCK = HERE / "package-lock.json"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -97,9 +94,7 @@ def _npm(arguments: list[str], folder: Path) -> None:
     if shutil.which("npm") is None:
         raise ToolMissing("npm is not installed (Debian packages nodejs and npm)")
     try:
-        done = subprocess.run(
-            ["npm", *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-        )
+        done = subprocess.run(["npm", *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     except subprocess.TimeoutExpired as exc:
         raise ToolMissing(f"npm {' '.join(arguments)} took more than 300 s") from exc
     if done.returncode != 0:

@@ -1,0 +1,189 @@
+/* Drives OHIF in headless Chromium over one study as a reader would, and writes down what it shows and what it knows.
+
+   node drive.mjs --url URL_OF_THE_STUDY --out FOLDER --chromium PROGRAM --modules FOLDER_OF_NODE_MODULES
+
+   Opens the CT, then each segmentation and each report: answers OHIF's question, reads its services, clicks every row
+   of the panel, each time from the first slice. FOLDER gets report.json, screenshots of the page, and for each view
+   the bare canvas. Exit code 0: the report was written, whatever it says; the tests judge. */
+import { createRequire } from 'node:module';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+import { readAnnotations, readMeasurements, readSegmentations, readView, sets, settle } from './page.mjs';
+
+const { values: option } = parseArgs({
+  options: {
+    url: { type: 'string' },
+    out: { type: 'string' },
+    chromium: { type: 'string' },
+    modules: { type: 'string' },
+    timeout: { type: 'string', default: '120' },
+  },
+});
+const timeout = Number(option.timeout) * 1000;
+const { chromium } = createRequire(path.join(option.modules, '/'))('playwright-core');
+mkdirSync(option.out, { recursive: true });
+
+const YES = '[data-cy="yes-hydrate-btn"]:visible';
+const ROWS = '[data-cy="data-row"]:visible';
+
+const report = { url: option.url, sets: [], ct: null, segmentations: [], reports: [], page: null, failures: [] };
+
+function listen(page) {
+  const heard = { errors: [], exceptions: [], refused: [], left: [] };
+  page.on('console', message => message.type() === 'error' && heard.errors.push(message.text()));
+  page.on('pageerror', error => heard.exceptions.push(error.message));
+  page.on('response', answer => answer.status() >= 400 && heard.refused.push(`${answer.status()} ${answer.url()}`));
+  return heard;
+}
+
+/** Saves the page and the bare canvas of the active viewport; returns what the viewport shows. */
+async function look(page, name) {
+  const settled = await page.evaluate(settle, timeout);
+  const view = { settled, ...(await page.evaluate(readView)) };
+  await page.screenshot({ path: path.join(option.out, `${name}.png`) });
+  writeFileSync(path.join(option.out, `${name}.canvas.png`), Buffer.from(view.png.split(',')[1], 'base64'));
+  delete view.png;
+  return { ...view, shot: `${name}.png`, canvas: `${name}.canvas.png` };
+}
+
+async function openStudy(page) {
+  const begun = Date.now();
+  await page.goto(option.url, { timeout });
+  await page.waitForFunction(sets, null, { timeout, polling: 200 });
+  report.ct = { milliseconds: Date.now() - begun, ...(await look(page, '1-ct')) };
+  const found = await page.evaluate(sets);
+  report.sets = found.map(({ uid, ...shown }) => shown);
+  return found;
+}
+
+/** Opens a derived series by its thumbnail and says yes to the question; false where none was asked. */
+async function open(page, set) {
+  const thumbnail = page.locator(`[id="thumbnail-${set.uid}"]`);
+  await thumbnail.scrollIntoViewIfNeeded();
+  await thumbnail.dblclick();
+  const yes = page.locator(YES).first();
+  const outcome = await Promise.race([
+    yes.waitFor({ timeout }).then(() => 'asked'),
+    page.getByText('Something went wrong').first().waitFor({ timeout }).then(() => 'broke'),
+  ]).catch(() => 'nothing');
+  set.outcome = outcome;
+  if (outcome !== 'asked') return false;
+  set.question = await page.locator(YES).first().evaluate(button => {
+    let around = button;
+    while (around.parentElement && around.innerText.length < 15) around = around.parentElement;
+    return around.innerText.replace(/\s+/g, ' ').trim();
+  });
+  set.opened = await look(page, `${set.prefix}-opened`);
+  await yes.click();
+  await page.locator(YES).waitFor({ state: 'detached', timeout });
+  return true;
+}
+
+async function showPanel(page, name) {
+  const tab = page.locator(`[data-cy="${name}-btn"]:visible`).first();
+  if (await tab.count()) await tab.click();
+  await page.locator(ROWS).first().waitFor({ timeout });
+}
+
+/** Clicks each row of the open panel, from the first slice each time; the views that the clicks lead to. */
+async function clickRows(page, prefix, after) {
+  const rows = page.locator(ROWS);
+  const views = [];
+  for (let at = 0; at < (await rows.count()); at++) {
+    await page.evaluate(async () => {
+      const id = window.services.viewportGridService.getActiveViewportId();
+      const viewport = window.services.cornerstoneViewportService.getCornerstoneViewport(id);
+      await window.cornerstone.utilities.jumpToSlice(viewport.element, { imageIndex: 0 });
+    });
+    await page.evaluate(settle, timeout);
+    await rows.nth(at).click();
+    const moved = await page
+      .waitForFunction(
+        () => {
+          const id = window.services.viewportGridService.getActiveViewportId();
+          return window.services.cornerstoneViewportService.getCornerstoneViewport(id).getCurrentImageIdIndex() !== 0;
+        },
+        null,
+        { timeout: 30000 }
+      )
+      .then(() => true, () => false);
+    const text = (await rows.nth(at).innerText()).replace(/\s+/g, ' ').trim();
+    const view = { text, moved, ...(await look(page, `${prefix}-row${at + 1}`)) };
+    if (after) view.without = await after(page, view);
+    views.push(view);
+  }
+  return views;
+}
+
+async function withSegmentsHidden(page, view) {
+  const show = visible =>
+    page.evaluate(shown => {
+      const { segmentationService, viewportGridService } = window.services;
+      const id = viewportGridService.getActiveViewportId();
+      for (const { segmentationId, type } of segmentationService.getSegmentationRepresentations(id)) {
+        for (const index of Object.keys(segmentationService.getSegmentation(segmentationId).segments)) {
+          segmentationService.setSegmentVisibility(id, segmentationId, Number(index), shown, type);
+        }
+      }
+    }, visible);
+  await show(false);
+  const bare = await look(page, view.shot.replace('.png', '-without'));
+  await show(true);
+  return bare;
+}
+
+async function visitSegmentation(page, set) {
+  const asked = await open(page, set);
+  report.segmentations.push(set);
+  if (!asked) return;
+  await page.waitForFunction(() => window.services.segmentationService.getSegmentations().length > 0, null, { timeout });
+  await showPanel(page, 'panelSegmentation');
+  set.content = await page.evaluate(readSegmentations);
+  set.rows = await clickRows(page, set.prefix, withSegmentsHidden);
+}
+
+async function visitReport(page, set) {
+  const asked = await open(page, set);
+  report.reports.push(set);
+  if (!asked) return;
+  await page.waitForFunction(() => window.services.measurementService.getMeasurements().length > 0, null, { timeout });
+  await showPanel(page, 'trackedMeasurements');
+  set.measurements = await page.evaluate(readMeasurements);
+  set.panel = await page.locator('#viewerLayoutResizableRightPanel').innerText();
+  set.rows = await clickRows(page, set.prefix);
+  set.drawn = await page.evaluate(readAnnotations);
+}
+
+const browser = await chromium.launch({
+  executablePath: option.chromium,
+  // WebGL by software: the machine may have no graphics card, and pictures should not depend on it.
+  args: ['--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--hide-scrollbars', '--disable-dev-shm-usage'],
+});
+const context = await browser.newContext({ viewport: { width: 1400, height: 900 } });
+await context.addInitScript(() => localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour'])));
+const page = await context.newPage();
+report.page = listen(page);
+// Nothing may be fetched from elsewhere; what was tried is reported.
+await context.route(
+  url => url.protocol.startsWith('http') && url.hostname !== '127.0.0.1',
+  route => {
+    report.page.left.push(route.request().url());
+    return route.abort();
+  }
+);
+try {
+  const found = await openStudy(page);
+  for (const [modality, visit] of [['SEG', visitSegmentation], ['SR', visitReport]]) {
+    for (const set of found.filter(one => one.modality === modality)) {
+      set.prefix = `${modality === 'SEG' ? 2 : 3}-${modality.toLowerCase()}-${set.number}`;
+      await visit(page, set);
+    }
+  }
+} catch (error) {
+  report.failures.push(String(error));
+  await page.screenshot({ path: path.join(option.out, 'failure.png') }).catch(() => {});
+} finally {
+  writeFileSync(path.join(option.out, 'report.json'), JSON.stringify(report, null, 1));
+  await browser.close();
+}
