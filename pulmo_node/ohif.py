@@ -7,6 +7,7 @@ no server for a hospital: no encryption, no log-in, loopback only.
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -82,6 +83,18 @@ def configuration() -> str:
         "dataSources": [source],
     }
     return f"window.config = {json.dumps(settings, indent=1)};\n"
+
+
+def wait_for_ctrl_c() -> None:
+    """Return at SIGINT or SIGTERM, without an exception, so that what was started can be ended in order."""
+    told = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: told.set()) for number in numbers}
+    try:
+        told.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class OhifServer:
@@ -198,9 +211,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in answer.getheaders():
             if name.lower() not in _HOP_BY_HOP:
                 self.send_header(name, value)
-        length = answer.length
+        length = answer.headers.get("Content-Length")
         whole = self.command == "HEAD" or length is not None
-        self.send_header(*(("Content-Length", str(length or 0)) if whole else ("Transfer-Encoding", "chunked")))
+        self.send_header(*(("Content-Length", length or "0") if whole else ("Transfer-Encoding", "chunked")))
         self.end_headers()
         if self.command == "HEAD":
             return
