@@ -112,7 +112,7 @@ class OhifServer:
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.dist = self.dist
         self._server.pacs_port = pacs_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="ohif", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="ohif", daemon=True)
 
     @property
     def url(self) -> str:

@@ -9,7 +9,7 @@ import { createRequire } from 'node:module';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
-import { readAnnotations, readMeasurements, readSegmentations, readView, sets, settle } from './page.mjs';
+import { readAnnotations, readMeasurements, readSegmentations, readText, readView, sets, settle } from './page.mjs';
 
 const { values: option } = parseArgs({
   options: {
@@ -27,6 +27,7 @@ mkdirSync(option.out, { recursive: true });
 const YES = '[data-cy="yes-hydrate-btn"]:visible';
 const ROWS = '[data-cy="data-row"]:visible';
 
+const begun = Date.now();
 const report = { url: option.url, sets: [], ct: null, segmentations: [], reports: [], page: null, failures: [] };
 
 function listen(page) {
@@ -40,7 +41,7 @@ function listen(page) {
 /** Saves the page and the bare canvas of the active viewport; returns what the viewport shows. */
 async function look(page, name) {
   const settled = await page.evaluate(settle, timeout);
-  const view = { settled, ...(await page.evaluate(readView)) };
+  const view = { settled, milliseconds: Date.now() - begun, ...(await page.evaluate(readView)) };
   await page.screenshot({ path: path.join(option.out, `${name}.png`) });
   writeFileSync(path.join(option.out, `${name}.canvas.png`), Buffer.from(view.png.split(',')[1], 'base64'));
   delete view.png;
@@ -48,27 +49,31 @@ async function look(page, name) {
 }
 
 async function openStudy(page) {
-  const begun = Date.now();
   await page.goto(option.url, { timeout });
   await page.waitForFunction(sets, null, { timeout, polling: 200 });
-  report.ct = { milliseconds: Date.now() - begun, ...(await look(page, '1-ct')) };
+  report.ct = await look(page, '1-ct');
   const found = await page.evaluate(sets);
   report.sets = found.map(({ uid, ...shown }) => shown);
   return found;
 }
 
-/** Opens a derived series by its thumbnail and says yes to the question; false where none was asked. */
+/** Opens a derived series by its thumbnail and says yes to the question; false where none was asked.
+    `outcome` says what came: "asked"; "text", a report that OHIF shows as such; "broke"; or "nothing" in time. */
 async function open(page, set) {
   const thumbnail = page.locator(`[id="thumbnail-${set.uid}"]`);
   await thumbnail.scrollIntoViewIfNeeded();
   await thumbnail.dblclick();
   const yes = page.locator(YES).first();
-  const outcome = await Promise.race([
+  set.outcome = await Promise.race([
     yes.waitFor({ timeout }).then(() => 'asked'),
     page.getByText('Something went wrong').first().waitFor({ timeout }).then(() => 'broke'),
+    page.waitForFunction(readText, set.uid, { timeout }).then(() => 'text'),
   ]).catch(() => 'nothing');
-  set.outcome = outcome;
-  if (outcome !== 'asked') return false;
+  if (set.outcome !== 'asked') {
+    set.text = await page.evaluate(readText, set.uid);
+    await page.screenshot({ path: path.join(option.out, `${set.prefix}-${set.outcome}.png`) });
+    return false;
+  }
   set.question = await page.locator(YES).first().evaluate(button => {
     let around = button;
     while (around.parentElement && around.innerText.length < 15) around = around.parentElement;

@@ -74,6 +74,16 @@ export function readView() {
   };
 }
 
+/** The words of a report that stands in the active viewport as text; null where none does. */
+export function readText(displaySetUid) {
+  const { viewportGridService, cornerstoneViewportService } = window.services;
+  const id = viewportGridService.getActiveViewportId();
+  if (!viewportGridService.getDisplaySetsUIDsForViewport(id)?.includes(displaySetUid)) return null;
+  if (cornerstoneViewportService.getCornerstoneViewport(id)) return null;
+  const words = document.querySelector('[data-cy="viewport-pane"]')?.innerText ?? '';
+  return words.trim() || null;
+}
+
 /** Every segmentation: names and colours, and for each segment its voxels as OHIF placed them. */
 export function readSegmentations() {
   const { segmentationService, viewportGridService } = window.services;
