@@ -46,7 +46,7 @@ debian-packages:
 
 # OHIF and the driver of the browser, by npm, into a cache folder outside the repository.
 viewer-tools: install
-	@$(BIN)/python -m tests.viewer.tools || true
+	@$(BIN)/python -m tests.viewer.tools >/dev/null || echo "the viewer tests will skip"
 
 demo: install $(if $(VIEWER),debian-packages)
 	$(if $(VIEWER),ohif=$$($(BIN)/python -m tests.viewer.tools) &&) \

@@ -179,11 +179,10 @@ await context.route(
 );
 try {
   const found = await openStudy(page);
-  for (const [modality, visit] of [['SEG', visitSegmentation], ['SR', visitReport]]) {
-    for (const set of found.filter(one => one.modality === modality)) {
-      set.prefix = `${modality === 'SEG' ? 2 : 3}-${modality.toLowerCase()}-${set.number}`;
-      await visit(page, set);
-    }
+  const derived = ['SEG', 'SR'].flatMap(modality => found.filter(set => set.modality === modality));
+  for (const [at, set] of derived.entries()) {
+    set.prefix = `${at + 2}-${set.modality.toLowerCase()}`;
+    await (set.modality === 'SEG' ? visitSegmentation : visitReport)(page, set);
   }
 } catch (error) {
   report.failures.push(String(error));
