@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from pydicom import dcmread
+from pydicom.misc import is_dicom
 
 from pulmo_node.ohif import wait_for_ctrl_c
 from tests.viewer.stand import ViewerStand, missing
@@ -25,7 +26,7 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory(prefix="pulmo-viewer-") as scratch, ViewerStand(Path(scratch) / "pacs") as stand:
         if dicom is not None:
-            files = sorted(path for path in dicom.rglob("*.dcm") if path.is_file())
+            files = sorted(path for path in dicom.rglob("*") if path.is_file() and is_dicom(path))
             stand.store(files)
             for study in sorted({str(dcmread(path, stop_before_pixels=True).StudyInstanceUID) for path in files}):
                 print(stand.ohif.study_url(study), flush=True)
