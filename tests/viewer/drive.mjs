@@ -17,7 +17,7 @@ const { values: option } = parseArgs({
     out: { type: 'string' },
     chromium: { type: 'string' },
     modules: { type: 'string' },
-    timeout: { type: 'string', default: '120' },
+    timeout: { type: 'string', default: '240' },
   },
 });
 const timeout = Number(option.timeout) * 1000;
@@ -38,18 +38,18 @@ function listen(page) {
   return heard;
 }
 
-/** Saves the page and the bare canvas of the active viewport; returns what the viewport shows. */
-async function look(page, name) {
+/** Saves the page, unless told not to, and the bare canvas of the active viewport; returns what that shows. */
+async function look(page, name, { whole = true } = {}) {
   const settled = await page.evaluate(settle, timeout);
   const view = { settled, milliseconds: Date.now() - begun, ...(await page.evaluate(readView)) };
-  await page.screenshot({ path: path.join(option.out, `${name}.png`) });
+  if (whole) await page.screenshot({ path: path.join(option.out, `${name}.png`) });
   writeFileSync(path.join(option.out, `${name}.canvas.png`), Buffer.from(view.png.split(',')[1], 'base64'));
   delete view.png;
-  return { ...view, shot: `${name}.png`, canvas: `${name}.canvas.png` };
+  return { ...view, name, canvas: `${name}.canvas.png` };
 }
 
 async function openStudy(page) {
-  await page.goto(option.url, { timeout });
+  await page.goto(option.url, { timeout, waitUntil: 'commit' });
   await page.waitForFunction(sets, null, { timeout, polling: 200 });
   report.ct = await look(page, '1-ct');
   const found = await page.evaluate(sets);
@@ -101,7 +101,6 @@ async function clickRows(page, prefix, after) {
       const viewport = window.services.cornerstoneViewportService.getCornerstoneViewport(id);
       await window.cornerstone.utilities.jumpToSlice(viewport.element, { imageIndex: 0 });
     });
-    await page.evaluate(settle, timeout);
     await rows.nth(at).click();
     const moved = await page
       .waitForFunction(
@@ -133,7 +132,7 @@ async function withSegmentsHidden(page, view) {
       }
     }, visible);
   await show(false);
-  const bare = await look(page, view.shot.replace('.png', '-without'));
+  const bare = await look(page, `${view.name}-without`, { whole: false });
   await show(true);
   return bare;
 }
@@ -163,9 +162,16 @@ async function visitReport(page, set) {
 const browser = await chromium.launch({
   executablePath: option.chromium,
   // WebGL by software: the machine may have no graphics card, and pictures should not depend on it.
-  args: ['--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--hide-scrollbars', '--disable-dev-shm-usage'],
+  // The page itself is drawn without it, which Debian's settings would change: that takes several times as long.
+  args: [
+    '--use-angle=swiftshader',
+    '--enable-unsafe-swiftshader',
+    '--disable-gpu-rasterization',
+    '--hide-scrollbars',
+    '--disable-dev-shm-usage',
+  ],
 });
-const context = await browser.newContext({ viewport: { width: 1400, height: 900 } });
+const context = await browser.newContext({ viewport: { width: 1200, height: 760 } });
 await context.addInitScript(() => localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour'])));
 const page = await context.newPage();
 report.page = listen(page);

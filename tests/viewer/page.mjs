@@ -40,18 +40,20 @@ export async function settle(limitMs) {
       restart();
       viewport?.render();
     });
+  const sum = canvas => {
+    const words = new Uint32Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+    return `${canvas.width} ${canvas.height} ${words.reduce((hash, word) => (Math.imul(hash, 31) + word) | 0, 7)}`;
+  };
   let last = null;
-  let same = 0;
   for (const end = Date.now() + limitMs; Date.now() < end; ) {
     // Asked anew each time: OHIF makes another viewport where the layout or the kind of series changes.
     const viewport = cornerstoneViewportService.getCornerstoneViewport(viewportGridService.getActiveViewportId());
     const imageId = viewport?.getCornerstoneImage?.()?.imageId;
     await quiet(viewport);
     // The index runs ahead of the image, which may still be on its way; and OHIF lets a chosen segment flash.
-    const now = imageId && imageId === viewport.getCurrentImageId() ? viewport.canvas.toDataURL() : null;
-    same = now && now === last ? same + 1 : 0;
+    const now = imageId && imageId === viewport.getCurrentImageId() ? sum(viewport.canvas) : null;
+    if (now && now === last) return true;
     last = now;
-    if (same === 2) return true;
   }
   return false;
 }
@@ -74,14 +76,15 @@ export function readView() {
   };
 }
 
-/** The words of a report that stands in the active viewport as text; null where none does. */
+/** The words of a report that OHIF shows as text in the active viewport; null where it does not, or not yet. */
 export function readText(displaySetUid) {
-  const { viewportGridService, cornerstoneViewportService } = window.services;
+  const { displaySetService, viewportGridService } = window.services;
+  const set = displaySetService.getDisplaySetByUID(displaySetUid);
+  if (set.Modality !== 'SR' || set.isImagingMeasurementReport !== false) return null;
   const id = viewportGridService.getActiveViewportId();
   if (!viewportGridService.getDisplaySetsUIDsForViewport(id)?.includes(displaySetUid)) return null;
-  if (cornerstoneViewportService.getCornerstoneViewport(id)) return null;
-  const words = document.querySelector('[data-cy="viewport-pane"]')?.innerText ?? '';
-  return words.trim() || null;
+  const words = document.querySelector('[data-cy="viewport-pane"]')?.innerText.trim() ?? '';
+  return words.startsWith('Loading') ? null : words || null;
 }
 
 /** Every segmentation: names and colours, and for each segment its voxels as OHIF placed them. */
