@@ -313,13 +313,17 @@ def demo(
         Path | None, typer.Option(help="Folder of DICOM files (default: a phantom with known nodules).")
     ] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the pictures and the page.")] = Path("demo-out"),
+    viewer: Annotated[
+        Path | None,
+        typer.Option(help="Folder of OHIF's distribution: keep the study open in it (make demo VIEWER=1 fetches it)."),
+    ] = None,
 ) -> None:
     """Start a PACS and a node on this machine, send a chest CT, wait for the results and show them."""
     from pulmo_node.app import configure_logging  # noqa: PLC0415
     from pulmo_node.demo import run_demo  # noqa: PLC0415
 
     configure_logging(Config(log=LogSection(level="WARNING")))
-    if not run_demo(ct, out_folder, out):
+    if not run_demo(ct, out_folder, out, ohif=viewer):
         raise typer.Exit(1)
 
 

@@ -47,6 +47,7 @@ int bind(int descriptor, const struct sockaddr *address, socklen_t length)
 """
 
 _PLUGINS = Path("/usr/share/orthanc/plugins")
+_DICOMWEB_PLUGIN = "libOrthancDicomWeb.so"
 
 
 def available() -> str | None:
@@ -55,6 +56,13 @@ def available() -> str | None:
         return "Orthanc is not installed (Debian package orthanc)"
     if shutil.which("cc") is None:
         return "no C compiler to keep Orthanc on loopback (Debian packages gcc and libc6-dev)"
+    return None
+
+
+def dicomweb_available() -> str | None:
+    """None where Orthanc can speak DICOMweb, which a web viewer needs; otherwise what is missing."""
+    if not (_PLUGINS / _DICOMWEB_PLUGIN).exists():
+        return "Orthanc's DICOMweb plugin is not installed (Debian package orthanc-dicomweb)"
     return None
 
 
@@ -200,7 +208,7 @@ class OrthancProcess:
             "Plugins": [],
         }
         if self._dicomweb:
-            names = ("libOrthancDicomWeb.so", "libOrthancGdcm.so")
+            names = (_DICOMWEB_PLUGIN, "libOrthancGdcm.so")
             configuration["Plugins"] = [str(_PLUGINS / name) for name in names if (_PLUGINS / name).exists()]
             configuration["DicomWeb"] = {"Enable": True, "Root": "/dicom-web/", "EnableWado": True}
         return configuration | self._extra

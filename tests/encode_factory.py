@@ -120,6 +120,8 @@ def make_nodule(
         short_axis=short_axis,
         volume_mm3=float(inside.sum() * steps.prod()),
         mean_hu=float(volume.hu[inside].mean()),
+        min_hu=float(volume.hu[inside].min()),
+        max_hu=float(volume.hu[inside].max()),
     )
 
 

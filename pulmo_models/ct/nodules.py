@@ -142,6 +142,8 @@ def _nodule(volume: Volume, turn: Turn, found: CharacterisedCandidate) -> Nodule
         short_axis=measures.short_axis,
         volume_mm3=measures.volume_mm3,
         mean_hu=measures.mean_hu,
+        min_hu=measures.min_hu,
+        max_hu=measures.max_hu,
         cautions=_known(touches_interpolated(volume, mask)),
     )
 

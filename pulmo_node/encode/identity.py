@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Literal
 
 import highdicom as hd
 
@@ -18,6 +21,29 @@ from pulmo_node.errors import Permanent
 RESEARCH_USE = "For research use only. Not for diagnosis."
 
 _REPLACEMENTS = str.maketrans({"×": "x", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "…": "...", "’": "'", "°": " deg"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predecessor:
+    """An earlier report, as the Predecessor Documents Sequence (0040,A360) names it."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """What a site wants written, besides the measurement report and the segmentation; the keys of ``[results]``."""
+
+    negative_report: Literal["viewer_safe", "air"] = "viewer_safe"  # root of a report without measurements
+    segmentation: Literal["binary", "labelmap"] = "binary"
+    empty_frames: bool = False  # SEG frames also for images that no mask touches
+    lung_segments: bool = False  # the lungs as segments of the SEG, behind the nodules
+    image_library: bool = False  # in the SR; makes it megabytes where the series is long
+    key_images: bool = True  # secondary captures: a summary page and one of each nodule
+    presentation_states: bool = False  # GSPS on the key images of the source
+    pdf_report: bool = False  # encapsulated PDF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +59,8 @@ class ResultContext:
     pipeline: str  # registry label
     settings_sha256: str  # of the pipeline's table of settings
     content_datetime: datetime  # aware
+    options: ResultOptions = ResultOptions()
+    predecessors: tuple[Predecessor, ...] = ()  # reports on the same series that this one replaces
     manufacturer: str = "Pulmo Node"
     code_version: str = __version__
     sr_series_number: int = 9001
@@ -50,9 +78,14 @@ class ResultContext:
             pipeline=self.pipeline,
             code_version=self.code_version,
             weights_sha256=weights_sha256,
-            settings_sha256=self.settings_sha256,
+            settings_sha256=self._settings(),
             kind=kind,
         )
+
+    def _settings(self) -> str:
+        """Digest of everything that a site or the history of the series decides about the bytes."""
+        decided = (self.settings_sha256, asdict(self.options), [asdict(earlier) for earlier in self.predecessors])
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def test_keys_and_values(volume: Volume) -> None:
         "cautions",
         "nodules",
     ]
-    assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (2, "ct-nodules", WEIGHTS)
+    assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (3, "ct-nodules", WEIGHTS)
     assert (plain["series_instance_uid"], plain["malignancy_bias"]) == (uid, -1.2346)
     assert plain["cautions"] == [{"code": "THICK_SLICES", "sentence": "A caution in Łódź."}]
     assert plain["acquisition"] == {
@@ -59,6 +59,10 @@ def test_keys_and_values(volume: Volume) -> None:
             "short_axis_mm",
             "volume_mm3",
             "mean_hu",
+            "min_hu",
+            "max_hu",
+            "laterality",
+            "pleura_distance_mm",
             "candidate_score",
             "detection_probability",
             "malignancy_probability",
