@@ -43,6 +43,8 @@ NONE_SUCCEEDED = Code("111245", "DCM", "No algorithms succeeded; without finding
 MORPHOLOGICALLY_ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 NODULE = Code("27925004", "SCT", "Nodule")
 LUNG = Code("39607008", "SCT", "Lung")
+SIDES: Mapping[str, Code] = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
+ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
 
 # Measurements and their units (UCUM). OHIF compares the meanings "Long Axis" and "Short Axis" literally, while the
 # dictionary says "Long axis" and "Short axis".
