@@ -79,17 +79,19 @@ def analyze(
 ) -> None:
     """Analyse a folder without PACS and database; writes SR, SEG, findings.json and pictures."""
     from pulmo_node.app import build_analyser, configure_logging  # noqa: PLC0415
+    from pulmo_node.encode import ResultOptions  # noqa: PLC0415
     from pulmo_node.offline import analyse_folder  # noqa: PLC0415
 
     settings = read_config(config)
     configure_logging(settings)
     labels = _pipelines(settings, pipeline)
+    options = ResultOptions(**settings.results.options)
     with progress_bar() as (progress, task):
 
         def report(step: str, share: float) -> None:
             progress.update(task, description=step, completed=share)
 
-        run = analyse_folder(folder, out_folder, build_analyser(settings), labels, report)
+        run = analyse_folder(folder, out_folder, build_analyser(settings), labels, report, options=options)
     if as_json:
         print_json(run)
     else:

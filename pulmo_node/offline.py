@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from pulmo_node.errors import Permanent, PulmoError, Rejected
 
 Progress = Callable[[str, float], None]
 """Called with what is being done, and the share of it that is done, 0..1."""
+
+_KINDS = ("sr", "seg", "key-image", "gsps", "pdf")  # of the objects that `encode` makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +43,18 @@ class OfflineRun:
 
 
 def analyse_folder(
-    folder: Path, out: Path, analyser: Analyser, pipelines: Sequence[str], progress: Progress
+    folder: Path,
+    out: Path,
+    analyser: Analyser,
+    pipelines: Sequence[str],
+    progress: Progress,
+    *,
+    options: encode.ResultOptions,
 ) -> OfflineRun:
     """Analyse every series of a folder with every pipeline that takes it.
 
-    Writes ``sr.dcm``, ``seg.dcm`` (where there are nodules), ``findings.json`` and ``nodule-N.png`` into
+    Writes the result objects (``sr.dcm``, ``seg.dcm`` and what `options` ask for; of several of a kind
+    ``key-image-1.dcm`` and so on), ``findings.json`` and ``nodule-N.png`` into
     ``OUT/<series_instance_uid>/<pipeline>/``, and into OUT itself as well when there is exactly one result.
 
     Raises:
@@ -61,7 +71,7 @@ def analyse_folder(
                 continue
             try:
                 assemble.check_one_patient(found.of_study(series.description.study_instance_uid))
-                results.append(_analyse(series, label, out, analyser, progress))
+                results.append(_analyse(series, label, out, analyser, progress, options))
             except Rejected as exc:
                 results.append(_problem(series, label, str(exc), rejected=True))
             except PulmoError as exc:
@@ -84,7 +94,12 @@ def _problem(series: assemble.FoundSeries, label: str, reason: str, *, rejected:
 
 
 def _analyse(
-    series: assemble.FoundSeries, label: str, out: Path, analyser: Analyser, progress: Progress
+    series: assemble.FoundSeries,
+    label: str,
+    out: Path,
+    analyser: Analyser,
+    progress: Progress,
+    options: encode.ResultOptions,
 ) -> OfflineResult:
     progress("assemble", 0.0)
     image = assemble.assemble(series.paths, series.description)
@@ -97,6 +112,7 @@ def _analyse(
         pipeline=label,
         settings_sha256=analyser.settings_sha256(label),
         content_datetime=datetime.now(UTC),
+        options=options,
     )
     objects = encode.encode_findings(findings, image, context)
     plain = encode.findings_to_json(findings, image, context)
@@ -118,8 +134,8 @@ def write_results(
         target.mkdir(parents=True, exist_ok=True)
         for stale in (*target.glob("nodule-*.png"), *target.glob("*.dcm")):
             stale.unlink()  # of an earlier run, which may have found more
-        for item in objects:
-            (target / f"{item.kind}.dcm").write_bytes(item.content)
+        for name, item in zip(file_names([item.kind for item in objects]), objects, strict=True):
+            (target / name).write_bytes(item.content)
         (target / "findings.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         if isinstance(image, Volume):
             for number, nodule in enumerate(findings.nodules, start=1):
@@ -128,8 +144,20 @@ def write_results(
         raise Permanent(f"{target}: {exc.strerror}") from exc
 
 
+def file_names(kinds: Sequence[str]) -> list[str]:
+    """A file name for each object by its kind: the only one of its kind bears it alone, others a number from 1."""
+    counts = Counter(kinds)
+    seen: Counter[str] = Counter()
+    names = []
+    for kind in kinds:
+        seen[kind] += 1
+        names.append(f"{kind}-{seen[kind]}.dcm" if counts[kind] > 1 else f"{kind}.dcm")
+    return names
+
+
 def _copy_up(source: Path, out: Path) -> None:
-    for stale in (*out.glob("nodule-*.png"), *(out / f"{kind}.dcm" for kind in ("sr", "seg"))):
-        stale.unlink(missing_ok=True)
+    patterns = ("nodule-*.png", *(f"{kind}{number}.dcm" for kind in _KINDS for number in ("", "-*")))
+    for stale in (path for pattern in patterns for path in out.glob(pattern)):
+        stale.unlink()
     for path in source.iterdir():
         (out / path.name).write_bytes(path.read_bytes())

@@ -164,6 +164,7 @@ class Worker:
             pipeline=job.pipeline,
             settings_sha256=self._analyser.settings_sha256(job.pipeline),
             content_datetime=self._ports.clock.now(),
+            options=encode.ResultOptions(**self._config.results.options),
         )
 
     def _attempt_failed(self, job: Job, error: PulmoError) -> None:

@@ -5,7 +5,7 @@ as bytes. Errors: `Permanent`. Governed by PS3.3 A.35.13 (Comprehensive 3D SR) a
 and TID 2000; `docs/results.md` says what the objects hold.
 """
 
-from pulmo_node.encode.identity import EncodedObject, ResultContext
+from pulmo_node.encode.identity import EncodedObject, Predecessor, ResultContext, ResultOptions
 from pulmo_node.encode.keyimage import direction, render_mask, render_nodule
 from pulmo_node.encode.notice import encode_rejection
 from pulmo_node.encode.objects import encode_findings
@@ -15,7 +15,9 @@ from pulmo_node.encode.uids import result_uid
 
 __all__ = [
     "EncodedObject",
+    "Predecessor",
     "ResultContext",
+    "ResultOptions",
     "direction",
     "encode_findings",
     "encode_rejection",
