@@ -179,7 +179,7 @@ def _axis(to_index: Affine, k: int, index: Affine, patient_axis: int, radius_mm:
 def _voxels(nodule: Nodule, volume: Volume) -> dict[str, int]:
     counts = nodule.mask.voxels.sum(axis=(1, 2))
     first = nodule.mask.origin[0]
-    return {volume.sources[first + k].sop_instance_uid: int(count) for k, count in enumerate(counts) if count}
+    return {volume.frames[first + k].sop_instance_uid: int(count) for k, count in enumerate(counts) if count}
 
 
 def _slice_at(images: Sequence[Path], z_mm: float) -> str:
