@@ -1,20 +1,23 @@
-"""What other programs say of the result objects: dciodvfy (dicom3tools), dsrdump (DCMTK), highdicom's readers."""
+"""What other programs say of the result objects: dciodvfy (dicom3tools), dsrdump (DCMTK), highdicom's readers, pydicom,
+and the IOD tables of the standard.
+"""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
-from pulmo_models.types import Volume
+from pulmo_models.types import Findings, Mask, Volume
 from pulmo_node.encode import EncodedObject, encode_findings, encode_rejection
+from pulmo_node.encode.identity import Predecessor, ResultOptions
 from tests.conftest import data_folder
 from tests.ct_factory import enhanced_from, write_part10
 from tests.encode_factory import (
@@ -27,48 +30,53 @@ from tests.encode_factory import (
     read_volume,
     write_volume,
 )
+from tests.iod_check import iod_errors
+from tests.validators import complaints, dciodvfy, dsrdump_errors
 
-# Warnings that stand, each with its reason. Everything else that dciodvfy says is a failure.
-ALLOWED = (
-    # A private scheme is private; both are declared in the Coding Scheme Identification Sequence (0008,0110).
-    r"Warning - Unrecognized defined term <(99PULMO|99LIDCQIICR)> for value 1 of attribute <Coding Scheme Designator>",
-    # IHE AI Results asks for the Device UID of each contributing equipment; Debian's dicom3tools of 2022 is older than
-    # PS3.3 C.12.1.1.5's Device UID. The second line follows from the first.
-    r"Warning - Attribute is not present in standard DICOM IOD - \(0x0018,0x1002\) UI Device UID ",
-    r"Warning - Dicom dataset contains attributes not present in standard DICOM IOD"
-    r" - this is a Standard Extended SOP Class",
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # Label Map Segmentation Storage; pydicom 3.0 has no name for it
+Centres = Sequence[tuple[int, int, int]]
+
+EVERYTHING = ResultOptions(
+    negative_report="air",
+    segmentation="labelmap",
+    empty_frames=True,
+    lung_segments=True,
+    image_library=True,
+    key_images=True,
+    presentation_states=True,
+    pdf_report=True,
+)
+EARLIER = Predecessor(
+    sop_class_uid=Comprehensive3DSRStorage, sop_instance_uid="1.2.826.0.1.1", series_instance_uid="1.2.826.0.1.2"
 )
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed (Debian: dicom3tools, dcmtk)")
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=60)
-
-
-def _dciodvfy(path: Path) -> list[str]:
-    result = _run("dciodvfy", str(path))
-    lines = (result.stdout + result.stderr).splitlines()
-    assert any(line in ("CTImage", "EnhancedCTImage", "Comprehensive3DSR", "Segmentation") for line in lines), lines
-    return [line for line in lines if re.match(r"(Error|Warning)", line)]
-
-
-def complaints(path: Path, inherited: Sequence[str] = ()) -> list[str]:
-    """Errors and warnings of dciodvfy that are neither allowed nor inherited."""
-    found = [line for line in _dciodvfy(path) if line not in inherited]
-    return [line for line in found if not any(re.fullmatch(allowed, line) for allowed in ALLOWED)]
-
-
-def _all_objects(volume: Volume, centres: Sequence[tuple[int, int, int]]) -> list[EncodedObject]:
+def _findings(volume: Volume, centres: Centres) -> Findings:
+    """Nodules on either side, with lungs around them: the halves of the volume."""
     nodules = [make_nodule(volume, centre, seed=seed) for seed, centre in enumerate(centres)]
-    context = make_context(volume)
-    paths = sorted({Path(source.path) for source in volume.frames if source.path})
-    return [
-        *encode_findings(make_findings(volume, nodules, ("A caution.",)), volume, context),
-        *encode_findings(make_findings(volume, (), ("A caution.",)), volume, context),
-        encode_rejection(paths, "NO_LUNGS", "There are no lungs in it.", context),
-        encode_rejection(paths, "ANALYSIS_FAILED", "Out of memory.", context, INFO),
+    nodules = [
+        replace(nodule, laterality="left" if number % 2 else "right", pleura_distance_mm=1.25 * number)
+        for number, nodule in enumerate(nodules)
     ]
+    slices, rows, columns = volume.hu.shape
+    half = np.ones((slices, rows, columns // 2), dtype=bool)
+    lungs = {"right": Mask(origin=(0, 0, 0), voxels=half), "left": Mask(origin=(0, 0, columns // 2), voxels=half)}
+    return replace(make_findings(volume, nodules, ("A caution.",)), lungs=lungs)
+
+
+def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
+    """Every kind of object, in every form that the options know."""
+    findings, nothing = _findings(volume, centres), make_findings(volume, (), ("A caution.",))
+    paths = sorted({Path(source.path) for source in volume.frames if source.path})
+    encoded = []
+    for context in (make_context(volume), make_context(volume, options=EVERYTHING, predecessors=(EARLIER,))):
+        encoded += [
+            *encode_findings(findings, volume, context),
+            *encode_findings(nothing, volume, context),
+            encode_rejection(paths, "NO_LUNGS", "There are no lungs in it.", context),
+            encode_rejection(paths, "ANALYSIS_FAILED", "Out of memory.", context, INFO),
+        ]
+    return encoded
 
 
 def _validate(objects: Sequence[EncodedObject], folder: Path, source: Path | None = None) -> None:
@@ -76,18 +84,35 @@ def _validate(objects: Sequence[EncodedObject], folder: Path, source: Path | Non
 
     Patient and study attributes are copied as they are (an empty Study ID, a name without a caret). Errors never pass.
     """
-    inherited = [] if source is None else [line for line in _dciodvfy(source) if line.startswith("Warning")]
+    inherited = [] if source is None else [line for line in dciodvfy(source) if line.startswith("Warning")]
     for number, encoded in enumerate(objects):
         path = folder / f"{number}.{encoded.kind}.dcm"
         path.write_bytes(encoded.content)
-        assert complaints(path, inherited) == []
+        label_map = encoded.sop_class_uid == LABEL_MAP
+        assert complaints(path, inherited, iod_known=not label_map) == []
+        dataset = dcmread(path)
+        assert iod_errors(dataset) == []
+        assert _rewritten(dataset) == encoded.content
         if encoded.kind == "sr":
-            dump = _run("dsrdump", str(path))
-            assert dump.returncode == 0, dump.stderr
-            assert not [line for line in dump.stderr.splitlines() if line.startswith("E:")]
+            assert dsrdump_errors(path) == []
             hd.sr.srread(BytesIO(encoded.content))
-        else:
+        elif encoded.kind == "seg":
             hd.seg.segread(BytesIO(encoded.content))
+
+
+def _rewritten(dataset: Dataset) -> bytes:
+    """What pydicom makes of a data set after it has taken every value of it apart."""
+    assert list(dataset.iterall())  # decodes each, to the last nested item; otherwise its bytes would be handed through
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_every_kind_of_object_is_made(tmp_path: Path) -> None:
+    volume = write_volume(chest_datasets(), tmp_path / "ct")
+    objects = _all_objects(volume, [(3, 10, 12), (8, 28, 33)])
+    assert {encoded.kind for encoded in objects} == {"sr", "seg"}
+    assert {encoded.sop_class_uid for encoded in objects if encoded.kind == "seg"} == {SegmentationStorage}
 
 
 def test_objects_of_a_single_frame_series(tmp_path: Path) -> None:
@@ -132,20 +157,44 @@ def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    "keyword",
     [
-        pytest.param({"CompletionFlag": None}, id="no-completion-flag"),
-        pytest.param({"CurrentRequestedProcedureEvidenceSequence": None}, id="no-evidence"),
+        pytest.param("CompletionFlag", id="no-completion-flag"),
+        pytest.param("CurrentRequestedProcedureEvidenceSequence", id="no-evidence"),
     ],
 )
-def test_the_validator_sees_a_broken_object(tmp_path: Path, change: dict[str, None]) -> None:
+def test_the_validator_sees_a_broken_object(tmp_path: Path, keyword: str) -> None:
     """The check itself can fail."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
     dataset = read_object(_all_objects(volume, [(3, 10, 12)])[0])
-    for keyword in change:
-        delattr(dataset, keyword)
+    delattr(dataset, keyword)
     dataset.save_as(tmp_path / "broken.dcm")
     assert complaints(tmp_path / "broken.dcm")
+
+
+def test_the_iod_check_sees_a_broken_object(tmp_path: Path) -> None:
+    volume = write_volume(chest_datasets(), tmp_path / "ct")
+    sr, seg = (read_object(encoded) for encoded in _all_objects(volume, [(3, 10, 12)])[:2])
+    del sr.CompletionFlag
+    sr.InstanceNumber = None
+    sr.Rows = 1
+    groups = sr.ContentSequence[-2].ContentSequence[0].ContentSequence
+    long_axis = next(item for item in groups if item.ValueType == "NUM")
+    del long_axis.ContentSequence[0].ContentSequence
+    del long_axis.RelationshipType
+    errors = iod_errors(sr)
+    for said in (
+        "CompletionFlag is missing",
+        "InstanceNumber is empty",
+        "Rows is of no module",
+        "SCOORD without",
+        "RelationshipType",
+    ):
+        assert [error for error in errors if said in error], said
+    assert len(errors) == 5
+    del seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence
+    del seg.ContentLabel
+    assert len(iod_errors(seg)) == 2
 
 
 REAL = [
