@@ -26,7 +26,7 @@ from pulmo_node.encode.identity import (
     library_errors,
 )
 from pulmo_node.encode.report import NoduleRecord, acquisition_text, caution_text, malignancy_bias
-from pulmo_node.encode.source import bare_header, evidence_items, read_header, reference
+from pulmo_node.encode.source import bare_header, evidence_items, library_images, read_header, reference
 
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
 
@@ -52,20 +52,41 @@ def encode_sr(
             measurement_group(nodule, record, volume, seg, equipment, bias)
             for nodule, record in zip(findings.nodules, records, strict=True)
         ]
-        report = sr.MeasurementReport(
-            observation_context=observation_context(equipment),
-            procedure_reported=procedure_codes(header) or [codes.CT_CHEST_REPORT],
-            imaging_measurements=groups,
-            title=codes.IMAGING_MEASUREMENT_REPORT,
-            language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
-                sr.CodedConcept.from_code(codes.LANGUAGE)
-            ),
-        )[0]
         sentences = [*map(caution_text, findings.cautions), acquisition_text(volume), RESEARCH_USE]
-        report.ContentSequence.append(_qualitative_evaluations(sentences))
+        images = library_images(volume) if context.options.image_library else ()
+        report = measurement_report(groups, codes.SUCCEEDED_WITH_FINDINGS, sentences, header, equipment, images)
     segmentation = reference(header.StudyInstanceUID, seg.series_instance_uid, seg.sop_class_uid, seg.sop_instance_uid)
     evidence = [*evidence_items(volume.series, volume.frames), segmentation]
     return build_sr(report, header, evidence, "sr", equipment, weights, context)
+
+
+def measurement_report(
+    groups: Sequence[sr.MeasurementsAndQualitativeEvaluations]
+    | Sequence[sr.VolumetricROIMeasurementsAndQualitativeEvaluations],
+    status: Code,
+    sentences: Sequence[str],
+    header: Dataset,
+    equipment: Equipment,
+    images: Sequence[Dataset] = (),
+) -> Dataset:
+    """The content tree of TID 1500: at least one group, then what holds for the whole report (row 12).
+
+    `images` make the image library. Raises what highdicom raises.
+    """
+    report = sr.MeasurementReport(
+        observation_context=observation_context(equipment),
+        procedure_reported=procedure_codes(header) or [codes.CT_CHEST_REPORT],
+        imaging_measurements=groups,
+        title=codes.IMAGING_MEASUREMENT_REPORT,
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
+            sr.CodedConcept.from_code(codes.LANGUAGE)
+        ),
+        referenced_images=images,
+    )[0]
+    summary = sr.CodeContentItem(codes.ANALYSIS_SUMMARY, status, _CONTAINS)
+    comments = [text_item(codes.COMMENT, sentence) for sentence in sentences]
+    report.ContentSequence.append(container(codes.QUALITATIVE_EVALUATIONS, [summary, *comments]))
+    return report
 
 
 def build_sr(
@@ -98,10 +119,19 @@ def build_sr(
             manufacturer_model_name=equipment.model_name,
             software_versions=equipment.software_version,
             device_serial_number=equipment.serial_number,
-            contributing_equipment=[equipment.contributing_item(context)],
+            contributing_equipment=equipment.contributing_items(context),
+            previous_versions=_predecessors(header, context) or None,
             coding_schemes=codes.coding_schemes(),
         )
     return finish(built, "sr", header, context)
+
+
+def _predecessors(header: Dataset, context: ResultContext) -> list[Dataset]:
+    """The reports that this one replaces, all of them in the study of the series."""
+    return [
+        reference(header.StudyInstanceUID, one.series_instance_uid, one.sop_class_uid, one.sop_instance_uid)
+        for one in context.predecessors
+    ]
 
 
 def observation_context(equipment: Equipment) -> sr.ObservationContext:
@@ -139,10 +169,3 @@ def container(name: Code, items: Sequence[sr.ContentItem]) -> sr.ContainerConten
     item = sr.ContainerContentItem(name, is_content_continuous=False, relationship_type=_CONTAINS)
     item.ContentSequence = sr.ContentSequence(items)
     return item
-
-
-def _qualitative_evaluations(sentences: Sequence[str]) -> sr.ContainerContentItem:
-    """TID 1500 row 12: what holds for the whole report."""
-    status = sr.CodeContentItem(codes.ANALYSIS_SUMMARY, codes.SUCCEEDED_WITH_FINDINGS, _CONTAINS)
-    comments = [text_item(codes.COMMENT, sentence) for sentence in sentences]
-    return container(codes.QUALITATIVE_EVALUATIONS, [status, *comments])

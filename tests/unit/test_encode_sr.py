@@ -47,7 +47,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
 @pytest.fixture(scope="module")
 def findings(volume: Volume) -> Findings:
     nodules = [
-        make_nodule(volume, (3, 10, 12)),
+        replace(make_nodule(volume, (3, 10, 12)), laterality="right", pleura_distance_mm=12.3456),
         make_nodule(volume, (8, 28, 33), radius_mm=7.0, malignancy=0.123456, value=7.2, seed=2),
     ]
     return make_findings(volume, nodules, CAUTIONS)
@@ -65,8 +65,15 @@ def _number(item: Dataset) -> tuple[float, str]:
 
 
 def _by_code(group: Dataset, value_type: str) -> dict[str, Dataset]:
-    items = [item for item in group.ContentSequence if item.ValueType == value_type]
-    return {item.ConceptNameCodeSequence[0].CodeValue: item for item in items}
+    """Direct children by the code of their name; with that of the derivation behind a slash where there is one."""
+    found = {}
+    for item in group.ContentSequence:
+        if item.ValueType == value_type:
+            derivations = [child.ConceptCodeSequence[0].CodeValue for child in items_named(item, "Derivation")]
+            key = "/".join([item.ConceptNameCodeSequence[0].CodeValue, *derivations])
+            assert key not in found
+            found[key] = item
+    return found
 
 
 def test_every_number_equals_findings_json(volume: Volume, findings: Findings, report: Dataset) -> None:
@@ -75,15 +82,19 @@ def test_every_number_equals_findings_json(volume: Volume, findings: Findings, r
     assert len(groups) == len(plain["nodules"]) == 2
     for group, nodule in zip(groups, plain["nodules"], strict=True):
         expected: dict[str, tuple[float, str]] = {
-            codes.LONG_AXIS.value: (nodule["long_axis_mm"], "mm"),
-            codes.SHORT_AXIS.value: (nodule["short_axis_mm"], "mm"),
-            codes.VOLUME.value: (nodule["volume_mm3"], "mm3"),
-            codes.ATTENUATION.value: (nodule["mean_hu"], "[hnsf'U]"),
-            codes.PROBABILITY_OF_CANCER.value: (round(nodule["malignancy_probability"] * 100, 2), "%"),
+            "103339001": (nodule["long_axis_mm"], "mm"),
+            "103340004": (nodule["short_axis_mm"], "mm"),
+            "118565006": (nodule["volume_mm3"], "mm3"),
+            "112031/373098007": (nodule["mean_hu"], "[hnsf'U]"),
+            "112031/255605001": (nodule["min_hu"], "[hnsf'U]"),
+            "112031/56851009": (nodule["max_hu"], "[hnsf'U]"),
+            "111047": (round(nodule["malignancy_probability"] * 100, 2), "%"),
             codes.DETECTION_PROBABILITY.value: (round(nodule["detection_probability"] * 100, 2), "%"),
             codes.CANDIDATE_SCORE.value: (nodule["candidate_score"], "1"),
             codes.MALIGNANCY_BIAS.value: (plain["malignancy_bias"], "1"),
         }
+        if nodule["pleura_distance_mm"] is not None:
+            expected[codes.DISTANCE_TO_PLEURA.value] = (nodule["pleura_distance_mm"], "mm")
         for name, concept in nodule["concepts"].items():
             expected[codes.CONCEPTS[name].value] = (concept["value"], "1")
             expected[codes.CONTRIBUTIONS[name].value] = (concept["contribution"], "1")
@@ -91,6 +102,54 @@ def test_every_number_equals_findings_json(volume: Volume, findings: Findings, r
         assert numbers == expected
         assert nodule["tracking_uid"] == items_named(group, "Tracking Unique Identifier")[0].UID
         assert all(len(str(i.MeasuredValueSequence[0].NumericValue)) <= 9 for i in _by_code(group, "NUM").values())
+    assert [nodule["pleura_distance_mm"] for nodule in plain["nodules"]] == [12.35, None]
+
+
+def test_site_names_the_side_of_the_patient_where_it_is_known(report: Dataset) -> None:
+    sites = [items_named(group, "Finding Site") for group in measurement_groups(report)]
+    assert [[item.ConceptCodeSequence[0].CodeValue for item in site] for site in sites] == [["39607008"]] * 2
+    (side,) = sites[0][0].ContentSequence
+    assert (side.ValueType, side.RelationshipType) == ("CODE", "HAS CONCEPT MOD")
+    assert side.ConceptNameCodeSequence[0].CodeValue == "272741003"
+    assert (side.ConceptCodeSequence[0].CodeValue, side.ConceptCodeSequence[0].CodeMeaning) == ("24028007", "Right")
+    assert "ContentSequence" not in sites[1][0]
+
+
+def test_left_is_left(volume: Volume) -> None:
+    nodule = replace(make_nodule(volume, (3, 10, 12)), laterality="left")
+    sr = read_object(encode_findings(make_findings(volume, [nodule]), volume, make_context(volume))[0])
+    (site,) = items_named(measurement_groups(sr)[0], "Finding Site")
+    assert site.ContentSequence[0].ConceptCodeSequence[0].CodeValue == "7771000"
+
+
+def test_numbers_name_the_network_they_come_from(report: Dataset) -> None:
+    """TID 4019 below a number: the first stage proposes, the last characterises; the rest is measured on the mask."""
+    by_stage: dict[str, set[str]] = {}
+    for item in _by_code(measurement_groups(report)[0], "NUM").values():
+        name = [child.TextValue for child in items_named(item, "Algorithm Name")]
+        by_stage.setdefault("".join(name), set()).add(item.ConceptNameCodeSequence[0].CodeValue)
+        for number, stage in enumerate(INFO.stages):
+            if name == [stage.name]:
+                assert [child.TextValue for child in items_named(item, "Algorithm Version")] == [stage.version]
+                parameters = [child.TextValue for child in items_named(item, "Algorithm Parameters")]
+                assert parameters == [f"weights_sha256={('cd', 'ef')[number] * 32}"]
+    assert by_stage == {
+        "": {"103339001", "103340004", "118565006", "112031", "102"},
+        "HeatmapUNet3D": {"100"},
+        "Student2p5D": {"111047", "101", "110"}
+        | {codes.CONCEPTS[name].value for name in CONCEPT_NAMES}
+        | {codes.CONTRIBUTIONS[name].value for name in CONCEPT_NAMES},
+    }
+
+
+def test_a_pipeline_of_one_stage_or_none(volume: Volume, findings: Findings) -> None:
+    for stages, expected in ((INFO.stages[:1], ["HeatmapUNet3D"]), ((), [])):
+        changed = replace(findings, pipeline=replace(INFO, stages=stages))
+        sr = read_object(encode_findings(changed, volume, make_context(volume))[0])
+        numbers = _by_code(measurement_groups(sr)[0], "NUM")
+        for value in ("100", "111047"):
+            assert [item.TextValue for item in items_named(numbers[value], "Algorithm Name")] == expected
+        assert len([i for i in sr.ContributingEquipmentSequence if i.get("DeviceUID")]) == 1 + len(stages)
 
 
 def test_concepts_are_coded_with_the_clipped_rating(findings: Findings, report: Dataset) -> None:
@@ -173,12 +232,16 @@ def test_algorithm_and_equipment_have_equal_values(volume: Volume, findings: Fin
     seg = read_object(encode_findings(findings, volume, make_context(volume))[1])
     observer = {item.ConceptNameCodeSequence[0].CodeValue: item for item in report.ContentSequence}
     device_uid = observer["121012"].UID
-    for dataset in (report, seg):
-        ours = [i for i in dataset.ContributingEquipmentSequence if i.get("DeviceUID")]
-        (item,) = ours
+    ours = [[i for i in dataset.ContributingEquipmentSequence if i.get("DeviceUID")] for dataset in (report, seg)]
+    assert ours[0] == ours[1]
+    for item, algorithm in zip(ours[0], (INFO, *INFO.stages), strict=True):
         assert item.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
-        assert (item.Manufacturer, item.ManufacturerModelName) == ("Pulmo Node", INFO.name)
-        assert (item.SoftwareVersions, item.DeviceUID) == (INFO.version, device_uid)
+        assert (item.Manufacturer, item.ManufacturerModelName) == ("Pulmo Node", algorithm.name)
+        assert item.SoftwareVersions == algorithm.version
+        assert item.DeviceSerialNumber == algorithm.weights_sha256[:16]
+    assert ours[0][0].DeviceUID == device_uid
+    assert len({item.DeviceUID for item in ours[0]}) == 3
+    for dataset in (report, seg):
         assert (dataset.Manufacturer, dataset.ManufacturerModelName) == ("Pulmo Node", INFO.name)
         assert dataset.DeviceSerialNumber
         assert dataset.ContributingEquipmentSequence[0].ManufacturerModelName == "Scanner"
@@ -233,7 +296,8 @@ def test_highdicom_reads_it_back(volume: Volume, findings: Findings) -> None:
         f"Cornerstone3DTools@^0.1.0:Bidirectional:Nodule {n}" for n in (1, 2)
     ]
     assert [group.finding_type.value for group in groups] == ["27925004", "27925004"]
-    assert len(groups[0].get_measurements()) == 24
+    assert [len(group.get_measurements()) for group in groups] == [27, 26]
+    assert groups[0].finding_sites[0].laterality == codes.SIDES["right"]
 
 
 def test_same_findings_and_context_give_equal_bytes(volume: Volume, findings: Findings) -> None:
@@ -267,7 +331,8 @@ def test_dates_come_from_the_context(volume: Volume, findings: Findings) -> None
         for stem in ("InstanceCreation", "Content", "Series"):
             assert (dataset[f"{stem}Date"].value, dataset[f"{stem}Time"].value) == ("20260304", "050607")
         times = [str(item.get("ContributionDateTime", "")) for item in dataset.ContributingEquipmentSequence]
-        assert times[1:] == ["20260304050607+0000"] * 2
+        assert len(times) > 2
+        assert set(times[1:]) == {"20260304050607+0000"}
         assert "TimezoneOffsetFromUTC" not in dataset
 
 
