@@ -28,5 +28,5 @@ def encode_findings(
         return (encode_no_findings(findings, volume, context),)
     records = nodule_records(findings, context)
     equipment = Equipment.of(findings.pipeline, context)
-    seg = encode_seg(findings.nodules, records, volume, equipment, findings.pipeline.weights_sha256, context)
+    seg = encode_seg(findings, records, volume, equipment, context)
     return encode_sr(findings, records, volume, seg, equipment, context), seg
