@@ -10,7 +10,7 @@ import html
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,7 +19,6 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
-from pydicom import dcmread
 from rich.console import Console
 
 from pulmo_models.mapping import mask_from_frames
@@ -54,16 +53,12 @@ class _Pacs:
     server: orthanc.OrthancProcess | SmallPacs
     viewer: OhifServer | None = None
 
-    def results(self, study_instance_uid: str) -> dict[str, bytes]:
-        """SR and SEG of a study, by SOP Instance UID."""
+    def objects(self, sop_instance_uids: Collection[str]) -> dict[str, bytes]:
+        """Those of the objects that it holds, by SOP Instance UID."""
         if isinstance(self.server, orthanc.OrthancProcess):
-            return self.server.instances(study_instance_uid)
-        found = {}
-        for stored in self.server.stored:
-            header = dcmread(stored.path, stop_before_pixels=True, specific_tags=["StudyInstanceUID", "Modality"])
-            if header.StudyInstanceUID == study_instance_uid and header.Modality in ("SR", "SEG"):
-                found[stored.sop_instance_uid] = stored.path.read_bytes()
-        return found
+            return self.server.objects(sop_instance_uids)
+        held = {stored.sop_instance_uid: stored.path for stored in self.server.stored}
+        return {uid: held[uid].read_bytes() for uid in sop_instance_uids if uid in held}
 
 
 def run_demo(ct: Path | None, out: Path, console: Console, *, ohif: Path | None = None) -> bool:
@@ -185,8 +180,8 @@ def _wait(node: Node, study_instance_uid: str, console: Console) -> StudyDetail:
 
 def _show(detail: StudyDetail, pacs: _Pacs, ct: Path, out: Path, console: Console) -> bool:
     """Print and draw what came back; True where that is everything that was written."""
-    came_back = pacs.results(detail.summary.study_instance_uid)
     expected = {delivery.result.sop_instance_uid: delivery.result for delivery in detail.deliveries}
+    came_back = pacs.objects(expected)
     missing = [result for uid, result in expected.items() if uid not in came_back]
     rows = []
     for uid, result in expected.items():

@@ -15,7 +15,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +172,13 @@ class OrthancProcess:
         found = json.loads(self._read(request))
         return [str(identifier) for identifier in found]
 
-    def instances(self, study_instance_uid: str, *, modalities: tuple[str, ...] = ("SR", "SEG")) -> dict[str, bytes]:
-        """Part 10 bytes by SOP Instance UID of a study's objects of those modalities."""
+    def objects(self, sop_instance_uids: Iterable[str]) -> dict[str, bytes]:
+        """Part 10 bytes of those of the objects that it holds, by SOP Instance UID."""
         found: dict[str, bytes] = {}
-        for modality in modalities:
-            query = {"StudyInstanceUID": study_instance_uid, "Modality": modality}
-            for identifier in self.find("Instance", query):
-                tags = self.get(f"/instances/{identifier}/simplified-tags")
+        for uid in sop_instance_uids:
+            for identifier in self.find("Instance", {"SOPInstanceUID": uid}):
                 request = urllib.request.Request(f"{self.url}/instances/{identifier}/file")  # noqa: S310
-                found[tags["SOPInstanceUID"]] = self._read(request)
+                found[uid] = self._read(request)
         return found
 
     @staticmethod
