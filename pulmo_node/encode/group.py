@@ -137,6 +137,5 @@ def _measurements(record: NoduleRecord, bias: float, equipment: Equipment) -> li
 
 
 def _stage_identification(stage: Equipment) -> sr.AlgorithmIdentification:
-    """TID 4019 of a network, short because it stands below many numbers; the group lists its thresholds."""
-    weights = [f"{name}={value}" for name, value in stage.parameters if name == "weights_sha256"]
-    return sr.AlgorithmIdentification(name=stage.model_name, version=stage.software_version, parameters=weights)
+    """TID 4019 of a network, short because it stands below many numbers; the group has its weights and thresholds."""
+    return sr.AlgorithmIdentification(name=stage.model_name, version=stage.software_version)

@@ -17,6 +17,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 from pulmo_models.types import CONCEPT_NAMES, Axis, Findings, Volume
 from pulmo_node.encode import codes, encode_findings, findings_to_json
 from pulmo_node.encode.group import axis_line
+from pulmo_node.encode.identity import Predecessor, ResultOptions
 from pulmo_node.errors import Permanent
 from tests.ct_factory import enhanced_from, write_part10
 from tests.encode_factory import (
@@ -128,11 +129,8 @@ def test_numbers_name_the_network_they_come_from(report: Dataset) -> None:
     for item in _by_code(measurement_groups(report)[0], "NUM").values():
         name = [child.TextValue for child in items_named(item, "Algorithm Name")]
         by_stage.setdefault("".join(name), set()).add(item.ConceptNameCodeSequence[0].CodeValue)
-        for number, stage in enumerate(INFO.stages):
-            if name == [stage.name]:
-                assert [child.TextValue for child in items_named(item, "Algorithm Version")] == [stage.version]
-                parameters = [child.TextValue for child in items_named(item, "Algorithm Parameters")]
-                assert parameters == [f"weights_sha256={('cd', 'ef')[number] * 32}"]
+        versions = [child.TextValue for child in items_named(item, "Algorithm Version")]
+        assert versions == [stage.version for stage in INFO.stages if [stage.name] == name]
     assert by_stage == {
         "": {"103339001", "103340004", "118565006", "112031", "102"},
         "HeatmapUNet3D": {"100"},
@@ -227,6 +225,84 @@ def test_references_segment_and_evidence(volume: Volume, findings: Findings, rep
     assert "PertinentOtherEvidenceSequence" not in report
 
 
+def _referenced(item: Dataset) -> set[str]:
+    """Every instance that a content tree refers to."""
+    own = {reference.ReferencedSOPInstanceUID for reference in item.get("ReferencedSOPSequence", [])}
+    return own.union(*(_referenced(child) for child in item.get("ContentSequence", [])))
+
+
+@pytest.mark.parametrize("options", [ResultOptions(), ResultOptions(image_library=True)], ids=["plain", "library"])
+def test_every_instance_in_the_tree_is_in_the_evidence(
+    volume: Volume, findings: Findings, options: ResultOptions
+) -> None:
+    sr = read_object(encode_findings(findings, volume, make_context(volume, options=options))[0])
+    (study,) = sr.CurrentRequestedProcedureEvidenceSequence
+    evidence = {
+        item.ReferencedSOPInstanceUID for s in study.ReferencedSeriesSequence for item in s.ReferencedSOPSequence
+    }
+    assert len(evidence) == len(volume.frames) + 1
+    assert _referenced(sr) <= evidence
+    assert len(_referenced(sr)) == (len(evidence) if options.image_library else 3)
+
+
+def test_image_library_by_option(volume: Volume, findings: Findings) -> None:
+    """TID 1600: every image of the volume with position, spacing and size."""
+    context = make_context(volume, options=ResultOptions(image_library=True))
+    sr = read_object(encode_findings(findings, volume, context)[0])
+    (library,) = items_named(sr, "Image Library")
+    (group,) = items_named(library, "Image Library Group")
+    images = [item for item in group.ContentSequence if item.ValueType == "IMAGE"]
+    for image, frame in zip(images, volume.frames, strict=True):
+        reference = image.ReferencedSOPSequence[0]
+        assert (reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID) == (
+            frame.sop_class_uid,
+            frame.sop_instance_uid,
+        )
+        assert items_named(image, "Modality")[0].ConceptCodeSequence[0].CodeValue == "CT"
+        assert items_named(image, "Pixel Data Rows")[0].MeasuredValueSequence[0].NumericValue == 40
+        assert _number(items_named(image, "Horizontal Pixel Spacing")[0]) == (0.7, "mm")
+        places = [_number(items_named(image, f"Image Position (Patient) {axis}")[0])[0] for axis in "XYZ"]
+        np.testing.assert_allclose(places, frame.origin_lps_mm, atol=1e-6)
+    assert hd.sr.srread(BytesIO(encode_findings(findings, volume, context)[0].content))
+
+
+def test_image_library_of_a_multi_frame_source(tmp_path: Path) -> None:
+    """The positions of its frames are no positions of the object."""
+    path = tmp_path / "enhanced.dcm"
+    write_part10(enhanced_from(chest_datasets()), path)
+    volume = read_volume([path])
+    context = make_context(volume, options=ResultOptions(image_library=True))
+    findings = make_findings(volume, [make_nodule(volume, (3, 10, 12))])
+    (library,) = items_named(read_object(encode_findings(findings, volume, context)[0]), "Image Library")
+    (image,) = [item for item in library.ContentSequence[0].ContentSequence if item.ValueType == "IMAGE"]
+    assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == volume.frames[0].sop_instance_uid
+    assert items_named(image, "Pixel Data Rows")[0].MeasuredValueSequence[0].NumericValue == 40
+    assert not items_named(image, "Image Position (Patient) X")
+
+
+def test_predecessors_are_named(volume: Volume, findings: Findings, report: Dataset) -> None:
+    assert "PredecessorDocumentsSequence" not in report
+    earlier = (
+        Predecessor(sop_class_uid=Comprehensive3DSRStorage, sop_instance_uid="1.2.3.4", series_instance_uid="1.2.3"),
+        Predecessor(sop_class_uid=Comprehensive3DSRStorage, sop_instance_uid="1.2.5.6", series_instance_uid="1.2.5"),
+    )
+    context = make_context(volume, predecessors=earlier)
+    for encoded in (
+        encode_findings(findings, volume, context)[0],
+        *encode_findings(make_findings(volume), volume, context),
+    ):
+        sr = read_object(encoded)
+        assert sr.SOPInstanceUID != report.SOPInstanceUID
+        (study,) = sr.PredecessorDocumentsSequence
+        assert study.StudyInstanceUID == volume.series.study_instance_uid
+        named = [
+            (series.SeriesInstanceUID, item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID)
+            for series in study.ReferencedSeriesSequence
+            for item in series.ReferencedSOPSequence
+        ]
+        assert named == [(e.series_instance_uid, e.sop_class_uid, e.sop_instance_uid) for e in earlier]
+
+
 def test_algorithm_and_equipment_have_equal_values(volume: Volume, findings: Findings, report: Dataset) -> None:
     """IHE AI Results, table 6.5.3.1-1, in SR and SEG."""
     seg = read_object(encode_findings(findings, volume, make_context(volume))[1])
@@ -250,8 +326,15 @@ def test_algorithm_and_equipment_have_equal_values(volume: Volume, findings: Fin
         assert items_named(group, "Algorithm Name")[0].TextValue == INFO.name
         assert items_named(group, "Algorithm Version")[0].TextValue == INFO.version
         parameters = [item.TextValue for item in items_named(group, "Algorithm Parameters")]
-        assert f"weights_sha256={WEIGHTS}" in parameters
-        assert "stage1_peak_threshold=0.3" in parameters
+        assert parameters == [
+            "weights=first",
+            f"weights_sha256={WEIGHTS}",
+            "stage1=HeatmapUNet3D 1",
+            f"stage1_weights_sha256={'cd' * 32}",
+            "stage1_peak_threshold=0.3",
+            "stage2=Student2p5D 1",
+            f"stage2_weights_sha256={'ef' * 32}",
+        ]
     for segment in seg.SegmentSequence:
         algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
         assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == (INFO.name, INFO.version)
@@ -307,7 +390,14 @@ def test_same_findings_and_context_give_equal_bytes(volume: Volume, findings: Fi
 
 
 @pytest.mark.parametrize(
-    "changes", [{"revision": 2}, {"settings_sha256": "34" * 32}, {"code_version": "9"}, {"pipeline": "other"}]
+    "changes",
+    [
+        {"revision": 2},
+        {"settings_sha256": "34" * 32},
+        {"code_version": "9"},
+        {"pipeline": "other"},
+        {"options": ResultOptions(image_library=True)},
+    ],
 )
 def test_another_context_gives_other_uids(volume: Volume, findings: Findings, changes: dict[str, Any]) -> None:
     first = encode_findings(findings, volume, make_context(volume))
