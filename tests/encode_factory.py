@@ -26,7 +26,7 @@ from pulmo_models.types import (
     Volume,
 )
 from pulmo_node.assemble import assemble, describe
-from pulmo_node.encode import EncodedObject, ResultContext
+from pulmo_node.encode import EncodedObject, ResultContext, ResultOptions
 from tests.ct_factory import ct_datasets, write_datasets
 
 WEIGHTS = "ab" * 32
@@ -132,6 +132,7 @@ def make_findings(volume: Volume, nodules: Sequence[Nodule] = (), cautions: tupl
 
 
 def make_context(volume: Volume, **changes: Any) -> ResultContext:
+    """A context without key images, unless `changes` say otherwise: pictures take longer than the rest of a test."""
     return context_of(volume.series.series_instance_uid, **changes)
 
 
@@ -142,6 +143,7 @@ def context_of(series_instance_uid: str, **changes: Any) -> ResultContext:
         "pipeline": "ct-nodules",
         "settings_sha256": "12" * 32,
         "content_datetime": CONTEXT_TIME,
+        "options": ResultOptions(key_images=False),
     }
     return ResultContext(**(values | changes))
 

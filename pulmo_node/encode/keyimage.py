@@ -1,4 +1,4 @@
-"""A picture of one nodule: its key slice in the lung window, whole and enlarged, with the outline of its mask.
+"""Slices as pictures: the key slice of a mask in the lung window, whole and enlarged, with its outline.
 
 Pixels of the picture are square in mm whatever the spacing of the image. Rows and columns stand as in the source;
 the letters at the edges (R, L, A, P, H, F) name the directions of the patient (PS3.3 C.7.6.1.1.1).
@@ -7,15 +7,17 @@ the letters at the edges (R, L, A, P, H, F) name the directions of the patient (
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from pulmo_models.types import Mask, Nodule, Volume
+from pulmo_models.types import Axis, Mask, Nodule, Volume
 
 LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width
 OUTLINE_RGB = (255, 80, 60)
+AXIS_RGB = (255, 220, 60)
 MINIMUM_FIELD_MM = 50.0
 CAPTION_PIXELS = 26
 TEXT_RGB = (235, 235, 235)
@@ -30,9 +32,18 @@ def render_nodule(volume: Volume, nodule: Nodule, size: int = 480, caption: str 
 
 
 def render_mask(volume: Volume, mask: Mask, caption: str, size: int = 480) -> Image.Image:
-    """RGB picture, ``2 * size`` wide and ``size`` plus a caption high: the whole slice on the left, the mask right.
+    """RGB picture, ``2 * size`` wide and ``size`` plus a caption high: the whole slice on the left, the mask right."""
+    picture = Image.new("RGB", (2 * size, size + CAPTION_PIXELS))
+    for number, view in enumerate(render_views(volume, mask, size)):
+        picture.paste(view, (number * size, 0))
+    ImageDraw.Draw(picture).text((8, size + 5), caption, fill=TEXT_RGB, font=ImageFont.load_default(size=14))
+    return picture
 
-    The slice is the one where the mask has its largest area (the first of equals).
+
+def render_views(volume: Volume, mask: Mask, size: int, axes: Sequence[Axis] = ()) -> tuple[Image.Image, Image.Image]:
+    """The whole slice with a frame around the mask, and the mask enlarged with its outline; ``size`` pixels square.
+
+    The slice is the one where the mask has its largest area (the first of equals); axes on it are drawn as lines.
     """
     slice_index, plane = key_slice(volume, mask)
     grey = window(volume.hu[slice_index])
@@ -40,17 +51,16 @@ def render_mask(volume: Volume, mask: Mask, caption: str, size: int = 480) -> Im
     rows, columns = grey.shape
     whole = square_box(columns / 2, rows / 2, max(rows * row_mm, columns * column_mm), (row_mm, column_mm))
     near = _nodule_box(plane, (row_mm, column_mm))
-
-    picture = Image.new("RGB", (2 * size, size + CAPTION_PIXELS))
     overview, detail = panel(grey, whole, size), panel(grey, near, size)
     corners = [_to_panel(x, y, whole, size) for x, y in (near[:2], near[2:])]
     ImageDraw.Draw(overview).rectangle([*corners[0], *corners[1]], outline=OUTLINE_RGB, width=2)
     draw_directions(overview, volume.affine[:3, 1], volume.affine[:3, 2])
     _draw_outline(detail, plane, near)
-    picture.paste(overview, (0, 0))
-    picture.paste(detail, (size, 0))
-    ImageDraw.Draw(picture).text((8, size + 5), caption, fill=TEXT_RGB, font=ImageFont.load_default(size=14))
-    return picture
+    for axis in axes:
+        if round(axis.start[0]) == slice_index:
+            ends = [_to_panel(point[2] + 0.5, point[1] + 0.5, near, size) for point in (axis.start, axis.end)]
+            ImageDraw.Draw(detail).line(ends, fill=AXIS_RGB, width=1)
+    return overview, detail
 
 
 def key_slice(volume: Volume, mask: Mask) -> tuple[int, npt.NDArray[np.bool_]]:
