@@ -220,6 +220,10 @@ class AdminStore(Protocol):
         """Everything on one study."""
         ...
 
+    def results(self, study_instance_uid: str) -> tuple[ResultObject, ...]:
+        """The result objects of a study that are in use: of the current revision of each series, latest analysis."""
+        ...
+
     def requeue(
         self,
         *,
