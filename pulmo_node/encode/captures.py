@@ -13,12 +13,12 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from pulmo_models.mapping import mask_on_frames, on_frame
-from pulmo_models.types import Findings, Nodule, SourceFrame, Volume
+from pulmo_models.types import Findings, Volume
 from pulmo_node.encode.finish import finish
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext, ascii_text, library_errors
 from pulmo_node.encode.keyimage import direction
 from pulmo_node.encode.pictures import nodule_pictures, page_title, summary_page
+from pulmo_node.encode.presentation import key_mask
 from pulmo_node.encode.report import NoduleRecord
 from pulmo_node.encode.source import bare_header, read_header
 
@@ -46,7 +46,7 @@ def encode_key_images(
     ):
         capture = _capture(picture, record.segment_number, weights_sha256, header, equipment, context)
         capture.ImageComments = ascii_text(record.comment)
-        source = key_frame(nodule, volume)
+        source = volume.frames[key_mask(nodule, volume).frame]
         reference = Dataset()
         reference.ReferencedSOPClassUID = source.sop_class_uid
         reference.ReferencedSOPInstanceUID = source.sop_instance_uid
@@ -56,13 +56,6 @@ def encode_key_images(
         capture.PatientOrientation = [direction(volume.affine[:3, axis]) for axis in (2, 1)]
         captures.append(capture)
     return tuple(finish(capture, "key-image", header, context) for capture in captures)
-
-
-def key_frame(nodule: Nodule, volume: Volume) -> SourceFrame:
-    """The acquired image on which the report draws the long axis of the nodule."""
-    shown = [mask.frame for mask in mask_on_frames(volume, nodule.mask)]
-    start = nodule.long_axis.start
-    return volume.frames[on_frame(volume, (round(start[0]), *start[1:]), shown).frame]
 
 
 def _capture(
@@ -95,7 +88,7 @@ def _capture(
             contributing_equipment=equipment.contributing_items(context),
         )
     built.ConversionType = "WSD"  # by a workstation
-    built.Laterality = None  # the chest is no paired part, but a reader cannot know that here (type 2C)
+    built.BodyPartExamined = "CHEST"  # no paired part, so no laterality is asked for
     built.BurnedInAnnotation = built.RecognizableVisualFeatures = "NO"
     built.DerivationDescription = "Slices in the lung window with outlines and numbers of the nodules"
     for keyword in ("DateOfSecondaryCapture", "TimeOfSecondaryCapture"):  # the clock; the dates of the content tell it

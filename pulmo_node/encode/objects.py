@@ -6,6 +6,7 @@ from pulmo_models.types import Findings, Radiograph, Volume
 from pulmo_node.encode.captures import encode_key_images
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext
 from pulmo_node.encode.notice import encode_no_findings
+from pulmo_node.encode.presentation import encode_presentation_states
 from pulmo_node.encode.report import nodule_records
 from pulmo_node.encode.seg import encode_seg
 from pulmo_node.encode.sr import encode_sr
@@ -35,4 +36,6 @@ def encode_findings(
         objects.append(encode_no_findings(findings, volume, context))
     if context.options.key_images:
         objects += encode_key_images(findings, records, volume, equipment, context)
+    if context.options.presentation_states:
+        objects += encode_presentation_states(findings, records, volume, equipment, context)
     return tuple(objects)
