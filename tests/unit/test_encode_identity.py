@@ -18,7 +18,8 @@ from pulmo_node.encode.identity import (
 from pulmo_node.errors import Permanent
 from tests.encode_factory import INFO, WEIGHTS, context_of
 
-CONTEXT = context_of("1.2.3")
+BASE: dict[str, Any] = {"options": ResultOptions()}
+CONTEXT = context_of("1.2.3", **BASE)
 
 
 def test_the_program_and_each_network_are_algorithms_of_their_own() -> None:
@@ -77,10 +78,13 @@ EARLIER = Predecessor(sop_class_uid="1.2", sop_instance_uid="1.2.3.4", series_in
 )
 def test_whatever_decides_about_the_bytes_is_part_of_the_uid(changes: dict[str, Any]) -> None:
     uid = CONTEXT.uid("sr", WEIGHTS)
-    assert uid == context_of("1.2.3").uid("sr", WEIGHTS)
-    other = context_of("1.2.3", **changes)
-    assert other.uid("sr", WEIGHTS) != uid
-    assert other.uid("sr", WEIGHTS) != context_of("1.2.3", predecessors=(EARLIER, EARLIER)).uid("sr", WEIGHTS)
+    assert uid == context_of("1.2.3", **BASE).uid("sr", WEIGHTS)
+    assert context_of("1.2.3", **(BASE | changes)).uid("sr", WEIGHTS) != uid
+
+
+def test_each_predecessor_counts() -> None:
+    contexts = [context_of("1.2.3", **BASE, predecessors=(EARLIER,) * count) for count in range(3)]
+    assert len({context.uid("sr", WEIGHTS) for context in contexts}) == 3
 
 
 @pytest.mark.parametrize(
