@@ -396,7 +396,7 @@ def test_same_findings_and_context_give_equal_bytes(volume: Volume, findings: Fi
         {"settings_sha256": "34" * 32},
         {"code_version": "9"},
         {"pipeline": "other"},
-        {"options": ResultOptions(image_library=True)},
+        {"options": ResultOptions(image_library=True, key_images=False)},
     ],
 )
 def test_another_context_gives_other_uids(volume: Volume, findings: Findings, changes: dict[str, Any]) -> None:
