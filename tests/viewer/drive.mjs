@@ -1,15 +1,26 @@
 /* Drives OHIF in headless Chromium over one study as a reader would, and writes down what it shows and what it knows.
 
-   node drive.mjs --url URL_OF_THE_STUDY --out FOLDER --chromium PROGRAM --modules FOLDER_OF_NODE_MODULES
+   node drive.mjs --url URL_OF_THE_STUDY --out FOLDER --chromium PROGRAM --modules FOLDER_OF_NODE_MODULES [--only SEG,SR]
 
    Opens the CT, then each segmentation and each report: answers OHIF's question, reads its services, clicks every row
-   of the panel, each time from the first slice. FOLDER gets report.json, screenshots of the page, and for each view
-   the bare canvas. Exit code 0: the report was written, whatever it says; the tests judge. */
+   of the panel, each time from the first slice. Then each series of pictures, image by image, and each document.
+   FOLDER gets report.json, screenshots of the page, and for each view the bare canvas.
+   Exit code 0: the report was written, whatever it says; the tests judge. */
 import { createRequire } from 'node:module';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
-import { readAnnotations, readMeasurements, readSegmentations, readText, readView, sets, settle } from './page.mjs';
+import {
+  readAnnotations,
+  readDocument,
+  readMeasurements,
+  readSegmentations,
+  readText,
+  readView,
+  sets,
+  settle,
+  showImage,
+} from './page.mjs';
 
 const { values: option } = parseArgs({
   options: {
@@ -17,6 +28,7 @@ const { values: option } = parseArgs({
     out: { type: 'string' },
     chromium: { type: 'string' },
     modules: { type: 'string' },
+    only: { type: 'string' }, // modalities of the results to open; all where it is left out
     timeout: { type: 'string', default: '240' },
   },
 });
@@ -28,7 +40,17 @@ const YES = '[data-cy="yes-hydrate-btn"]:visible';
 const ROWS = '[data-cy="data-row"]:visible';
 
 const begun = Date.now();
-const report = { url: option.url, sets: [], ct: null, segmentations: [], reports: [], page: null, failures: [] };
+const report = {
+  url: option.url,
+  sets: [],
+  ct: null,
+  segmentations: [],
+  reports: [],
+  pictures: [],
+  documents: [],
+  page: null,
+  failures: [],
+};
 
 function listen(page) {
   const heard = { errors: [], exceptions: [], refused: [], left: [] };
@@ -48,21 +70,33 @@ async function look(page, name, { whole = true } = {}) {
   return { ...view, name, canvas: `${name}.canvas.png` };
 }
 
+/** The series of the study as the PACS lists them: what OHIF must show. */
+async function listSeries(page) {
+  const { origin, searchParams } = new URL(option.url);
+  const answer = await page.request.get(`${origin}/dicom-web/studies/${searchParams.get('StudyInstanceUIDs')}/series`);
+  return (await answer.json()).map(found => found['0020000E'].Value[0]);
+}
+
 async function openStudy(page) {
+  const series = await listSeries(page);
   await page.goto(option.url, { timeout, waitUntil: 'commit' });
-  await page.waitForFunction(sets, null, { timeout, polling: 200 });
+  await page.waitForFunction(sets, series, { timeout, polling: 200 });
   report.ct = await look(page, '1-ct');
-  const found = await page.evaluate(sets);
+  const found = await page.evaluate(sets, series);
   report.sets = found.map(({ uid, ...shown }) => shown);
   return found;
+}
+
+async function openThumbnail(page, set) {
+  const thumbnail = page.locator(`[id="thumbnail-${set.uid}"]`);
+  await thumbnail.scrollIntoViewIfNeeded();
+  await thumbnail.dblclick();
 }
 
 /** Opens a derived series by its thumbnail and says yes to the question; false where none was asked.
     `outcome` says what came: "asked"; "text", a report that OHIF shows as such; "broke"; or "nothing" in time. */
 async function open(page, set) {
-  const thumbnail = page.locator(`[id="thumbnail-${set.uid}"]`);
-  await thumbnail.scrollIntoViewIfNeeded();
-  await thumbnail.dblclick();
+  await openThumbnail(page, set);
   const yes = page.locator(YES).first();
   set.outcome = await Promise.race([
     yes.waitFor({ timeout }).then(() => 'asked'),
@@ -114,20 +148,23 @@ async function clickRows(page, prefix, after) {
       .then(() => true, () => false);
     const text = (await rows.nth(at).innerText()).replace(/\s+/g, ' ').trim();
     const view = { text, moved, ...(await look(page, `${prefix}-row${at + 1}`)) };
-    if (after) view.without = await after(page, view);
+    if (after && text.includes('Nodule')) view.without = await after(page, view);
     views.push(view);
   }
   return views;
 }
 
-async function withSegmentsHidden(page, view) {
+/** The view without the segments of nodules; lungs stay. */
+async function withoutNodules(page, view) {
   const show = visible =>
     page.evaluate(shown => {
       const { segmentationService, viewportGridService } = window.services;
       const id = viewportGridService.getActiveViewportId();
       for (const { segmentationId, type } of segmentationService.getSegmentationRepresentations(id)) {
-        for (const index of Object.keys(segmentationService.getSegmentation(segmentationId).segments)) {
-          segmentationService.setSegmentVisibility(id, segmentationId, Number(index), shown, type);
+        for (const { segmentIndex, label } of Object.values(segmentationService.getSegmentation(segmentationId).segments)) {
+          if (label.startsWith('Nodule')) {
+            segmentationService.setSegmentVisibility(id, segmentationId, segmentIndex, shown, type);
+          }
         }
       }
     }, visible);
@@ -144,7 +181,7 @@ async function visitSegmentation(page, set) {
   await page.waitForFunction(() => window.services.segmentationService.getSegmentations().length > 0, null, { timeout });
   await showPanel(page, 'panelSegmentation');
   set.content = await page.evaluate(readSegmentations);
-  set.rows = await clickRows(page, set.prefix, withSegmentsHidden);
+  set.rows = await clickRows(page, set.prefix, withoutNodules);
 }
 
 async function visitReport(page, set) {
@@ -159,6 +196,26 @@ async function visitReport(page, set) {
   set.drawn = await page.evaluate(readAnnotations);
 }
 
+async function visitPictures(page, set) {
+  report.pictures.push(set);
+  await openThumbnail(page, set);
+  set.views = [];
+  for (let at = 0; at < set.images; at++) {
+    await page.waitForFunction(showImage, { uid: set.uid, at }, { timeout, polling: 200 });
+    set.views.push(await look(page, `${set.prefix}-${at + 1}`));
+  }
+}
+
+async function visitDocument(page, set) {
+  report.documents.push(set);
+  await openThumbnail(page, set);
+  await page.locator('object[type="application/pdf"]').waitFor({ timeout });
+  set.document = `${set.prefix}.pdf`;
+  writeFileSync(path.join(option.out, set.document), Buffer.from(await page.evaluate(readDocument), 'base64'));
+}
+
+const visits = { SEG: visitSegmentation, SR: visitReport, DOC: visitDocument, OT: visitPictures };
+
 const browser = await chromium.launch({
   executablePath: option.chromium,
   // WebGL by software: the machine may have no graphics card, and pictures should not depend on it.
@@ -171,8 +228,10 @@ const browser = await chromium.launch({
     '--disable-dev-shm-usage',
   ],
 });
-const context = await browser.newContext({ viewport: { width: 1200, height: 760 } });
-await context.addInitScript(() => localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour'])));
+const context = await browser.newContext({ viewport: { width: 1000, height: 640 } });
+await context.addInitScript(() => {
+  if (window === window.top) localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']));
+});
 const page = await context.newPage();
 report.page = listen(page);
 // Nothing may be fetched from elsewhere; what was tried is reported.
@@ -185,10 +244,11 @@ await context.route(
 );
 try {
   const found = await openStudy(page);
-  const derived = ['SEG', 'SR'].flatMap(modality => found.filter(set => set.modality === modality));
-  for (const [at, set] of derived.entries()) {
+  const wanted = option.only?.split(',') ?? Object.keys(visits);
+  const results = wanted.flatMap(modality => found.filter(set => set.modality === modality && !set.unsupported));
+  for (const [at, set] of results.entries()) {
     set.prefix = `${at + 2}-${set.modality.toLowerCase()}`;
-    await (set.modality === 'SEG' ? visitSegmentation : visitReport)(page, set);
+    await visits[set.modality](page, set);
   }
 } catch (error) {
   report.failures.push(String(error));

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,16 @@ class Drive:
         return np.asarray(Image.open(self.folder / view["canvas"]).convert("RGB"), dtype=np.float64)
 
 
-def drive(url: str, folder: Path) -> Drive:
-    """Open the study at `url` in OHIF and do what a reader does; pictures and report.json go to `folder`."""
+def drive(url: str, folder: Path, only: Sequence[str] = ()) -> Drive:
+    """Open the study at `url` in OHIF and do what a reader does; pictures and report.json go to `folder`.
+
+    Of the results those of the modalities `only`, where it names any, else all.
+    """
     if folder.exists():
         shutil.rmtree(folder)  # pictures of an earlier run would be taken for this one's
     command = [tools.node(), str(tools.HERE / "drive.mjs"), "--url", url, "--out", str(folder)]
     command += ["--chromium", tools.chromium(), "--modules", str(tools.node_modules())]
+    command += ["--only", ",".join(only)] if only else []
     done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False)
     written = folder / "report.json"
     if done.returncode != 0 or not written.is_file():

@@ -1,10 +1,10 @@
 /* What runs inside OHIF's page: each function is sent there by itself, so none may use another.
    OHIF puts `services` and `cornerstone` on the window. */
 
-/** The series of the study as OHIF lists them, once CT, SEG and SR are there; null before. */
-export function sets() {
+/** What OHIF lists of the study, once all the series are there; null before. */
+export function sets(series) {
   const found = window.services?.displaySetService?.getActiveDisplaySets?.() ?? [];
-  if (!found.some(set => !set.isDerivedDisplaySet) || !found.some(set => set.isDerivedDisplaySet)) return null;
+  if (!series.every(uid => found.some(set => set.SeriesInstanceUID === uid))) return null;
   return found.map(set => ({
     uid: set.displaySetInstanceUID,
     modality: set.Modality,
@@ -74,6 +74,23 @@ export function readView() {
     words: [...document.querySelectorAll('[data-cy^="viewport-overlay"]')].map(e => e.innerText.replace(/\s+/g, ' ')),
     png: canvas.toDataURL('image/png'),
   };
+}
+
+/** Goes to an image of a series that was opened; false while it is not in the active viewport. */
+export function showImage({ uid, at }) {
+  const { viewportGridService, cornerstoneViewportService } = window.services;
+  const id = viewportGridService.getActiveViewportId();
+  const viewport = cornerstoneViewportService.getCornerstoneViewport(id);
+  if (!viewportGridService.getDisplaySetsUIDsForViewport(id)?.includes(uid) || !viewport?.getCurrentImageId()) return false;
+  window.cornerstone.utilities.jumpToSlice(viewport.element, { imageIndex: at });
+  return viewport.getCurrentImageIdIndex() === at;
+}
+
+/** The bytes of the document in the viewport, in base64. */
+export async function readDocument() {
+  const answer = await fetch(document.querySelector('object[type="application/pdf"]').data);
+  const bytes = new Uint8Array(await answer.arrayBuffer());
+  return btoa(bytes.reduce((text, byte) => text + String.fromCharCode(byte), ''));
 }
 
 /** The words of a report that OHIF shows as text in the active viewport; null where it does not, or not yet. */

@@ -1,6 +1,7 @@
-"""What OHIF shows of SR and SEG, in headless Chromium, for a study of known truth in four patient positions.
+"""What OHIF shows of the results, in headless Chromium, for a study of known truth.
 
-`drive.mjs` does what a reader does, once a position; each test reads one promise out of its report and pictures,
+Four patient positions with what the node writes by default, and one study with every object that it can write.
+`drive.mjs` does what a reader does, once a study; each test reads one promise out of its report and pictures,
 which stay in `viewer-out/` for a person to look at.
 """
 
@@ -15,6 +16,7 @@ import highdicom as hd
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
@@ -22,7 +24,7 @@ from tests.conftest import ROOT
 from tests.encode_factory import items_named, measurement_groups
 from tests.viewer.driver import Drive, drive
 from tests.viewer.stand import ViewerStand, missing
-from tests.viewer.study import ORIENTATIONS, SHAPE, SPACING_MM, KnownNodule, KnownStudy, make_study
+from tests.viewer.study import ORIENTATIONS, SHAPE, SPACING_MM, STUDIES, KnownNodule, KnownStudy, make_study
 
 pytestmark = pytest.mark.viewer
 
@@ -59,11 +61,12 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ViewerStand]:
         yield running
 
 
-@pytest.fixture(scope="module", params=ORIENTATIONS)
+@pytest.fixture(scope="module", params=STUDIES)
 def shown(request: pytest.FixtureRequest, stand: ViewerStand, tmp_path_factory: pytest.TempPathFactory) -> Shown:
     study = make_study(tmp_path_factory.mktemp(request.param), request.param)
     stand.store(study.files)
-    driven = drive(stand.ohif.study_url(study.study_instance_uid), PICTURES / study.name)
+    only = ("SEG", "SR") if study.name in ORIENTATIONS else ()  # pictures lie nowhere in the patient
+    driven = drive(stand.ohif.study_url(study.study_instance_uid), PICTURES / study.name, only)
     assert driven.report["failures"] == []
     return Shown(study=study, drive=driven)
 
@@ -78,7 +81,8 @@ def test_the_study_opens_with_every_series(shown: Shown) -> None:
     assert series.keys() == {
         str(dcmread(path, stop_before_pixels=True).SeriesInstanceUID) for path in shown.study.files
     }
-    assert not any(found["unsupported"] for found in series.values())
+    # OHIF lists a presentation state with a warning sign, and shows none.
+    assert {found["modality"] for found in series.values() if found["unsupported"]} <= {"PR"}
     (ct,) = (found for found in series.values() if found["modality"] == "CT")
     assert ct["images"] == len(shown.study.images)
     first = shown.drive.report["ct"]
@@ -106,10 +110,14 @@ def test_every_voxel_of_the_segments_lies_on_its_image(shown: Shown) -> None:
         assert found["index"] == nodule.number
         assert found["slices"] == nodule.voxels
         assert np.abs(np.subtract(found["centreLps"], nodule.centre_lps_mm)).max() <= VOXEL_MM / 2
+    sides = content["segments"][len(shown.study.nodules) :]
+    assert [found["voxels"] for found in sides] == list(shown.study.lung_voxels.values())
+    for side, found in zip(shown.study.lung_voxels, sides, strict=True):
+        assert (side == "left") == (found["centreLps"][0] > 0)
 
 
 def test_the_overlay_lies_on_the_nodule(shown: Shown) -> None:
-    """In pixels: what the segmentation colours is the planted nodule, and nothing else on the image is coloured."""
+    """In pixels: what the segment colours is the planted nodule, and no segment of a nodule colours anything else."""
     for nodule in shown.study.nodules:
         view = shown.segmentation["rows"][nodule.number - 1]
         coloured, bare = shown.drive.canvas(view), shown.drive.canvas(view["without"])
@@ -171,6 +179,21 @@ def test_a_click_on_a_row_jumps_to_the_slice(shown: Shown) -> None:
             view = opened["rows"][nodule.number - 1]
             assert view["moved"], view["text"]
             assert view["sopInstanceUid"] == nodule.key_slice_uid, view["text"]
+
+
+@pytest.mark.parametrize("shown", ["every-object"], indirect=True)
+def test_the_pictures_are_shown_as_they_are(shown: Shown) -> None:
+    pictures = {str(image.SOPInstanceUID): image for image in map(dcmread, shown.study.of("OT"))}
+    views = [view for found in shown.drive.report["pictures"] for view in found["views"]]
+    assert {view["sopInstanceUid"] for view in views} == pictures.keys()
+    for view in views:
+        canvas = shown.drive.canvas(view)
+        pixels = Image.fromarray(pictures[view["sopInstanceUid"]].pixel_array)
+        scale = min(canvas.shape[0] / pixels.height, canvas.shape[1] / pixels.width)
+        drawn = pixels.resize((round(pixels.width * scale), round(pixels.height * scale)), Image.Resampling.BILINEAR)
+        top, left = (canvas.shape[0] - drawn.height) // 2, (canvas.shape[1] - drawn.width) // 2
+        seen = canvas[top : top + drawn.height, left : left + drawn.width]
+        assert np.abs(seen - np.asarray(drawn, dtype=float)).mean() < 6, view["name"]
 
 
 def test_the_lines_are_drawn_with_their_text(shown: Shown) -> None:
