@@ -39,7 +39,7 @@ def encode_key_images(
     header = read_header(volume.frames[0])
     page = _capture(summary_page(findings, records, volume, context), 0, weights_sha256, header, equipment, context)
     page.ImageComments = page_title(records)
-    page.PatientOrientation = None  # a page of several planes
+    page.PatientOrientation = []  # a page of several planes
     captures = [page]
     for picture, nodule, record in zip(
         nodule_pictures(findings, records, volume), findings.nodules, records, strict=True

@@ -6,6 +6,7 @@ from pulmo_models.types import Findings, Radiograph, Volume
 from pulmo_node.encode.captures import encode_key_images
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext
 from pulmo_node.encode.notice import encode_no_findings
+from pulmo_node.encode.pdf import encode_pdf
 from pulmo_node.encode.presentation import encode_presentation_states
 from pulmo_node.encode.report import nodule_records
 from pulmo_node.encode.seg import encode_seg
@@ -38,4 +39,6 @@ def encode_findings(
         objects += encode_key_images(findings, records, volume, equipment, context)
     if context.options.presentation_states:
         objects += encode_presentation_states(findings, records, volume, equipment, context)
+    if context.options.pdf_report:
+        objects.append(encode_pdf(findings, records, volume, equipment, context))
     return tuple(objects)

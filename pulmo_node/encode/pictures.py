@@ -63,8 +63,7 @@ def summary_page(
     findings: Findings, records: Sequence[NoduleRecord], volume: Volume, context: ResultContext
 ) -> Image.Image:
     """One RGB page: the volume with the places of the nodules, a row for each of them, cautions, who made it."""
-    places = {str(record.segment_number): record.centre_lps_mm for record in records}
-    planes = render_planes(volume, "", WIDTH_PIXELS // 3, places)
+    planes = places_picture(records, volume)
     notes = [line for text in page_notes(findings, volume, context) for line in _wrapped(text, 14)]
     top = _MARGIN + 2 * _LINE
     table = top + planes.height + _MARGIN
@@ -83,6 +82,12 @@ def summary_page(
         _draw_row(picture, table + _LINE + 4 + number * (_THUMBNAIL + 8), nodule, record, volume)
     _draw_lines(draw, foot + _MARGIN, notes, DIM_RGB)
     return picture
+
+
+def places_picture(records: Sequence[NoduleRecord], volume: Volume) -> Image.Image:
+    """The middle planes of the volume with the places of the nodules, by their numbers."""
+    places = {str(record.segment_number): record.centre_lps_mm for record in records}
+    return render_planes(volume, "", WIDTH_PIXELS // 3, places)
 
 
 def page_title(records: Sequence[NoduleRecord]) -> str:

@@ -178,7 +178,8 @@ def _axis_line(axis: Axis, volume: Volume, frame: int, most: tuple[int, int]) ->
     """A diameter on an acquired image, as the report draws it; confined to the image, as the units ask for."""
     ends = [on_frame(volume, point, (frame,)) for point in (axis.start, axis.end)]
     line = np.array([(end.column + 0.5, end.row + 0.5) for end in ends])
-    return np.clip(line, 0, most)
+    confined: npt.NDArray[np.float64] = np.clip(line, 0, most)
+    return confined
 
 
 def _image(header: Dataset, frame: SourceFrame) -> Dataset:
