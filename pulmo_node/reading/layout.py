@@ -41,7 +41,7 @@ class Block:
 
 
 def lay_out(result: ReadResult, *, patient: bool = False) -> tuple[Block, ...]:
-    """The blocks of a report: head, overview, one for each group, then what else it says.
+    """The blocks of a report: head with overview, one for each group, what else it says, and where it all comes from.
 
     Name, identifier, birth date and sex of the patient are among them only where `patient` says so.
     """
@@ -51,13 +51,12 @@ def lay_out(result: ReadResult, *, patient: bool = False) -> tuple[Block, ...]:
     of_groups = [_group_block(group, number, result, common) for number, group in enumerate(report.groups, start=1)]
     shown = {path for block in of_groups for path in block.pictures}
     rest = tuple(picture.path for picture in result.pictures if picture.path not in shown)
-    blocks = [_head(report, common, patient=patient)]
-    if report.groups:
-        blocks.append(Block(heading="Overview", tables=(_overview(report.groups),)))
-    blocks += [*of_groups, *(_section_block(section) for section in report.sections)]
-    if rest:
-        blocks.append(Block(heading="Pictures", pictures=rest))
-    return tuple(blocks)
+    return (
+        _head(report, rest, patient=patient),
+        *of_groups,
+        *(_section_block(section) for section in report.sections),
+        Block(heading="Provenance", facts=tuple((name, value) for name, value in _provenance(report, common) if value)),
+    )
 
 
 def label_of(group: Group, number: int) -> str:
@@ -68,41 +67,44 @@ def label_of(group: Group, number: int) -> str:
     return identifier or f"Group {number}"
 
 
-def _head(report: Report, algorithm: Algorithm | None, *, patient: bool) -> Block:
-    facts = list(_made_by(report))
+def _head(report: Report, pictures: tuple[Path, ...], *, patient: bool) -> Block:
+    """Title, when and by what it was made, whom it is on, an overview of the groups."""
+    who = report.patient
+    facts = [
+        ("Made", report.made_at),
+        ("By", ", ".join(part for part in (report.model, report.manufacturer) if part)),
+        ("Status", ", ".join(report.flags)),
+    ]
     if patient:
-        who = report.patient
         facts += [
             ("Patient", who.name),
             ("Patient ID", who.identifier),
             ("Birth date", who.birth_date),
             ("Sex", who.sex),
         ]
-    facts += [("Study", report.study_instance_uid), *_algorithm_facts(algorithm)]
-    facts += list(report.context)
-    facts += _rests_on(report)
-    if report.library_images:
-        facts.append(("Image library", f"{report.library_images} images"))
-    facts += [("Replaces", uid) for uid in report.predecessors]
-    title = "Structured report" if report.title is None else report.title.meaning
-    return Block(heading=title, facts=tuple((name, value) for name, value in facts if value))
+    facts.append(("Study", report.study_instance_uid))
+    return Block(
+        heading="Structured report" if report.title is None else report.title.meaning,
+        facts=tuple((name, value) for name, value in facts if value),
+        tables=(_overview(report.groups),) if report.groups else (),
+        pictures=pictures,
+    )
 
 
-def _made_by(report: Report) -> Iterator[tuple[str, str]]:
-    yield "Made", report.made_at
-    yield "By", ", ".join(part for part in (report.model, report.manufacturer) if part)
-    yield "Status", ", ".join(report.flags)
+def _provenance(report: Report, algorithm: Algorithm | None) -> Iterator[tuple[str, str]]:
+    """What made the report, of what; which other reports it replaces."""
     yield "Report", report.sop_instance_uid
+    yield from (("Replaces", uid) for uid in report.predecessors)
+    yield from report.context
+    yield from _algorithm_facts(algorithm)
     for one in report.equipment:
         made = " ".join(part for part in (one.manufacturer, one.model, one.version) if part)
         yield one.purpose or "Equipment", made
-
-
-def _rests_on(report: Report) -> Iterator[tuple[str, str]]:
-    """How many instances of what kind the report rests on, by series."""
     counted = Counter((one.series_instance_uid, one.sop_class_uid) for one in report.evidence)
     for (series, sop_class), count in counted.items():
         yield "Rests on", f"{count} x {UID(sop_class).name}, series {series}"
+    if report.library_images:
+        yield "Image library", f"{report.library_images} images"
 
 
 def _overview(groups: Sequence[Group]) -> Table:
@@ -111,7 +113,15 @@ def _overview(groups: Sequence[Group]) -> Table:
         finding = "" if group.finding is None else group.finding.meaning
         sites = "; ".join(map(str, group.sites))
         rows.append((label_of(group, number), finding, sites, ". ".join(group.comments)))
-    return Table(headings=("group", "finding", "site", "comment"), rows=tuple(rows))
+    return _without_empty_columns(Table(headings=("group", "finding", "site", "comment"), rows=tuple(rows)))
+
+
+def _without_empty_columns(table: Table) -> Table:
+    kept = [column for column in range(len(table.headings)) if any(row[column] for row in table.rows)]
+    return Table(
+        headings=tuple(table.headings[column] for column in kept),
+        rows=tuple(tuple(row[column] for column in kept) for row in table.rows),
+    )
 
 
 def _group_block(group: Group, number: int, result: ReadResult, common: Algorithm | None) -> Block:
@@ -180,10 +190,7 @@ def _measurements(group: Group) -> Table:
         for number in group.numbers
         if id(number) not in apart
     ]
-    headings = ("measurement", "value", "unit", "by")
-    if not any(row[3] for row in rows):
-        return Table(headings=headings[:3], rows=tuple(row[:3] for row in rows))
-    return Table(headings=headings, rows=tuple(rows))
+    return _without_empty_columns(Table(headings=("measurement", "value", "unit", "by"), rows=tuple(rows)))
 
 
 def _name(number: Number) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes as dictionary
@@ -17,6 +18,7 @@ from pulmo_node.reading.groups import Group, read_group
 from pulmo_node.reading.items import children, is_named, name_of, text_of, time_text
 
 DCM = dictionary.DCM
+_UNDEFINED_LENGTH = 0xFFFFFFFF
 _IDENTIFYING = (DCM.SubjectName, DCM.SubjectID, DCM.SubjectBirthDate)
 
 UNREADABLE = (
@@ -107,14 +109,19 @@ def read_report(path: Path) -> Report:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """The data set of a Part 10 file. Raises `Permanent`."""
+    """The data set of a Part 10 file, which must be whole. Raises `Permanent`."""
     try:
-        return pydicom.dcmread(path)
+        dataset = pydicom.dcmread(path)
     except InvalidDicomError as exc:
         raise Permanent(f"{path} is no DICOM file") from exc
     except UNREADABLE as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
         raise Permanent(f"{path} cannot be read: {reason}") from exc
+    for tag in list(dataset.keys())[-1:]:  # pydicom reads a file that ends too early as if nothing were missing
+        last = dataset.get_item(tag)
+        if isinstance(last, RawDataElement) and len(last.value or b"") < last.length < _UNDEFINED_LENGTH:
+            raise Permanent(f"{path} is cut off: it ends within element {last.tag}")
+    return dataset
 
 
 def _report(dataset: Dataset) -> Report:
