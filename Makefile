@@ -1,5 +1,5 @@
-# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, benchmark, lint. Everything happens in
-# .venv; see README.md.
+# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, benchmark, benchmark-encoding, lint.
+# Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,8 +14,8 @@ DICOM ?=
 DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
 DEBIAN_TEST_PACKAGES := dcmtk dicom3tools $(DEBIAN_VIEWER_PACKAGES)
 
-.PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz benchmark lint \
-  format clean
+.PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz benchmark \
+  benchmark-encoding lint format clean
 
 install: $(VENV)/.installed
 
@@ -80,6 +80,10 @@ fuzz: install-dev
 # Time and memory of assembly beside SimpleITK; SERIES is a folder of a CT series whose slices are taken.
 benchmark: install-dev
 	$(BIN)/python benchmarks/assembly.py $(if $(SERIES),--series "$(SERIES)")
+
+# Time and size of the result objects of ten nodules in a series of 300 slices.
+benchmark-encoding: install-dev
+	$(BIN)/python -m benchmarks.encoding
 
 format: install-dev
 	$(BIN)/ruff format .
