@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pulmo_models import registry
-from pulmo_models.types import Findings, Radiograph, Volume
+from pulmo_models.types import Volume
 from pulmo_node import assemble, encode
 from pulmo_node.analyse import Analyser
 from pulmo_node.errors import Permanent, PulmoError, Rejected
@@ -117,7 +119,8 @@ def _analyse(
     objects = encode.encode_findings(findings, image, context)
     plain = encode.findings_to_json(findings, image, context)
     target = out / uid / label
-    write_results(target, objects, plain, findings, image)
+    pictures = encode.render_nodules(findings, image, context) if isinstance(image, Volume) else ()
+    write_results(target, objects, plain, pictures)
     progress("encode", 1.0)
     return OfflineResult(series_instance_uid=uid, pipeline=label, folder=target, findings=plain, problem=None)
 
@@ -126,8 +129,7 @@ def write_results(
     target: Path,
     objects: Sequence[encode.EncodedObject],
     plain: dict[str, Any],
-    findings: Findings,
-    image: Volume | Radiograph,
+    pictures: Sequence[Image.Image],
 ) -> None:
     """Write the objects, findings.json and one picture per nodule. Raises `Permanent` where the disk refuses."""
     try:
@@ -137,9 +139,8 @@ def write_results(
         for name, item in zip(file_names([item.kind for item in objects]), objects, strict=True):
             (target / name).write_bytes(item.content)
         (target / "findings.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-        if isinstance(image, Volume):
-            for number, nodule in enumerate(findings.nodules, start=1):
-                encode.render_nodule(image, nodule).save(target / f"nodule-{number}.png")
+        for number, picture in enumerate(pictures, start=1):
+            picture.save(target / f"nodule-{number}.png")
     except OSError as exc:
         raise Permanent(f"{target}: {exc.strerror}") from exc
 

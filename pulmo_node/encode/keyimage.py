@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from pulmo_models.types import Axis, Mask, Nodule, Volume
+from pulmo_models.types import Axis, Mask, Volume
 
 LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width
 OUTLINE_RGB = (255, 80, 60)
@@ -23,12 +23,6 @@ CAPTION_PIXELS = 26
 TEXT_RGB = (235, 235, 235)
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels; pixel n covers n to n + 1
-
-
-def render_nodule(volume: Volume, nodule: Nodule, size: int = 480, caption: str | None = None) -> Image.Image:
-    """The picture of a nodule, captioned with its place and numbers; see `render_mask`."""
-    slice_index, _ = key_slice(volume, nodule.mask)
-    return render_mask(volume, nodule.mask, caption or _caption(volume, nodule, slice_index), size)
 
 
 def render_mask(volume: Volume, mask: Mask, caption: str, size: int = 480) -> Image.Image:
@@ -70,15 +64,6 @@ def key_slice(volume: Volume, mask: Mask) -> tuple[int, npt.NDArray[np.bool_]]:
     plane = np.zeros(volume.hu.shape[1:], dtype=bool)
     plane[mask.slices[1:]] = mask.voxels[z]
     return mask.origin[0] + z, plane
-
-
-def _caption(volume: Volume, nodule: Nodule, slice_index: int) -> str:
-    x, y, z = nodule.centre_lps_mm
-    return (
-        f"slice {slice_index + 1} of {volume.hu.shape[0]}   LPS {x:.1f}, {y:.1f}, {z:.1f} mm   "
-        f"{nodule.long_axis.length_mm:.1f} x {nodule.short_axis.length_mm:.1f} mm   "
-        f"detection {nodule.detection_probability:.0%}   malignancy {nodule.malignancy_probability:.0%}"
-    )
 
 
 def window(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

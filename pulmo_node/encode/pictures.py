@@ -20,6 +20,7 @@ from pulmo_node.encode.report import (
     acquisition_text,
     caution_text,
     malignancy_bias,
+    nodule_records,
     percent,
 )
 
@@ -43,6 +44,11 @@ _COLUMNS = (  # heading and left edge of the columns of the page
     ("malignancy", 690),
     ("strongest concepts", 780),
 )
+
+
+def render_nodules(findings: Findings, volume: Volume, context: ResultContext) -> tuple[Image.Image, ...]:
+    """The pictures of all nodules, as the key images show them."""
+    return nodule_pictures(findings, nodule_records(findings, context), volume)
 
 
 def nodule_pictures(findings: Findings, records: Sequence[NoduleRecord], volume: Volume) -> tuple[Image.Image, ...]:
