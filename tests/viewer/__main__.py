@@ -12,7 +12,7 @@ from pydicom.misc import is_dicom
 
 from pulmo_node.ohif import wait_for_ctrl_c
 from tests.viewer.stand import ViewerStand, missing
-from tests.viewer.study import ORIENTATIONS, make_study
+from tests.viewer.study import STUDIES, make_study
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
             for study in sorted({str(dcmread(path, stop_before_pixels=True).StudyInstanceUID) for path in files}):
                 print(stand.ohif.study_url(study), flush=True)
         else:
-            for name in ORIENTATIONS:
+            for name in STUDIES:
                 known = make_study(Path(scratch) / name, name)
                 stand.store(known.files)
                 print(f"{name}: {stand.ohif.study_url(known.study_instance_uid)}", flush=True)
