@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydicom.sr.coding import Code
 
 from pulmo_models.types import CONCEPT_NAMES, Findings, Volume
 from pulmo_node.encode import EncodedObject, codes, encode_findings, findings_to_json
+from pulmo_node.encode.identity import ResultOptions
 from tests.conftest import data_folder
 from tests.encode_factory import chest_datasets, make_context, make_findings, make_nodule, read_volume, write_volume
 from tests.validators import read_by_segimage2itkimage, read_by_tid1500reader
@@ -37,11 +39,15 @@ def expected_numbers(nodule: dict[str, Any], bias: float) -> dict[Key, tuple[flo
         _key(codes.SHORT_AXIS): (nodule["short_axis_mm"], "mm"),
         _key(codes.VOLUME): (nodule["volume_mm3"], "mm3"),
         _key(codes.ATTENUATION, codes.MEAN): (nodule["mean_hu"], "[hnsf'U]"),
+        _key(codes.ATTENUATION, codes.MINIMUM): (nodule["min_hu"], "[hnsf'U]"),
+        _key(codes.ATTENUATION, codes.MAXIMUM): (nodule["max_hu"], "[hnsf'U]"),
         _key(codes.PROBABILITY_OF_CANCER): (round(100 * nodule["malignancy_probability"], 2), "%"),
         _key(codes.DETECTION_PROBABILITY): (round(100 * nodule["detection_probability"], 2), "%"),
         _key(codes.CANDIDATE_SCORE): (nodule["candidate_score"], "1"),
         _key(codes.MALIGNANCY_BIAS): (bias, "1"),
     }
+    if nodule["pleura_distance_mm"] is not None:
+        numbers[_key(codes.DISTANCE_TO_PLEURA)] = nodule["pleura_distance_mm"], "mm"
     for name, concept in nodule["concepts"].items():
         numbers[_key(codes.CONCEPTS[name])] = concept["value"], "1"
         numbers[_key(codes.CONTRIBUTIONS[name])] = concept["contribution"], "1"
@@ -69,8 +75,8 @@ def _mask(image: SimpleITK.Image, shape: tuple[int, ...], affine: npt.NDArray[np
     return full
 
 
-def _check(findings: Findings, volume: Volume, folder: Path) -> None:
-    context = make_context(volume)
+def _check(findings: Findings, volume: Volume, folder: Path, **options: Any) -> None:
+    context = make_context(volume, options=ResultOptions(key_images=False, **options))
     sr, seg = (_written(encoded, folder) for encoded in encode_findings(findings, volume, context)[:2])
     plain = findings_to_json(findings, volume, context)
 
@@ -78,8 +84,7 @@ def _check(findings: Findings, volume: Volume, folder: Path) -> None:
     assert len(report["Measurements"]) == len(plain["nodules"])
     for group, nodule in zip(report["Measurements"], plain["nodules"], strict=True):
         found = _numbers(group)
-        for key, (value, unit) in expected_numbers(nodule, plain["malignancy_bias"]).items():
-            assert found[key] == (value, unit)
+        assert found == expected_numbers(nodule, plain["malignancy_bias"])  # these and no others
         assert group["TrackingUniqueIdentifier"] == nodule["tracking_uid"]
         assert group["ReferencedSegment"] == nodule["segment_number"]
         assert group["Finding"]["CodeValue"] == codes.NODULE.value
@@ -98,13 +103,14 @@ def _check(findings: Findings, volume: Volume, folder: Path) -> None:
         )
 
 
-def test_dcmqi_reads_numbers_and_masks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("segmentation", ["binary", "labelmap"])
+def test_dcmqi_reads_numbers_and_masks(tmp_path: Path, segmentation: str) -> None:
     volume = write_volume(chest_datasets(), tmp_path / "ct")
     nodules = [
-        make_nodule(volume, (3, 10, 12)),
+        replace(make_nodule(volume, (3, 10, 12)), laterality="right", pleura_distance_mm=4.25),
         make_nodule(volume, (8, 28, 33), radius_mm=7.0, malignancy=0.123456, value=7.2, seed=2),
     ]
-    _check(make_findings(volume, nodules), volume, tmp_path)
+    _check(make_findings(volume, nodules), volume, tmp_path, segmentation=segmentation)
 
 
 def test_dcmqi_reads_a_tilted_view(tmp_path: Path) -> None:

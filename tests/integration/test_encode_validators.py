@@ -31,9 +31,8 @@ from tests.encode_factory import (
     write_volume,
 )
 from tests.iod_check import iod_errors
-from tests.validators import complaints, dciodvfy, dsrdump_errors
+from tests.validators import LABEL_MAP, complaints, dciodvfy, dsrdump_errors
 
-LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # Label Map Segmentation Storage; pydicom 3.0 has no name for it
 Centres = Sequence[tuple[int, int, int]]
 
 EVERYTHING = ResultOptions(
@@ -69,7 +68,8 @@ def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
     findings, nothing = _findings(volume, centres), make_findings(volume, (), ("A caution.",))
     paths = sorted({Path(source.path) for source in volume.frames if source.path})
     encoded = []
-    for context in (make_context(volume), make_context(volume, options=EVERYTHING, predecessors=(EARLIER,))):
+    defaults = make_context(volume, options=ResultOptions())
+    for context in (defaults, make_context(volume, options=EVERYTHING, predecessors=(EARLIER,))):
         encoded += [
             *encode_findings(findings, volume, context),
             *encode_findings(nothing, volume, context),
@@ -88,8 +88,7 @@ def _validate(objects: Sequence[EncodedObject], folder: Path, source: Path | Non
     for number, encoded in enumerate(objects):
         path = folder / f"{number}.{encoded.kind}.dcm"
         path.write_bytes(encoded.content)
-        label_map = encoded.sop_class_uid == LABEL_MAP
-        assert complaints(path, inherited, iod_known=not label_map) == []
+        assert complaints(path, inherited) == []
         dataset = dcmread(path)
         assert iod_errors(dataset) == []
         assert _rewritten(dataset) == encoded.content
@@ -109,10 +108,11 @@ def _rewritten(dataset: Dataset) -> bytes:
 
 
 def test_every_kind_of_object_is_made(tmp_path: Path) -> None:
+    """What is judged below is all that there is."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
     objects = _all_objects(volume, [(3, 10, 12), (8, 28, 33)])
-    assert {encoded.kind for encoded in objects} == {"sr", "seg"}
-    assert {encoded.sop_class_uid for encoded in objects if encoded.kind == "seg"} == {SegmentationStorage}
+    assert {encoded.kind for encoded in objects} == {"sr", "seg", "key-image", "gsps", "pdf"}
+    assert {encoded.sop_class_uid for encoded in objects if encoded.kind == "seg"} == {SegmentationStorage, LABEL_MAP}
 
 
 def test_objects_of_a_single_frame_series(tmp_path: Path) -> None:
