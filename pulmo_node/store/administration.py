@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from pulmo_node.domain.deliveries import DeliveryEvent, DeliveryState, ResultObject
+from pulmo_node.domain.findings import Finding
 from pulmo_node.domain.jobs import DELIVERY_FAILED, OPEN_STATES, Job, JobEvent, JobState
 from pulmo_node.domain.series import Series, SeriesEvent, SeriesState
 from pulmo_node.domain.studies import derive_study_state
@@ -17,7 +18,7 @@ from pulmo_node.ports import StudyDetail, StudySummary
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database
 from pulmo_node.store.moves import AFRESH, deliveries_of, end_pending, move_delivery, move_job, move_series
-from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_event, to_job, to_series
+from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_event, to_finding, to_job, to_series
 
 _REQUEUED_WHEN_FAILED = frozenset({JobState.FAILED, JobState.QUARANTINED})
 _REQUEUED = _REQUEUED_WHEN_FAILED | {JobState.REJECTED, JobState.DONE, JobState.CANCELLED}
@@ -72,6 +73,13 @@ class SqlAdminStore(Database):
         )
         with self._read() as connection:
             return tuple(ResultObject(**row._mapping) for row in connection.execute(query))
+
+    def findings(self, job_id: int) -> tuple[Finding, ...]:
+        """The nodules of a job's latest results, in order of their segments."""
+        table = schema.findings
+        query = table.select().where(table.c.job_id == job_id).order_by(table.c.segment_number)
+        with self._read() as connection:
+            return tuple(to_finding(row) for row in connection.execute(query))
 
     def requeue(
         self,
