@@ -45,6 +45,7 @@ EVERYTHING = ResultOptions(
     presentation_states=True,
     pdf_report=True,
 )
+LABEL_MAP_ONLY = ResultOptions(segmentation="labelmap", empty_frames=True, image_library=True, key_images=False)
 EARLIER = Predecessor(
     sop_class_uid=Comprehensive3DSRStorage, sop_instance_uid="1.2.826.0.1.1", series_instance_uid="1.2.826.0.1.2"
 )
@@ -65,17 +66,25 @@ def _findings(volume: Volume, centres: Centres) -> Findings:
 
 def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
     """Every kind of object, in every form that the options know."""
-    findings, nothing = _findings(volume, centres), make_findings(volume, (), ("A caution.",))
+    nothing = make_findings(volume, (), ("A caution.",))
     paths = sorted({Path(source.path) for source in volume.frames if source.path})
     encoded = []
-    defaults = make_context(volume, options=ResultOptions())
-    for context in (defaults, make_context(volume, options=EVERYTHING, predecessors=(EARLIER,))):
+    for options in (ResultOptions(key_images=False), EVERYTHING):
+        context = make_context(volume, options=options, predecessors=(EARLIER,))
         encoded += [
-            *encode_findings(findings, volume, context),
+            *encode_findings(_findings(volume, centres), volume, context),
             *encode_findings(nothing, volume, context),
             encode_rejection(paths, "NO_LUNGS", "There are no lungs in it.", context),
             encode_rejection(paths, "ANALYSIS_FAILED", "Out of memory.", context, INFO),
         ]
+    return encoded
+
+
+def _objects_on_images(volume: Volume, centres: Centres) -> list[EncodedObject]:
+    """The kinds of object that refer to pixels of the source images."""
+    encoded = []
+    for options in (ResultOptions(key_images=False, presentation_states=True, lung_segments=True), LABEL_MAP_ONLY):
+        encoded += encode_findings(_findings(volume, centres), volume, make_context(volume, options=options))
     return encoded
 
 
@@ -107,17 +116,13 @@ def _rewritten(dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_kind_of_object_is_made(tmp_path: Path) -> None:
-    """What is judged below is all that there is."""
+def test_objects_of_a_single_frame_series(tmp_path: Path) -> None:
+    """All that there is: every kind of object, in every form."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
     objects = _all_objects(volume, [(3, 10, 12), (8, 28, 33)])
     assert {encoded.kind for encoded in objects} == {"sr", "seg", "key-image", "gsps", "pdf"}
     assert {encoded.sop_class_uid for encoded in objects if encoded.kind == "seg"} == {SegmentationStorage, LABEL_MAP}
-
-
-def test_objects_of_a_single_frame_series(tmp_path: Path) -> None:
-    volume = write_volume(chest_datasets(), tmp_path / "ct")
-    _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    _validate(objects, tmp_path)
 
 
 @pytest.mark.parametrize("repair", ["gap", "uneven", "tilt"])
@@ -134,7 +139,7 @@ def test_objects_of_a_repaired_series(tmp_path: Path, repair: str) -> None:
             dataset.ImagePositionPatient = [x, y + k * 0.6, z]
     volume = write_volume(datasets, tmp_path / "ct")
     assert not volume.native
-    _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    _validate(_objects_on_images(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -145,7 +150,7 @@ def test_objects_of_a_multi_frame_series(tmp_path: Path, count: int) -> None:
     for number, path in enumerate(paths):
         write_part10(enhanced_from(datasets[number * size : (number + 1) * size]), path)
     volume = read_volume(paths)
-    _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    _validate(_objects_on_images(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
 
 
 def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
@@ -153,7 +158,7 @@ def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
     for dataset in datasets:
         dataset.SpecificCharacterSet = "ISO_IR 192"
         dataset.PatientName = "Wang^XiaoDong=王^小东"
-    _validate(_all_objects(write_volume(datasets, tmp_path / "ct"), [(3, 10, 12)]), tmp_path)
+    _validate(_objects_on_images(write_volume(datasets, tmp_path / "ct"), [(3, 10, 12)]), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,7 @@ def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
 def test_the_validator_sees_a_broken_object(tmp_path: Path, keyword: str) -> None:
     """The check itself can fail."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    dataset = read_object(_all_objects(volume, [(3, 10, 12)])[0])
+    dataset = read_object(_objects_on_images(volume, [(3, 10, 12)])[0])
     delattr(dataset, keyword)
     dataset.save_as(tmp_path / "broken.dcm")
     assert complaints(tmp_path / "broken.dcm")
@@ -174,7 +179,7 @@ def test_the_validator_sees_a_broken_object(tmp_path: Path, keyword: str) -> Non
 
 def test_the_iod_check_sees_a_broken_object(tmp_path: Path) -> None:
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    sr, seg = (read_object(encoded) for encoded in _all_objects(volume, [(3, 10, 12)])[:2])
+    sr, seg = (read_object(encoded) for encoded in _objects_on_images(volume, [(3, 10, 12)])[:2])
     del sr.CompletionFlag
     sr.InstanceNumber = None
     sr.Rows = 1
