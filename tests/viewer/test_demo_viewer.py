@@ -45,11 +45,12 @@ def _address(text: str) -> str:
 def _all_is_shown(driven: Drive, nodules: int) -> None:
     assert driven.report["failures"] == []
     assert driven.report["page"] == {"errors": [], "exceptions": [], "refused": [], "left": []}
-    ((segmentation,), (report,)) = driven.report["segmentations"], driven.report["reports"]
+    ((segmentation,), (report,), (pictures,)) = (driven.report[n] for n in ("segmentations", "reports", "pictures"))
     assert [found["voxels"] > 0 for found in segmentation["content"][0]["segments"]] == [True] * nodules
     assert len(report["measurements"]) == nodules
     for opened in (segmentation, report):
         assert [view["moved"] for view in opened["rows"]] == [True] * nodules
+    assert len({driven.canvas(view).tobytes() for view in pictures["views"]}) == nodules + 1  # the summary too
 
 
 @pytest.mark.usefixtures("fake_pipeline")

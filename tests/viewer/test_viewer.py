@@ -196,6 +196,13 @@ def test_the_pictures_are_shown_as_they_are(shown: Shown) -> None:
         assert np.abs(seen - np.asarray(drawn, dtype=float)).mean() < 6, view["name"]
 
 
+@pytest.mark.parametrize("shown", ["every-object"], indirect=True)
+def test_the_document_is_handed_to_the_browser_whole(shown: Shown) -> None:
+    (document,) = shown.drive.report["documents"]
+    stored = dcmread(shown.study.result("DOC")).EncapsulatedDocument
+    assert (shown.drive.folder / document["document"]).read_bytes() == stored
+
+
 def test_the_lines_are_drawn_with_their_text(shown: Shown) -> None:
     drawn, last = shown.structured_report["drawn"], shown.structured_report["measurements"][-1]
     assert drawn["lines"] >= 2
