@@ -16,6 +16,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
 from pulmo_models.types import Findings, Mask, Volume
+from pulmo_node.assemble import find_series
 from pulmo_node.encode import EncodedObject, encode_findings, encode_rejection
 from pulmo_node.encode.identity import Predecessor, ResultOptions
 from tests.conftest import data_folder
@@ -23,6 +24,7 @@ from tests.ct_factory import enhanced_from, write_part10
 from tests.encode_factory import (
     INFO,
     chest_datasets,
+    context_of,
     make_context,
     make_findings,
     make_nodule,
@@ -88,12 +90,16 @@ def _objects_on_images(volume: Volume, centres: Centres) -> list[EncodedObject]:
     return encoded
 
 
-def _validate(objects: Sequence[EncodedObject], folder: Path, source: Path | None = None) -> None:
+def _validate(
+    objects: Sequence[EncodedObject], folder: Path, source: Path | None = None, *, broken_source: bool = False
+) -> None:
     """Each object passes; a warning that the source image draws word for word is inherited.
 
-    Patient and study attributes are copied as they are (an empty Study ID, a name without a caret). Errors never pass.
+    Patient and study attributes are copied as they are (an empty Study ID, a name without a caret). An error passes
+    only where a source that is known to be broken has it too, word for word (a Study Date with points in it).
     """
-    inherited = [] if source is None else [line for line in dciodvfy(source) if line.startswith("Warning")]
+    kinds = ("Warning", "Error") if broken_source else ("Warning",)
+    inherited = [] if source is None else [line for line in dciodvfy(source) if line.startswith(kinds)]
     for number, encoded in enumerate(objects):
         path = folder / f"{number}.{encoded.kind}.dcm"
         path.write_bytes(encoded.content)
@@ -202,6 +208,23 @@ def test_the_iod_check_sees_a_broken_object(tmp_path: Path) -> None:
     assert len(iod_errors(seg)) == 2
 
 
+def test_reports_on_odd_series(tmp_path: Path) -> None:
+    """Real files that are rejected for many reasons, broken ones and radiographs among them: the reports are sound."""
+    folders = [path for path in data_folder("ct_edge_cases").rglob("*") if path.is_dir()] + [data_folder("cxr_dicom")]
+    series = [found for folder in sorted(folders) for found in find_series(folder).series]
+    assert len(series) > 15
+    for number, found in enumerate(series):
+        if found.paths[0].name == "bad_sequence.dcm":
+            continue  # its SOP Instance UID is no UID, so that no reference to it can be one
+        uid, folder = found.description.series_instance_uid, tmp_path / str(number)
+        folder.mkdir()
+        reports = [
+            encode_rejection(found.paths, "NO_IMAGES", "There is no volume.", context_of(uid, options=options))
+            for options in (ResultOptions(), EVERYTHING)
+        ]
+        _validate(reports, folder, found.paths[0], broken_source=True)
+
+
 REAL = [
     pytest.param("ct_cptac_c3n-00247", [(33, 168, 106), (60, 250, 380)], id="cptac"),
     pytest.param("ct_lidc_idri_0063", [(66, 333, 187)], id="lidc", marks=pytest.mark.slow),
@@ -209,6 +232,7 @@ REAL = [
     pytest.param("ct_lungdx_a0002_thick8mm", [(15, 200, 150)], id="lungdx-8mm", marks=pytest.mark.slow),
     pytest.param("ct_qin_lsc_0055", [(60, 200, 150)], id="qin", marks=pytest.mark.slow),
     pytest.param("ct_lungfcp_0001_slab", [(40, 200, 150)], id="lungfcp", marks=pytest.mark.slow),
+    pytest.param("ct_ricord1a_jpeglossless_slab", [(9, 200, 150)], id="ricord", marks=pytest.mark.slow),
 ]
 
 
