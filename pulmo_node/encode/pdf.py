@@ -122,7 +122,7 @@ def write_pdf(findings: Findings, records: Sequence[NoduleRecord], volume: Volum
 
 def _picture(picture: Image.Image, width: float) -> Picture:
     buffer = BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=1)
     buffer.seek(0)
     return Picture(buffer, width=width, height=width * picture.height / picture.width, hAlign="LEFT")
 

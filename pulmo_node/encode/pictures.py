@@ -124,7 +124,9 @@ def numbers(record: NoduleRecord, slice_number: int, slices: int) -> dict[str, s
     if record.laterality is not None:
         places.insert(0, f"{record.laterality} lung")
     if record.pleura_distance_mm is not None:
-        places.append(f"{record.pleura_distance_mm:.1f} mm from the pleura")
+        places.append(
+            f"{record.pleura_distance_mm:.1f} mm from the pleura" if record.pleura_distance_mm else "touches the pleura"
+        )
     return {
         "place": "\n".join(places),
         "size": f"{record.long_axis_mm:.1f} x {record.short_axis_mm:.1f} mm\n{record.volume_mm3:.0f} mm3",
@@ -176,8 +178,9 @@ def _draw_bars(draw: ImageDraw.ImageDraw, top: int, nodule: Nodule, scale: float
         draw.text((rating - 40, y), f"{concept.value:.1f}", fill=TEXT_RGB, font=font)
         draw.text((rating, y), meaning, fill=DIM_RGB, font=font)
         length = round(half * concept.contribution / scale)
-        colour = FOR_RGB if concept.contribution > 0 else AGAINST_RGB
+        colour = DIM_RGB
         if length:
+            colour = FOR_RGB if length > 0 else AGAINST_RGB
             draw.rectangle([zero + min(length, 0), y + 3, zero + max(length, 0), y + _LINE - 5], fill=colour)
         draw.text((number, y), f"{concept.contribution:+.2f}", fill=colour, font=font)
     draw.line([zero, top + _LINE, zero, top + (len(nodule.concepts) + 1) * _LINE - 2], fill=DIM_RGB)

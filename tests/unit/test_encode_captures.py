@@ -203,6 +203,11 @@ class TestWords:
         assert said["attenuation"] == "mean -123 HU\n-900 to 40 HU"
         assert said["malignancy"] == "55 %"
 
+    def test_a_nodule_at_the_pleura(self, volume: Volume) -> None:
+        findings = make_findings(volume, [replace(make_nodule(volume, (3, 10, 12)), pleura_distance_mm=0.0)])
+        (record,) = nodule_records(findings, make_context(volume))
+        assert numbers(record, 4, 12)["place"] == "slice 4 of 12\ntouches the pleura"
+
     def test_what_is_not_known_is_not_said(self, volume: Volume) -> None:
         findings = make_findings(volume, [make_nodule(volume, (3, 10, 12))])
         (record,) = nodule_records(findings, make_context(volume))
