@@ -19,6 +19,8 @@ from pulmo_node.reading.report import Report, Section
 
 Facts = tuple[tuple[str, str], ...]
 
+_CLASS_NAMES = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}  # younger than pydicom's dictionary
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -102,7 +104,7 @@ def _provenance(report: Report, algorithm: Algorithm | None) -> Iterator[tuple[s
         yield one.purpose or "Equipment", made
     counted = Counter((one.series_instance_uid, one.sop_class_uid) for one in report.evidence)
     for (series, sop_class), count in counted.items():
-        yield "Rests on", f"{count} x {UID(sop_class).name}, series {series}"
+        yield "Rests on", f"{count} x {_CLASS_NAMES.get(sop_class) or UID(sop_class).name}, series {series}"
     if report.library_images:
         yield "Image library", f"{report.library_images} images"
 
