@@ -10,8 +10,9 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
+from pulmo_node.assemble.files import READ_ERRORS
 from pulmo_node.errors import Permanent
-from pulmo_node.reading.report import UNREADABLE, Report, read_report
+from pulmo_node.reading.report import Report, read_report
 from pulmo_node.reading.segmentation import Segmentation, read_segmentation
 
 _HEADER = [
@@ -78,7 +79,7 @@ def _header(path: Path) -> Dataset:
     """A few elements of a file; an empty data set where it is no DICOM file."""
     try:
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
-    except UNREADABLE:
+    except READ_ERRORS:
         return Dataset()
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pulmo_node.assemble.files import READ_ERRORS
 from pulmo_node.errors import Permanent
 from pulmo_node.reading.layout import Block, Table
-from pulmo_node.reading.report import UNREADABLE, read_dataset
+from pulmo_node.reading.report import read_dataset
 
 _STYLE = """
 body{font:16px/1.4 sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222;background:#fff}
@@ -99,7 +100,7 @@ def _data_url(path: Path) -> str:
     try:
         pixels = np.asarray(dataset.pixel_array)
         image = Image.fromarray(pixels.astype(np.uint8))
-    except UNREADABLE as exc:
+    except READ_ERRORS as exc:
         raise Permanent(f"{path} holds a picture that cannot be decoded ({type(exc).__name__})") from exc
     buffer = BytesIO()
     image.save(buffer, format="PNG", optimize=True)

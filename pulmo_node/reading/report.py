@@ -13,6 +13,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes as dictionary
 from pydicom.sr.coding import Code
 
+from pulmo_node.assemble.files import READ_ERRORS
 from pulmo_node.errors import Permanent
 from pulmo_node.reading.groups import Group, read_group
 from pulmo_node.reading.items import children, is_named, name_of, text_of, time_text
@@ -20,18 +21,6 @@ from pulmo_node.reading.items import children, is_named, name_of, text_of, time_
 DCM = dictionary.DCM
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _IDENTIFYING = (DCM.SubjectName, DCM.SubjectID, DCM.SubjectBirthDate)
-
-UNREADABLE = (
-    OSError,
-    InvalidDicomError,
-    ValueError,
-    NotImplementedError,
-    AttributeError,
-    EOFError,
-    KeyError,
-    TypeError,
-)
-"""What pydicom raises on a file that is none, or a broken one; it has no base class of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +93,7 @@ def read_report(path: Path) -> Report:
         raise Permanent(f"{path} is no structured report: it has no content tree (0040,A730)")
     try:
         return _report(dataset)
-    except UNREADABLE as exc:
+    except READ_ERRORS as exc:
         raise Permanent(f"{path} holds a content item that cannot be read ({type(exc).__name__})") from exc
 
 
@@ -114,7 +103,7 @@ def read_dataset(path: Path) -> Dataset:
         dataset = pydicom.dcmread(path)
     except InvalidDicomError as exc:
         raise Permanent(f"{path} is no DICOM file") from exc
-    except UNREADABLE as exc:
+    except READ_ERRORS as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
         raise Permanent(f"{path} cannot be read: {reason}") from exc
     for tag in list(dataset.keys())[-1:]:  # pydicom reads a file that ends too early as if nothing were missing

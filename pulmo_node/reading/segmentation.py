@@ -9,9 +9,10 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 
+from pulmo_node.assemble.files import READ_ERRORS
 from pulmo_node.errors import Permanent
 from pulmo_node.reading.items import code_in
-from pulmo_node.reading.report import UNREADABLE, read_dataset
+from pulmo_node.reading.report import read_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def read_segmentation(path: Path) -> Segmentation:
             kind=str(dataset.get("SegmentationType", "")),
             segments=tuple(_segment(item, counts, voxel_mm3) for item in dataset.SegmentSequence),
         )
-    except UNREADABLE as exc:
+    except READ_ERRORS as exc:
         raise Permanent(f"{path} holds a segmentation that cannot be read ({type(exc).__name__})") from exc
 
 

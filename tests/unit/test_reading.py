@@ -288,6 +288,25 @@ def test_an_odd_group_spoils_nothing(
         assert "Group 1" in shown
 
 
+def test_a_spoiled_report_is_read_or_refused(volume: Volume, findings: Findings, tmp_path: Path) -> None:
+    """Bytes changed, removed and put in: what comes of it is a report or a `Permanent`, never another error."""
+    whole = encode_findings(findings, volume, make_context(volume))[0].content
+    path, refused = tmp_path / "spoiled.dcm", []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        spoiled = bytearray(whole)
+        for _ in range(random.choice((1, 3, 20))):
+            place, removed, added = (int(random.integers(high)) for high in (len(spoiled) - 132, 5, 5))
+            spoiled[132 + place : 132 + place + removed] = random.bytes(added)
+        path.write_bytes(spoiled)
+        try:
+            reading.page(reading.lay_out(reading.read_result(path, others=[]), patient=True))
+        except Permanent as refusal:
+            refused.append(str(refusal))
+    assert 0 < len(refused) < 60
+    assert all(str(path) in sentence for sentence in refused)
+
+
 def test_what_cannot_be_read_is_named(volume: Volume, findings: Findings, tmp_path: Path) -> None:
     sr, seg = encode_findings(findings, volume, make_context(volume))[:2]
     cases = {
