@@ -72,10 +72,23 @@ def test_a_ring_has_two_borders_of_four_corners() -> None:
     assert sorted(len(border) for border in outlines(ring)) == [5, 5]
 
 
-def test_states_show_what_report_and_segmentation_say(volume: Volume) -> None:
-    objects = _objects(volume, CENTRES)
-    assert [encoded.kind for encoded in objects] == ["sr", "seg", "gsps", "gsps", "gsps", "gsps"]
+@pytest.mark.parametrize("repair", ["none", "gap", "uneven", "tilt"])
+def test_states_show_what_report_and_segmentation_say(tmp_path: Path, repair: str) -> None:
+    """Also where the analysed volume is not the acquired one: with a slice filled in, resampled or resheared."""
+    datasets = chest_datasets((16, 40, 48))
+    for k, dataset in enumerate(datasets):
+        x, y, z = (float(value) for value in dataset.ImagePositionPatient)
+        if repair == "uneven" and k > 7:
+            dataset.ImagePositionPatient = [x, y, z + (k - 7) * 0.75]
+        if repair == "tilt":
+            dataset.ImagePositionPatient = [x, y + k * 0.6, z]
+    if repair == "gap":
+        del datasets[4]
+    volume = write_volume(datasets, tmp_path)
+    assert volume.native == (repair == "none")
+    objects = _objects(volume, CENTRES if volume.native else [(4, 12, 14), (9, 24, 30)])
     sr, seg, *states = (read_object(encoded) for encoded in objects)
+    assert [state.Modality for state in states] == ["PR"] * len(measurement_groups(sr))
     frames = seg.pixel_array
     for number, (state, group) in enumerate(zip(states, measurement_groups(sr), strict=True), start=1):
         assert state.SOPClassUID == GrayscaleSoftcopyPresentationStateStorage
