@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.viewer import tools
 
+_COLOURED = 12  # change of a canvas value, 0..255
 _LIMIT_SECONDS = 540  # below the limit of a test; a busy machine may need minutes
 
 
@@ -29,6 +30,18 @@ class Drive:
     def canvas(self, view: dict[str, Any]) -> npt.NDArray[np.float64]:
         """The bare canvas of a view, RGB 0..255, ``(rows, columns, 3)``."""
         return np.asarray(Image.open(self.folder / view["canvas"]).convert("RGB"), dtype=np.float64)
+
+    def overlay(self, view: dict[str, Any]) -> npt.NDArray[np.bool_]:
+        """Where the segments of nodules colour the canvas of a row's view, ``(rows, columns)``."""
+        change = np.abs(self.canvas(view) - self.canvas(view["without"])).max(axis=-1)
+        return np.asarray(change > _COLOURED)
+
+
+def patient_place(view: dict[str, Any], place: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """LPS mm of points of the canvas, ``(..., 2)`` as row and column, as OHIF maps them."""
+    origin, right, below = (np.array(corner) for corner in view["corners"])
+    across, down = (right - origin) / view["size"][0], (below - origin) / view["size"][1]
+    return np.asarray(origin + np.asarray(place) @ np.array([down, across]))
 
 
 def drive(url: str, folder: Path, only: Sequence[str] = ()) -> Drive:

@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 
 from tests.conftest import ROOT
 from tests.encode_factory import items_named, measurement_groups
-from tests.viewer.driver import Drive, drive
+from tests.viewer.driver import Drive, drive, patient_place
 from tests.viewer.stand import ViewerStand, missing
 from tests.viewer.study import ORIENTATIONS, SHAPE, SPACING_MM, STUDIES, KnownNodule, KnownStudy, make_study
 
@@ -121,12 +121,12 @@ def test_the_overlay_lies_on_the_nodule(shown: Shown) -> None:
     for nodule in shown.study.nodules:
         view = shown.segmentation["rows"][nodule.number - 1]
         coloured, bare = shown.drive.canvas(view), shown.drive.canvas(view["without"])
-        overlay = np.abs(coloured - bare).max(axis=-1) > 12
+        overlay = shown.drive.overlay(view)
         assert overlay.any(), f"nodule {nodule.number} is not coloured"
         middle = np.argwhere(overlay).mean(axis=0)
         expected, scale = _canvas_place(shown.study, nodule, overlay.shape)
         assert np.linalg.norm(middle - expected) <= scale, f"nodule {nodule.number}: {middle}, expected {expected}"
-        assert np.abs(_patient_place(view, middle) - nodule.centre_lps_mm).max() <= VOXEL_MM
+        assert np.abs(patient_place(view, middle) - nodule.centre_lps_mm).max() <= VOXEL_MM
         radius = nodule.diameter_mm / 2 / VOXEL_MM * scale
         assert _distance(overlay.shape, expected)[overlay].max() <= radius + 2 * scale, "coloured beside the nodule"
         bright = bare.mean(axis=-1) > NODULE_GREY
@@ -243,13 +243,6 @@ def _canvas_place(study: KnownStudy, nodule: KnownNodule, shape: tuple[int, ...]
     size = np.array([image.Rows, image.Columns])
     scale = float((np.array(shape) / size).min())
     return np.array(shape) / 2 + (index + 0.5 - size / 2) * scale, scale
-
-
-def _patient_place(view: dict[str, Any], place: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """LPS mm of a point of the canvas (row, column), as OHIF maps it."""
-    origin, right, below = (np.array(corner) for corner in view["corners"])
-    width, height = view["size"]
-    return np.asarray(origin + (right - origin) * place[1] / width + (below - origin) * place[0] / height)
 
 
 def _distance(shape: tuple[int, ...], place: npt.NDArray[Any]) -> npt.NDArray[Any]:
