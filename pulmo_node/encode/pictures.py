@@ -1,7 +1,7 @@
 """Results as pictures, for systems that show neither SR nor SEG: one of each nodule, and a page with all of them.
 
-Every number is that of the record, so of the report (`report.NoduleRecord`). No picture names the patient: that is left
-to the header of the object that carries it.
+Numbers are those of the report (`report.NoduleRecord`), with fewer digits. No picture names the patient: that is left to
+the header of the object that carries it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def summary_page(
 ) -> Image.Image:
     """One RGB page: the volume with the places of the nodules, a row for each of them, cautions, who made it."""
     planes = places_picture(records, volume)
-    notes = [line for text in page_notes(findings, volume, context) for line in _wrapped(text, 14)]
+    notes = [line for text in page_notes(findings, volume, context) for line in _wrapped(text)]
     top = _MARGIN + 2 * _LINE
     table = top + planes.height + _MARGIN
     foot = table + 2 * _LINE + len(records) * (_THUMBNAIL + 8)
@@ -147,7 +147,7 @@ def _nodule_picture(
     ]
     notes = [f"Caution: {ascii_text(caution_text(caution))}" for caution in nodule.cautions]
     notes.append(f"{_maker(findings)}. {RESEARCH_USE}")
-    notes = [line for note in notes for line in _wrapped(note, 14)]
+    notes = [line for note in notes for line in _wrapped(note)]
     top = VIEW_PIXELS + _MARGIN // 2
     bars = top + 4 * _LINE
     foot = bars + (len(nodule.concepts) + 1) * _LINE + _MARGIN // 2
@@ -212,9 +212,9 @@ def _maker(findings: Findings) -> str:
     return ascii_text(f"{info.name} {info.version}, weights {info.weights_name}") + f" ({info.weights_sha256[:12]})"
 
 
-def _wrapped(text: str, size: int) -> Iterator[str]:
+def _wrapped(text: str) -> Iterator[str]:
     """Lines of a text that fit into the page."""
-    font, line = _font(size), ""
+    font, line = _font(14), ""
     for word in text.split():
         longer = f"{line} {word}".strip()
         if line and font.getlength(longer) > WIDTH_PIXELS - 2 * _MARGIN:
