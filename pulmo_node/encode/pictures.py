@@ -1,7 +1,7 @@
 """Results as pictures, for systems that show neither SR nor SEG: one of each nodule, and a page with all of them.
 
-Numbers are those of the report (`report.NoduleRecord`), with fewer digits. No picture names the patient: that is left to
-the header of the object that carries it.
+Numbers are those of the report (`report.NoduleRecord`), with fewer digits. No picture names the patient: that is left
+to the header of the object that carries it.
 """
 
 from __future__ import annotations
