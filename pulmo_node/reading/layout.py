@@ -178,10 +178,8 @@ def _segment_text(group: Group, result: ReadResult) -> str:
         return f"{number}is not in {segmentation.kind} segmentation {reference.sop_instance_uid}"
     size = "" if segment.volume_mm3 is None else f", {segment.volume_mm3:.1f} mm3"
     odd = "" if segment.tracking_uid in ("", group.tracking_uid) else "; its tracking UID is ANOTHER one"
-    return (
-        f"{segment.number}, {segment.label!r} ({segmentation.kind}): {segment.voxels} voxels on {segment.images} images"
-        f"{size}{odd}"
-    )
+    on_images = f"{segment.voxels} voxels on {segment.images} image{'' if segment.images == 1 else 's'}"
+    return f"{segment.number}, {segment.label!r} ({segmentation.kind}): {on_images}{size}{odd}"
 
 
 def _measurements(group: Group) -> Table:

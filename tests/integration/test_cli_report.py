@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,22 +100,21 @@ def test_of_a_study_that_the_node_has_results_of(
     ]
     results, _ = FileOutbox(storage).put("key", items, "")
     clock = SystemClock()
+    received = StoredInstance(
+        study_instance_uid=study,
+        series_instance_uid=volume.series.series_instance_uid,
+        sop_instance_uid="1.2.3",
+        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        modality="CT",
+        calling_ae_title="SCANNER",
+        path="instances/1.dcm",
+        sha256="0" * 64,
+        size_bytes=1,
+        received_at=clock.now(),
+    )
     with SqlStore(f"sqlite:///{storage / 'pulmo.sqlite'}", clock) as store:
-        store.record_instance(
-            StoredInstance(
-                study_instance_uid=study,
-                series_instance_uid=volume.series.series_instance_uid,
-                sop_instance_uid="1.2.3",
-                sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
-                transfer_syntax_uid="1.2.840.10008.1.2.1",
-                modality="CT",
-                calling_ae_title="SCANNER",
-                path="instances/1.dcm",
-                sha256="0" * 64,
-                size_bytes=1,
-                received_at=clock.now(),
-            )
-        )
+        store.record_instance(received)
         detail = store.study(study)
         assert detail is not None
         store.complete_series(detail.series[0], [NewJob(pipeline="ct-nodules", destinations=())], None)
@@ -122,12 +122,15 @@ def test_of_a_study_that_the_node_has_results_of(
         job = store.claim_job("worker", now=clock.now(), lease_until=clock.now())
         assert job is not None
         store.job_rejected(job, "NO_LUNGS", "there are no lungs", results)
+        after = runner.invoke(app, ["report", study, "--config", str(config)])
+        store.record_instance(replace(received, sop_instance_uid="1.2.4"))
+        late = runner.invoke(app, ["report", study, "--config", str(config)])
     assert before.exit_code == 1
     assert "neither a file nor a study that the node has results of" in before.output
-    after = runner.invoke(app, ["report", study, "--config", str(config)])
     assert after.exit_code == 0, after.output
     assert "Nodule 1: malignancy 55 %" in after.output
     assert "voxels on 3 images" in after.output
+    assert late.exit_code == 1  # the series has another image by now, and no results of that revision
 
 
 def test_what_is_no_report_is_refused(objects: tuple[EncodedObject, ...], tmp_path: Path) -> None:
