@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pulmo_models.codes import RejectionCode
+from pulmo_models.ct.airways import large_airways
 from pulmo_models.ct.morphology import (
     box_around,
     close,
@@ -52,15 +53,16 @@ class LungRegion:
 
     mask: BoolArray  # (slices, rows, columns)
     search: BoolArray  # where a nodule may lie: the mask closed further, so that a mass on the pleura is inside
+    proper: BoolArray  # the lungs without trachea and main bronchi, each closed by itself
     left: BoolArray  # where the patient's left lung is, or is the nearer one
     box: tuple[slice, slice, slice]  # bounding box of the mask with a margin of 10 mm, cut at the border of the volume
     volume_ml: float
 
     def lungs(self) -> dict[Laterality, Mask]:
-        """The left and the right lung; one of them may be missing. Trachea and main bronchi belong to either."""
+        """The left and the right lung, without trachea and main bronchi; one of them may be missing."""
         sides: tuple[tuple[Laterality, BoolArray], ...] = (
-            ("left", self.mask & self.left),
-            ("right", self.mask & ~self.left),
+            ("left", self.proper & self.left),
+            ("right", self.proper & ~self.left),
         )
         return {side: tight_mask((0, 0, 0), part) for side, part in sides if part.any()}
 
@@ -88,10 +90,13 @@ def localise_lungs(volume: Volume) -> LungRegion:
         )
     search = dilate(close(coarse.lungs, coarse.spacing_mm, SEARCH_CLOSING_MM), coarse.spacing_mm, SEARCH_MARGIN_MM)
     leftward_mm = _leftward_mm(volume, coarse)
-    left = left_side(coarse.unclosed, coarse.spacing_mm, leftward_mm, float(leftward_mm[~coarse.air].mean()))
+    midline_mm = float(leftward_mm[coarse.hu >= AIR_BELOW_HU].mean())
+    left = left_side(coarse.unclosed, coarse.spacing_mm, leftward_mm, midline_mm)
+    airways = large_airways(coarse.hu, coarse.unclosed, left, leftward_mm, coarse.spacing_mm)
     return LungRegion(
         mask=mask,
         search=enlarge(fill_holes(search), coarse.factors, volume.hu.shape),
+        proper=enlarge(_proper(coarse, left, airways), coarse.factors, volume.hu.shape),
         left=enlarge(left, coarse.factors, volume.hu.shape),
         box=box_around(extent(mask), spacing, mask.shape, BOX_MARGIN_MM),
         volume_ml=lung_mm3 / 1e3,
@@ -114,7 +119,7 @@ class _Coarse:
 
     lungs: BoolArray
     unclosed: BoolArray  # without vessels and what lies on the pleura
-    air: BoolArray  # within and around the patient
+    hu: _FloatVolume
     spacing_mm: tuple[float, ...]
     factors: tuple[int, ...]  # how many voxels of the volume one of this grid has along each axis
 
@@ -127,7 +132,19 @@ def _coarse_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> _
     inside = air & ~_outside_air(coarse, air) & _enclosed(air, spacing)
     parts = _lung_like_parts(coarse, inside, float(np.prod(spacing)))
     lungs = fill_holes(close(parts, spacing, CLOSING_MM)) if parts.any() else parts
-    return _Coarse(lungs=lungs, unclosed=parts, air=air, spacing_mm=spacing, factors=factors)
+    return _Coarse(lungs=lungs, unclosed=parts, hu=coarse, spacing_mm=spacing, factors=factors)
+
+
+def _proper(coarse: _Coarse, left: BoolArray, airways: BoolArray) -> BoolArray:
+    """Each lung closed by itself, so that nothing between the two is taken in."""
+    proper = np.zeros_like(left)
+    for side in (left, ~left):
+        lung = coarse.unclosed & side & ~airways
+        if lung.any():
+            box = box_around(extent(lung), coarse.spacing_mm, lung.shape, 2 * CLOSING_MM)
+            closed = fill_holes(close(lung[box], coarse.spacing_mm, CLOSING_MM))
+            proper[box] |= closed & side[box] & ~airways[box]
+    return proper
 
 
 def _leftward_mm(volume: Volume, coarse: _Coarse) -> _FloatVolume:

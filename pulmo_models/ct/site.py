@@ -29,7 +29,7 @@ def pleura_distance_mm(nodule: Mask, region: LungRegion, spacing_mm: tuple[float
     is_left = laterality(nodule, region) == "left"
     for margin_mm in MARGINS_MM:
         box = box_around(nodule.slices, spacing_mm, region.mask.shape, margin_mm)
-        outside = ~(region.mask[box] & (region.left[box] == is_left))
+        outside = ~(region.proper[box] & (region.left[box] == is_left))
         if outside.any():
             # Voxels that touch are 0 apart: from the centre of one to the nearest centre of those around the other.
             distance = distance_mm(_with_neighbours(outside), spacing_mm)

@@ -57,7 +57,8 @@ def test_left_and_right_are_the_whole_and_do_not_overlap() -> None:
     lungs = region.lungs()
     left, right = (lungs[side].to_volume(SHAPE) for side in ("left", "right"))
     assert not (left & right).any()
-    np.testing.assert_array_equal(left | right, region.mask)
+    np.testing.assert_array_equal(left | right, region.proper)
+    assert (region.proper & region.mask).sum() > 0.99 * region.mask.sum()
 
 
 @pytest.mark.parametrize("overlap_mm", [0.0, 12.0, 20.0])
@@ -96,11 +97,30 @@ def test_what_nothing_sets_apart_is_parted_at_the_midline() -> None:
     assert left[..., 51:].all()
 
 
+@pytest.mark.parametrize("lumen_hu", [-1000.0, -930.0])
+def test_trachea_and_main_bronchi_belong_to_no_lung(lumen_hu: float) -> None:
+    """A trachea of 18 mm that leads into two bronchi, which open into the lungs."""
+    hu, lungs = thorax()
+    rows, columns = np.indices(SHAPE[1:])
+    trachea = np.zeros(SHAPE, dtype=bool)
+    trachea[38:] = (rows - 85) ** 2 + (columns - 100) ** 2 <= 4.5**2
+    bronchi = np.zeros(SHAPE, dtype=bool)
+    bronchi[35:38, 82:89, 88:112] = True
+    hu[trachea | (bronchi & ~lungs)] = lumen_hu
+    region = localise_lungs(make_volume(hu, SPACING))
+    assert region.mask[trachea].mean() > 0.9, "it is air within the chest all the same"
+    assert not region.proper[trachea].any()
+    assert region.proper[lungs].mean() > 0.97
+    assert share_left(region, lungs & (COLUMNS > 100)) > 0.99
+    assert share_left(region, lungs & (COLUMNS < 100)) < 0.01
+
+
 def region_of(mask: BoolArray, left: BoolArray | None = None) -> LungRegion:
     """Lungs as they are given; all of them left where nothing else is said."""
     return LungRegion(
         mask=mask,
         search=mask,
+        proper=mask,
         left=np.ones_like(mask) if left is None else left,
         box=(slice(None), slice(None), slice(None)),
         volume_ml=1000.0,
