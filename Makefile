@@ -1,5 +1,5 @@
-# Targets for people: install, install-train, demo, test, test-all, fuzz, benchmark, lint. Everything happens in .venv;
-# see README.md.
+# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, benchmark, benchmark-encoding, lint.
+# Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,9 +9,13 @@ OUT ?= demo-out
 FILES ?= 20000
 SEED ?= 1
 SERIES ?=
-DEBIAN_TEST_PACKAGES := orthanc dcmtk dicom3tools gcc libc6-dev
+VIEWER ?=
+DICOM ?=
+DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
+DEBIAN_TEST_PACKAGES := dcmtk dicom3tools $(DEBIAN_VIEWER_PACKAGES)
 
-.PHONY: install install-train install-dev debian-packages demo test test-all fuzz benchmark lint format clean
+.PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz benchmark \
+  benchmark-encoding lint format clean
 
 install: $(VENV)/.installed
 
@@ -36,15 +40,26 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 # What the tests use besides Python. Tests that need a program that is not installed skip and say so.
+# Node.js by its program: where it does not come from Debian, npm is in it, and Debian's npm would not go with it.
 debian-packages:
 	@missing=""; for p in $(DEBIAN_TEST_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	command -v npm >/dev/null || missing="$$missing nodejs npm"; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	else echo "not installed, tests that need them will skip:$$missing"; fi
 
-demo: install
-	$(BIN)/pulmo-node demo --out "$(OUT)" $(if $(CT),--ct "$(CT)")
+# OHIF and the driver of the browser, by npm, into a cache folder outside the repository.
+viewer-tools: install
+	@$(BIN)/python -m tests.viewer.tools >/dev/null || echo "the viewer tests will skip"
+
+demo: install $(if $(VIEWER),debian-packages)
+	$(if $(VIEWER),ohif=$$($(BIN)/python -m tests.viewer.tools) &&) \
+	  $(BIN)/pulmo-node demo --out "$(OUT)" $(if $(CT),--ct "$(CT)") $(if $(VIEWER),--viewer "$$ohif")
+
+# OHIF over phantoms with known results, or over a folder with CT, SR and SEG: make viewer DICOM=DIR
+viewer: install debian-packages
+	$(BIN)/python -m tests.viewer $(if $(DICOM),--dicom "$(DICOM)")
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -52,10 +67,10 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install-dev debian-packages lint
+test: install-dev debian-packages viewer-tools lint
 	$(BIN)/pytest -m "not slow and not gpu and not soak"
 
-test-all: install-dev debian-packages lint
+test-all: install-dev debian-packages viewer-tools lint
 	$(BIN)/pytest
 
 # 20,000 spoiled series through receive and assemble; a quarter of an hour on two free processors.
@@ -66,9 +81,13 @@ fuzz: install-dev
 benchmark: install-dev
 	$(BIN)/python benchmarks/assembly.py $(if $(SERIES),--series "$(SERIES)")
 
+# Time and size of the result objects of ten nodules in a series of 300 slices.
+benchmark-encoding: install-dev
+	$(BIN)/python -m benchmarks.encoding
+
 format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) build dist *.egg-info demo-out viewer-out

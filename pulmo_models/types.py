@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ CONCEPT_RANGES: Mapping[str, tuple[int, int]] = {
     "texture": (1, 5),
 }
 """Smallest and largest rating that the LIDC-IDRI protocol allows for each concept."""
+
+
+Laterality = Literal["left", "right"]  # the patient's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +231,10 @@ class Nodule:
     short_axis: Axis  # longest diameter perpendicular to it on the same slice
     volume_mm3: float
     mean_hu: float
+    min_hu: float
+    max_hu: float
+    laterality: Laterality | None = None  # of the lung that holds it; None where the lungs were not looked for
+    pleura_distance_mm: float | None = None  # from the mask to the surface of the lung; 0 where it touches
     cautions: tuple[Caution, ...] = ()  # on this nodule alone
 
     def top_concepts(self, count: int = 3) -> tuple[Concept, ...]:
@@ -272,6 +279,7 @@ class Findings:
     pipeline: PipelineInfo
     nodules: tuple[Nodule, ...] = ()
     class_scores: tuple[ClassScore, ...] = ()
+    lungs: Mapping[Laterality, Mask] = field(default_factory=dict)  # where the pipeline looked for them
     malignancy_bias: float = 0.0  # bias difference of the malignancy head: logit = sum of contributions + bias
     cautions: tuple[Caution, ...] = ()  # of the volume and of the analysis
     timings_seconds: Mapping[str, float] = field(default_factory=dict)

@@ -52,6 +52,18 @@ def stored_files(config: Config, series_instance_uid: str) -> tuple[tuple[Path, 
     return tuple(map(instances.absolute, own)), tuple(map(instances.absolute, study))
 
 
+def stored_results(config: Config, study_instance_uid: str) -> tuple[tuple[str, Path], ...]:
+    """Kind and file of each result object of a study that is in use; none where the node knows none.
+
+    Raises:
+        PulmoError: the database cannot be used.
+    """
+    instances = FileInstanceStore(config.storage)
+    with open_store(config) as store:
+        results = store.results(study_instance_uid)
+    return tuple((result.kind, instances.absolute(result.path)) for result in results)
+
+
 def build_sender(config: Config) -> DicomSender:
     """The DICOM storage SCU."""
     return DicomSender(config.node.ae_title, timeout_seconds=config.delivery.timeout_seconds)
@@ -67,7 +79,12 @@ def configure_logging(config: Config) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("pulmo_node").setLevel(config.log.level)
     logging.getLogger("pulmo_models").setLevel(config.log.level)
-    # pydicom quotes the values that it complains of, and they may be a patient's.
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Let pydicom say nothing of the values that it reads."""
+    # It quotes the values that it complains of, and they may be a patient's.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="pydicom")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from pulmo_node import cli_weights
+from pulmo_node import cli_report, cli_weights
 from pulmo_node import console as tables
 from pulmo_node.cli_common import ConfigOption, JsonOption, err, out, print_json, progress_bar, read_config
 from pulmo_node.config import Config, LogSection, default_path, load
@@ -37,6 +37,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(cli_weights.app, name="weights")
 app.add_typer(config_app, name="config")
+app.command()(cli_report.report)
 
 
 def main() -> None:
@@ -79,17 +80,19 @@ def analyze(
 ) -> None:
     """Analyse a folder without PACS and database; writes SR, SEG, findings.json and pictures."""
     from pulmo_node.app import build_analyser, configure_logging  # noqa: PLC0415
+    from pulmo_node.encode import ResultOptions  # noqa: PLC0415
     from pulmo_node.offline import analyse_folder  # noqa: PLC0415
 
     settings = read_config(config)
     configure_logging(settings)
     labels = _pipelines(settings, pipeline)
+    options = ResultOptions(**settings.results.options)
     with progress_bar() as (progress, task):
 
         def report(step: str, share: float) -> None:
             progress.update(task, description=step, completed=share)
 
-        run = analyse_folder(folder, out_folder, build_analyser(settings), labels, report)
+        run = analyse_folder(folder, out_folder, build_analyser(settings), labels, report, options=options)
     if as_json:
         print_json(run)
     else:
@@ -321,13 +324,17 @@ def demo(
         Path | None, typer.Option(help="Folder of DICOM files (default: a phantom with known nodules).")
     ] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the pictures and the page.")] = Path("demo-out"),
+    viewer: Annotated[
+        Path | None,
+        typer.Option(help="Folder of OHIF's distribution: keep the study open in it (make demo VIEWER=1 fetches it)."),
+    ] = None,
 ) -> None:
     """Start a PACS and a node on this machine, send a chest CT, wait for the results and show them."""
     from pulmo_node.app import configure_logging  # noqa: PLC0415
     from pulmo_node.demo import run_demo  # noqa: PLC0415
 
     configure_logging(Config(log=LogSection(level="WARNING")))
-    if not run_demo(ct, out_folder, out):
+    if not run_demo(ct, out_folder, out, ohif=viewer):
         raise typer.Exit(1)
 
 

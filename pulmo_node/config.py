@@ -113,11 +113,24 @@ class DeliverySection(_Retrying):
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsSection:
-    """Which reports are written besides those of findings."""
+    """Which objects are written, and in which form."""
 
     __pydantic_config__ = _STRICT
     report_rejected: bool = False
     report_failed: bool = False
+    negative_report: Literal["viewer_safe", "air"] = "viewer_safe"
+    segmentation: Literal["binary", "labelmap"] = "binary"
+    empty_frames: bool = False
+    lung_segments: bool = False
+    image_library: bool = False
+    key_images: bool = True
+    presentation_states: bool = False
+    pdf_report: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that decide about the bytes of the objects: the fields of `encode.ResultOptions`."""
+        return {key: value for key, value in asdict(self).items() if not key.startswith("report_")}
 
 
 @dataclass(frozen=True, kw_only=True)

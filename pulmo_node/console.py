@@ -44,6 +44,7 @@ def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
     table = Table(title="Nodules", caption="Research use only. Positions are LPS mm.")
     table.add_column("#", justify="right")
     table.add_column("position x, y, z (mm)")
+    table.add_column("lung")
     for heading in ("long axis (mm)", "volume (mm3)", "detection", "malignancy"):
         table.add_column(heading, justify="right")
     table.add_column("driven by (concept value: contribution)")
@@ -52,6 +53,7 @@ def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
         table.add_row(
             str(nodule["segment_number"]),
             ", ".join(f"{value:.1f}" for value in nodule["centre_lps_mm"]),
+            nodule.get("laterality") or "",
             f"{nodule['long_axis_mm']:.1f}",
             f"{nodule['volume_mm3']:.0f}",
             f"{nodule['detection_probability']:.2f}",

@@ -10,7 +10,7 @@ import html
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,7 +19,6 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
-from pydicom import dcmread
 from rich.console import Console
 
 from pulmo_models.mapping import mask_from_frames
@@ -32,6 +31,7 @@ from pulmo_node.deliver import DicomSender
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.domain.jobs import OPEN_STATES
 from pulmo_node.errors import Permanent
+from pulmo_node.ohif import OhifServer, wait_for_ctrl_c
 from pulmo_node.ports import StudyDetail
 from pulmo_node.synthetic import write_phantom_series
 from pulmo_node.testing import SmallPacs
@@ -51,26 +51,24 @@ class _Pacs:
     peer: Peer
     location: str
     server: orthanc.OrthancProcess | SmallPacs
+    viewer: OhifServer | None = None
 
-    def results(self, study_instance_uid: str) -> dict[str, bytes]:
-        """SR and SEG of a study, by SOP Instance UID."""
+    def objects(self, sop_instance_uids: Collection[str]) -> dict[str, bytes]:
+        """Those of the objects that it holds, by SOP Instance UID."""
         if isinstance(self.server, orthanc.OrthancProcess):
-            return self.server.instances(study_instance_uid)
-        found = {}
-        for stored in self.server.stored:
-            header = dcmread(stored.path, stop_before_pixels=True, specific_tags=["StudyInstanceUID", "Modality"])
-            if header.StudyInstanceUID == study_instance_uid and header.Modality in ("SR", "SEG"):
-                found[stored.sop_instance_uid] = stored.path.read_bytes()
-        return found
+            return self.server.objects(sop_instance_uids)
+        held = {stored.sop_instance_uid: stored.path for stored in self.server.stored}
+        return {uid: held[uid].read_bytes() for uid in sop_instance_uids if uid in held}
 
 
-def run_demo(ct: Path | None, out: Path, console: Console) -> bool:
+def run_demo(ct: Path | None, out: Path, console: Console, *, ohif: Path | None = None) -> bool:
     """Run the demo; True where every object that the node wrote came back and every planted nodule was found.
 
     Args:
         ct: folder of DICOM files; None for a phantom with nodules at known places.
         out: folder for the pictures, the objects and `index.html`; made where it does not exist.
         console: where the tables go.
+        ohif: folder of OHIF's distribution; the study then stays open in it until SIGINT or SIGTERM.
 
     Raises:
         PulmoError: the folder holds no CT, or a server cannot be started.
@@ -82,7 +80,7 @@ def run_demo(ct: Path | None, out: Path, console: Console) -> bool:
             ct = Path(scratch) / "ct"
             truth = _write_phantom(ct)
             console.print(f"made a phantom with {len(truth)} nodules")
-        with _pacs(Path(scratch) / "pacs", console) as pacs, Node(_config(Path(scratch), pacs.peer)) as node:
+        with _pacs(Path(scratch) / "pacs", console, ohif) as pacs, Node(_config(Path(scratch), pacs.peer)) as node:
             files = sorted(path for path in ct.rglob("*") if path.is_file())
             studies = _send(files, pacs, node, console)
             details = [_wait(node, uid, console) for uid in studies]
@@ -91,9 +89,12 @@ def run_demo(ct: Path | None, out: Path, console: Console) -> bool:
                 tables.print_events(console, detail)
                 complete &= _show(detail, pacs, ct, out, console)
             findings = [json.loads(job.findings) for detail in details for job in detail.jobs if job.findings]
-    if not findings:
-        console.print("[bold red]no series was analysed[/]")
-    return complete and bool(findings) and _all_found(truth, findings, console)
+            if not findings:
+                console.print("[bold red]no series was analysed[/]")
+            found = _all_found(truth, findings, console)
+            if pacs.viewer is not None:
+                _keep_open(pacs.viewer, studies, console)
+    return complete and bool(findings) and found
 
 
 def _write_phantom(folder: Path) -> list[Position]:
@@ -105,17 +106,33 @@ def _write_phantom(folder: Path) -> list[Position]:
 
 
 @contextmanager
-def _pacs(folder: Path, console: Console) -> Iterator[_Pacs]:
+def _pacs(folder: Path, console: Console, ohif: Path | None) -> Iterator[_Pacs]:
     missing = orthanc.available()
-    if missing is None:
+    if ohif is not None:
+        missing = missing or orthanc.dicomweb_available()
+        if missing is not None:
+            raise Permanent(f"the viewer needs Orthanc: {missing}")
+        server = orthanc.OrthancProcess(folder, ae_title=_PACS_AE_TITLE, dicomweb=True)
+        with server, OhifServer(ohif, server.http_port) as viewer:
+            yield _Pacs(peer=server.peer, location=server.location, server=server, viewer=viewer)
+    elif missing is None:
         with orthanc.OrthancProcess(folder, ae_title=_PACS_AE_TITLE) as server:
             console.print(f"started Orthanc at {server.url}")
             yield _Pacs(peer=server.peer, location=server.location, server=server)
-        return
-    console.print(f"{missing}; started the small test PACS instead")
-    with SmallPacs(folder, ae_title=_PACS_AE_TITLE) as small:
-        peer = Peer(name="pacs", ae_title=_PACS_AE_TITLE, host="127.0.0.1", port=small.port)
-        yield _Pacs(peer=peer, location=str(folder), server=small)
+    else:
+        console.print(f"{missing}; started the small test PACS instead")
+        with SmallPacs(folder, ae_title=_PACS_AE_TITLE) as small:
+            peer = Peer(name="pacs", ae_title=_PACS_AE_TITLE, host="127.0.0.1", port=small.port)
+            yield _Pacs(peer=peer, location=str(folder), server=small)
+
+
+def _keep_open(viewer: OhifServer, studies: Sequence[str], console: Console) -> None:
+    """Leave the studies in the viewer until the person has seen enough."""
+    for study_instance_uid in studies:
+        # Soft wrap: an address that is broken over two lines cannot be clicked.
+        console.print(f"open in a browser: {viewer.study_url(study_instance_uid)}", soft_wrap=True, highlight=False)
+    console.print("double-click SEG or SR at the left and answer Yes; Ctrl-C ends the demo", highlight=False)
+    wait_for_ctrl_c()
 
 
 def _config(scratch: Path, pacs: Peer) -> Config:
@@ -163,8 +180,8 @@ def _wait(node: Node, study_instance_uid: str, console: Console) -> StudyDetail:
 
 def _show(detail: StudyDetail, pacs: _Pacs, ct: Path, out: Path, console: Console) -> bool:
     """Print and draw what came back; True where that is everything that was written."""
-    came_back = pacs.results(detail.summary.study_instance_uid)
     expected = {delivery.result.sop_instance_uid: delivery.result for delivery in detail.deliveries}
+    came_back = pacs.objects(expected)
     missing = [result for uid, result in expected.items() if uid not in came_back]
     rows = []
     for uid, result in expected.items():

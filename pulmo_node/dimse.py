@@ -120,6 +120,7 @@ RESULT_SOP_CLASSES: tuple[UID, ...] = (
     UID("1.2.840.10008.5.1.4.1.1.66.7"),  # Label Map Segmentation Storage
     uid.SecondaryCaptureImageStorage,
     uid.GrayscaleSoftcopyPresentationStateStorage,
+    uid.EncapsulatedPDFStorage,
 )
 """What the node offers to a destination."""
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pulmo_models import registry
-from pulmo_models.types import Findings, Radiograph, Volume
+from pulmo_models.types import Volume
 from pulmo_node import assemble, encode
 from pulmo_node.analyse import Analyser
 from pulmo_node.errors import Permanent, PulmoError, Rejected
 
 Progress = Callable[[str, float], None]
 """Called with what is being done, and the share of it that is done, 0..1."""
+
+_KINDS = ("sr", "seg", "key-image", "gsps", "pdf")  # of the objects that `encode` makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +45,18 @@ class OfflineRun:
 
 
 def analyse_folder(
-    folder: Path, out: Path, analyser: Analyser, pipelines: Sequence[str], progress: Progress
+    folder: Path,
+    out: Path,
+    analyser: Analyser,
+    pipelines: Sequence[str],
+    progress: Progress,
+    *,
+    options: encode.ResultOptions,
 ) -> OfflineRun:
     """Analyse every series of a folder with every pipeline that takes it.
 
-    Writes ``sr.dcm``, ``seg.dcm`` (where there are nodules), ``findings.json`` and ``nodule-N.png`` into
+    Writes the result objects (``sr.dcm``, ``seg.dcm`` and what `options` ask for; of several of a kind
+    ``key-image-1.dcm`` and so on), ``findings.json`` and ``nodule-N.png`` into
     ``OUT/<series_instance_uid>/<pipeline>/``, and into OUT itself as well when there is exactly one result.
 
     Raises:
@@ -61,7 +73,7 @@ def analyse_folder(
                 continue
             try:
                 assemble.check_one_patient(found.of_study(series.description.study_instance_uid))
-                results.append(_analyse(series, label, out, analyser, progress))
+                results.append(_analyse(series, label, out, analyser, progress, options))
             except Rejected as exc:
                 results.append(_problem(series, label, str(exc), rejected=True))
             except PulmoError as exc:
@@ -84,7 +96,12 @@ def _problem(series: assemble.FoundSeries, label: str, reason: str, *, rejected:
 
 
 def _analyse(
-    series: assemble.FoundSeries, label: str, out: Path, analyser: Analyser, progress: Progress
+    series: assemble.FoundSeries,
+    label: str,
+    out: Path,
+    analyser: Analyser,
+    progress: Progress,
+    options: encode.ResultOptions,
 ) -> OfflineResult:
     progress("assemble", 0.0)
     image = assemble.assemble(series.paths, series.description)
@@ -97,11 +114,13 @@ def _analyse(
         pipeline=label,
         settings_sha256=analyser.settings_sha256(label),
         content_datetime=datetime.now(UTC),
+        options=options,
     )
     objects = encode.encode_findings(findings, image, context)
     plain = encode.findings_to_json(findings, image, context)
     target = out / uid / label
-    write_results(target, objects, plain, findings, image)
+    pictures = encode.render_nodules(findings, image, context) if isinstance(image, Volume) else ()
+    write_results(target, objects, plain, pictures)
     progress("encode", 1.0)
     return OfflineResult(series_instance_uid=uid, pipeline=label, folder=target, findings=plain, problem=None)
 
@@ -110,26 +129,36 @@ def write_results(
     target: Path,
     objects: Sequence[encode.EncodedObject],
     plain: dict[str, Any],
-    findings: Findings,
-    image: Volume | Radiograph,
+    pictures: Sequence[Image.Image],
 ) -> None:
     """Write the objects, findings.json and one picture per nodule. Raises `Permanent` where the disk refuses."""
     try:
         target.mkdir(parents=True, exist_ok=True)
         for stale in (*target.glob("nodule-*.png"), *target.glob("*.dcm")):
             stale.unlink()  # of an earlier run, which may have found more
-        for item in objects:
-            (target / f"{item.kind}.dcm").write_bytes(item.content)
+        for name, item in zip(file_names([item.kind for item in objects]), objects, strict=True):
+            (target / name).write_bytes(item.content)
         (target / "findings.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-        if isinstance(image, Volume):
-            for number, nodule in enumerate(findings.nodules, start=1):
-                encode.render_nodule(image, nodule).save(target / f"nodule-{number}.png")
+        for number, picture in enumerate(pictures, start=1):
+            picture.save(target / f"nodule-{number}.png")
     except OSError as exc:
         raise Permanent(f"{target}: {exc.strerror}") from exc
 
 
+def file_names(kinds: Sequence[str]) -> list[str]:
+    """A file name for each object by its kind: the only one of its kind bears it alone, others a number from 1."""
+    counts = Counter(kinds)
+    seen: Counter[str] = Counter()
+    names = []
+    for kind in kinds:
+        seen[kind] += 1
+        names.append(f"{kind}-{seen[kind]}.dcm" if counts[kind] > 1 else f"{kind}.dcm")
+    return names
+
+
 def _copy_up(source: Path, out: Path) -> None:
-    for stale in (*out.glob("nodule-*.png"), *(out / f"{kind}.dcm" for kind in ("sr", "seg"))):
-        stale.unlink(missing_ok=True)
+    patterns = ("nodule-*.png", *(f"{kind}{number}.dcm" for kind in _KINDS for number in ("", "-*")))
+    for stale in (path for pattern in patterns for path in out.glob(pattern)):
+        stale.unlink()
     for path in source.iterdir():
         (out / path.name).write_bytes(path.read_bytes())

@@ -15,7 +15,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ int bind(int descriptor, const struct sockaddr *address, socklen_t length)
 """
 
 _PLUGINS = Path("/usr/share/orthanc/plugins")
+_DICOMWEB_PLUGIN = "libOrthancDicomWeb.so"
 
 
 def available() -> str | None:
@@ -55,6 +56,13 @@ def available() -> str | None:
         return "Orthanc is not installed (Debian package orthanc)"
     if shutil.which("cc") is None:
         return "no C compiler to keep Orthanc on loopback (Debian packages gcc and libc6-dev)"
+    return None
+
+
+def dicomweb_available() -> str | None:
+    """None where Orthanc can speak DICOMweb, which a web viewer needs; otherwise what is missing."""
+    if not (_PLUGINS / _DICOMWEB_PLUGIN).exists():
+        return "Orthanc's DICOMweb plugin is not installed (Debian package orthanc-dicomweb)"
     return None
 
 
@@ -164,15 +172,13 @@ class OrthancProcess:
         found = json.loads(self._read(request))
         return [str(identifier) for identifier in found]
 
-    def instances(self, study_instance_uid: str, *, modalities: tuple[str, ...] = ("SR", "SEG")) -> dict[str, bytes]:
-        """Part 10 bytes by SOP Instance UID of a study's objects of those modalities."""
+    def objects(self, sop_instance_uids: Iterable[str]) -> dict[str, bytes]:
+        """Part 10 bytes of those of the objects that it holds, by SOP Instance UID."""
         found: dict[str, bytes] = {}
-        for modality in modalities:
-            query = {"StudyInstanceUID": study_instance_uid, "Modality": modality}
-            for identifier in self.find("Instance", query):
-                tags = self.get(f"/instances/{identifier}/simplified-tags")
+        for uid in sop_instance_uids:
+            for identifier in self.find("Instance", {"SOPInstanceUID": uid}):
                 request = urllib.request.Request(f"{self.url}/instances/{identifier}/file")  # noqa: S310
-                found[tags["SOPInstanceUID"]] = self._read(request)
+                found[uid] = self._read(request)
         return found
 
     @staticmethod
@@ -200,7 +206,7 @@ class OrthancProcess:
             "Plugins": [],
         }
         if self._dicomweb:
-            names = ("libOrthancDicomWeb.so", "libOrthancGdcm.so")
+            names = (_DICOMWEB_PLUGIN, "libOrthancGdcm.so")
             configuration["Plugins"] = [str(_PLUGINS / name) for name in names if (_PLUGINS / name).exists()]
             configuration["DicomWeb"] = {"Enable": True, "Root": "/dicom-web/", "EnableWado": True}
         return configuration | self._extra

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pulmo_node.domain.deliveries import Delivery, Peer, ResultObject
+from pulmo_node.domain.findings import Finding
 from pulmo_node.domain.jobs import Job, NewJob
 from pulmo_node.domain.series import InstanceOutcome, Series, StoredInstance
 
@@ -167,10 +168,19 @@ class JobStore(Protocol):
     def job_encoded(self, job: Job, results: Sequence[ResultObject], findings_json: str) -> None:
         """QUEUED -> ENCODED with one PENDING delivery per object and destination; DONE at once where there is none.
 
-        Deliveries that exist already (the job was requeued) are requeued instead of duplicated.
+        Deliveries that exist already (the job was requeued) are requeued instead of duplicated. The nodules of
+        findings.json become the findings of the job.
 
         Raises:
             StaleJob: superseded, cancelled or leased by another worker meanwhile.
+            Permanent: `findings_json` is none.
+        """
+        ...
+
+    def earlier_reports(self, job: Job) -> tuple[ResultObject, ...]:
+        """The reports on the same series by the same pipeline, oldest first, this job's own of earlier runs included.
+
+        Only those that were delivered; of a job without destinations, those in use.
         """
         ...
 
@@ -218,6 +228,14 @@ class AdminStore(Protocol):
 
     def study(self, study_instance_uid: str) -> StudyDetail | None:
         """Everything on one study."""
+        ...
+
+    def findings(self, job_id: int) -> tuple[Finding, ...]:
+        """The nodules of a job's latest results, in order of their segments."""
+        ...
+
+    def results(self, study_instance_uid: str) -> tuple[ResultObject, ...]:
+        """The result objects of a study that are in use: of the current revision of each series, latest analysis."""
         ...
 
     def requeue(

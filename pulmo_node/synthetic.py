@@ -15,7 +15,12 @@ _INTERCEPT = -1024
 
 
 def write_phantom_series(
-    folder: Path, hu: npt.NDArray[np.float32], affine: npt.NDArray[np.float64], *, name: str
+    folder: Path,
+    hu: npt.NDArray[np.float32],
+    affine: npt.NDArray[np.float64],
+    *,
+    name: str,
+    patient_position: str = "HFS",
 ) -> str:
     """Write an axial volume as one file per slice; returns the Study Instance UID.
 
@@ -24,6 +29,7 @@ def write_phantom_series(
         hu: ``(slices, rows, columns)`` in Hounsfield units.
         affine: 4 x 4, index ``(slice, row, column)`` to LPS mm, axes parallel to the patient's.
         name: which phantom it is; equal names give equal UIDs.
+        patient_position: how the patient lay (0018,5100); the affine says so already, and it is what places results.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -41,6 +47,7 @@ def write_phantom_series(
         image.SOPClassUID = CTImageStorage
         image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
         _describe(image, name)
+        image.PatientPosition = patient_position
         image.StudyInstanceUID = uid("study")
         image.SeriesInstanceUID = uid("series")
         image.FrameOfReferenceUID = uid("frame of reference")
@@ -73,7 +80,6 @@ def _describe(image: Dataset, name: str) -> None:
     image.SeriesNumber = 1
     image.AcquisitionNumber = 1
     image.BodyPartExamined = "CHEST"
-    image.PatientPosition = "HFS"
     image.PositionReferenceIndicator = ""
     image.KVP = "120"
     image.ConvolutionKernel = "SYNTHETIC"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from time import perf_counter
@@ -137,8 +137,12 @@ class Worker:
     def _results(self, job: Job) -> tuple[tuple[ResultObject, ...], str, Mapping[str, float]]:
         """Result objects of a job in the outbox, with findings.json and the seconds that each step took."""
         info = self._analyser.info(job.pipeline)
-        context = self._context(job)
-        key = context.uid("outbox", info.weights_sha256)
+
+        def key_of(context: encode.ResultContext) -> str:
+            return context.uid("outbox", info.weights_sha256)
+
+        context = self._context(job, key_of)
+        key = key_of(context)
         present = self._ports.outbox.get(key)
         if present is not None:
             return *present, {}
@@ -157,14 +161,30 @@ class Worker:
             stored = self._ports.outbox.put(key, items, json.dumps(plain))
         return *stored, timings
 
-    def _context(self, job: Job) -> encode.ResultContext:
-        return encode.ResultContext(
+    def _context(self, job: Job, key_of: Callable[[encode.ResultContext], str]) -> encode.ResultContext:
+        """The context of what a job makes; `key_of` gives its key in the outbox.
+
+        Its predecessor is the latest report on the series that is not this very result of an earlier run. So the same
+        series, weights and settings give the same UIDs again, and anything else names what it replaces.
+        """
+        context = encode.ResultContext(
             series_instance_uid=job.series_instance_uid,
             revision=job.revision,
             pipeline=job.pipeline,
             settings_sha256=self._analyser.settings_sha256(job.pipeline),
             content_datetime=self._ports.clock.now(),
+            options=encode.ResultOptions(**self._config.results.options),
         )
+        for report in self._ports.jobs.earlier_reports(job):
+            present = self._ports.outbox.get(key_of(context))
+            if present is None or report.sop_instance_uid not in {found.sop_instance_uid for found in present[0]}:
+                predecessor = encode.Predecessor(
+                    sop_class_uid=report.sop_class_uid,
+                    sop_instance_uid=report.sop_instance_uid,
+                    series_instance_uid=report.series_instance_uid,
+                )
+                context = replace(context, predecessors=(predecessor,))
+        return context
 
     def _attempt_failed(self, job: Job, error: PulmoError) -> None:
         decision = decide(self._config.analysis.retry, error, attempts=job.attempts + 1, now=self._ports.clock.now())
@@ -180,10 +200,14 @@ class Worker:
 
     def _report(self, job: Job, code: str, reason: str) -> Sequence[ResultObject]:
         """The report that says why there are no findings; none where even that cannot be written."""
-        context = self._context(job)
+
+        def key_of(context: encode.ResultContext) -> str:
+            return context.uid(f"outbox {code} {reason}", "")
+
         try:
+            context = self._context(job, key_of)
             report = encode.encode_rejection(self._paths(job.series_instance_uid), code, reason, context)
-            return self._ports.outbox.put(context.uid(f"outbox {code} {reason}", ""), [_item(report)], "")[0]
+            return self._ports.outbox.put(key_of(context), [_item(report)], "")[0]
         except PulmoError as exc:
             log.warning("job %d: no report of %s: %s", job.id, code, exc)
             return ()

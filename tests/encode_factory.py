@@ -26,7 +26,7 @@ from pulmo_models.types import (
     Volume,
 )
 from pulmo_node.assemble import assemble, describe
-from pulmo_node.encode import EncodedObject, ResultContext
+from pulmo_node.encode import EncodedObject, ResultContext, ResultOptions
 from tests.ct_factory import ct_datasets, write_datasets
 
 WEIGHTS = "ab" * 32
@@ -120,6 +120,8 @@ def make_nodule(
         short_axis=short_axis,
         volume_mm3=float(inside.sum() * steps.prod()),
         mean_hu=float(volume.hu[inside].mean()),
+        min_hu=float(volume.hu[inside].min()),
+        max_hu=float(volume.hu[inside].max()),
     )
 
 
@@ -130,6 +132,7 @@ def make_findings(volume: Volume, nodules: Sequence[Nodule] = (), cautions: tupl
 
 
 def make_context(volume: Volume, **changes: Any) -> ResultContext:
+    """A context without key images, unless `changes` say otherwise: pictures take longer than the rest of a test."""
     return context_of(volume.series.series_instance_uid, **changes)
 
 
@@ -140,6 +143,7 @@ def context_of(series_instance_uid: str, **changes: Any) -> ResultContext:
         "pipeline": "ct-nodules",
         "settings_sha256": "12" * 32,
         "content_datetime": CONTEXT_TIME,
+        "options": ResultOptions(key_images=False),
     }
     return ResultContext(**(values | changes))
 

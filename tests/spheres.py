@@ -131,6 +131,8 @@ def _nodule(volume: Volume, whole: npt.NDArray[np.bool_]) -> Nodule:
         short_axis=measures.short_axis,
         volume_mm3=measures.volume_mm3,
         mean_hu=measures.mean_hu,
+        min_hu=measures.min_hu,
+        max_hu=measures.max_hu,
         cautions=() if caution is None else (caution,),
     )
 

@@ -11,11 +11,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
 from pulmo_models.codes import RejectionCode
+from pulmo_models.ct.airways import large_airways
+from pulmo_models.ct.morphology import (
+    box_around,
+    close,
+    dilate,
+    enlarge,
+    extent,
+    fill_holes,
+    labels_of,
+    open_up,
+    tight_mask,
+)
+from pulmo_models.ct.sides import left_side
 from pulmo_models.pipeline import Rejection
-from pulmo_models.types import BoolArray, Volume
+from pulmo_models.types import BoolArray, Laterality, Mask, Volume
 
 WORKING_SPACING_MM = 2.0
 AIR_BELOW_HU = -320.0
@@ -41,8 +53,18 @@ class LungRegion:
 
     mask: BoolArray  # (slices, rows, columns)
     search: BoolArray  # where a nodule may lie: the mask closed further, so that a mass on the pleura is inside
+    proper: BoolArray  # the lungs without trachea and main bronchi, each closed by itself
+    left: BoolArray  # where the patient's left lung is, or is the nearer one
     box: tuple[slice, slice, slice]  # bounding box of the mask with a margin of 10 mm, cut at the border of the volume
     volume_ml: float
+
+    def lungs(self) -> dict[Laterality, Mask]:
+        """The left and the right lung, without trachea and main bronchi; one of them may be missing."""
+        sides: tuple[tuple[Laterality, BoolArray], ...] = (
+            ("left", self.proper & self.left),
+            ("right", self.proper & ~self.left),
+        )
+        return {side: tight_mask((0, 0, 0), part) for side, part in sides if part.any()}
 
 
 def localise_lungs(volume: Volume) -> LungRegion:
@@ -52,8 +74,8 @@ def localise_lungs(volume: Volume) -> LungRegion:
         Rejection: code ``NO_LUNGS``, where less than 0.3 litre (or more than 14 litres) looks like lung.
     """
     spacing = volume.spacing_mm
-    coarse, coarse_spacing, factors = _coarse_lungs(volume.hu, spacing)
-    mask = _enlarge(coarse, factors, volume.hu.shape)
+    coarse = _coarse_lungs(volume.hu, spacing)
+    mask = enlarge(coarse.lungs, coarse.factors, volume.hu.shape)
     lung_mm3 = float(mask.sum()) * float(np.prod(spacing))
     if lung_mm3 < SMALLEST_LUNGS_MM3:
         raise Rejection(
@@ -66,11 +88,17 @@ def localise_lungs(volume: Volume) -> LungRegion:
             RejectionCode.NO_LUNGS,
             f"{lung_mm3 / 1e6:.1f} litres of the volume look like lung, which no chest holds",
         )
-    search = dilate(_close(coarse, coarse_spacing, SEARCH_CLOSING_MM), coarse_spacing, SEARCH_MARGIN_MM)
+    search = dilate(close(coarse.lungs, coarse.spacing_mm, SEARCH_CLOSING_MM), coarse.spacing_mm, SEARCH_MARGIN_MM)
+    leftward_mm = _leftward_mm(volume, coarse)
+    midline_mm = float(leftward_mm[coarse.hu >= AIR_BELOW_HU].mean())
+    left = left_side(coarse.unclosed, coarse.spacing_mm, leftward_mm, midline_mm)
+    airways = large_airways(coarse.hu, coarse.unclosed, left, leftward_mm, coarse.spacing_mm)
     return LungRegion(
         mask=mask,
-        search=_enlarge(_fill_holes(search), factors, volume.hu.shape),
-        box=_bounding_box(mask, spacing),
+        search=enlarge(fill_holes(search), coarse.factors, volume.hu.shape),
+        proper=enlarge(_proper(coarse, left, airways), coarse.factors, volume.hu.shape),
+        left=enlarge(left, coarse.factors, volume.hu.shape),
+        box=box_around(extent(mask), spacing, mask.shape, BOX_MARGIN_MM),
         volume_ml=lung_mm3 / 1e3,
     )
 
@@ -81,23 +109,49 @@ def segment_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> B
     ``hu`` is float32 in Hounsfield units, ``spacing_mm`` along (slice, row, column). Padding outside the field of view
     (-2000, -3024) counts as air. Trachea and main bronchi may be included.
     """
-    coarse, _, factors = _coarse_lungs(hu, spacing_mm)
-    return _enlarge(coarse, factors, hu.shape)
+    coarse = _coarse_lungs(hu, spacing_mm)
+    return enlarge(coarse.lungs, coarse.factors, hu.shape)
 
 
-def _coarse_lungs(
-    hu: _FloatVolume, spacing_mm: tuple[float, float, float]
-) -> tuple[BoolArray, tuple[float, ...], tuple[int, ...]]:
-    """The lungs on the working grid, the spacing of that grid, and how many voxels of the volume one of its has."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Coarse:
+    """The lungs on the working grid."""
+
+    lungs: BoolArray
+    unclosed: BoolArray  # without vessels and what lies on the pleura
+    hu: _FloatVolume
+    spacing_mm: tuple[float, ...]
+    factors: tuple[int, ...]  # how many voxels of the volume one of this grid has along each axis
+
+
+def _coarse_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> _Coarse:
     factors = tuple(max(1, round(WORKING_SPACING_MM / step)) for step in spacing_mm)
     spacing = tuple(step * factor for step, factor in zip(spacing_mm, factors, strict=True))
     coarse = _block_mean(hu, factors)
     air = coarse < AIR_BELOW_HU
     inside = air & ~_outside_air(coarse, air) & _enclosed(air, spacing)
-    lungs = _lung_like_parts(coarse, inside, float(np.prod(spacing)))
-    if lungs.any():
-        lungs = _fill_holes(_close(lungs, spacing, CLOSING_MM))
-    return lungs, spacing, factors
+    parts = _lung_like_parts(coarse, inside, float(np.prod(spacing)))
+    lungs = fill_holes(close(parts, spacing, CLOSING_MM)) if parts.any() else parts
+    return _Coarse(lungs=lungs, unclosed=parts, hu=coarse, spacing_mm=spacing, factors=factors)
+
+
+def _proper(coarse: _Coarse, left: BoolArray, airways: BoolArray) -> BoolArray:
+    """Each lung closed by itself, so that nothing between the two is taken in."""
+    proper = np.zeros_like(left)
+    for side in (left, ~left):
+        lung = coarse.unclosed & side & ~airways
+        if lung.any():
+            box = box_around(extent(lung), coarse.spacing_mm, lung.shape, 2 * CLOSING_MM)
+            closed = fill_holes(close(lung[box], coarse.spacing_mm, CLOSING_MM))
+            proper[box] |= closed & side[box] & ~airways[box]
+    return proper
+
+
+def _leftward_mm(volume: Volume, coarse: _Coarse) -> _FloatVolume:
+    """Position of the voxels of the working grid along the patient's right-to-left axis (x of LPS)."""
+    steps = volume.affine[0, :3] * coarse.factors
+    z, y, x = np.ogrid[tuple(slice(size) for size in coarse.lungs.shape)]
+    return (volume.affine[0, 3] + z * steps[0] + y * steps[1] + x * steps[2]).astype(np.float32)
 
 
 def _block_mean(hu: _FloatVolume, factors: tuple[int, ...]) -> _FloatVolume:
@@ -124,7 +178,7 @@ def _outside_air(coarse: _FloatVolume, air: BoolArray) -> BoolArray:
     """
     outside = np.zeros_like(air)
     for z, layer in enumerate(air):
-        labels = _labels(layer)
+        labels = labels_of(layer)
         border = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
         for label in np.unique(border[border > 0]):
             part = labels == label
@@ -138,7 +192,7 @@ def _enclosed(air: BoolArray, spacing_mm: tuple[float, ...]) -> BoolArray:
 
     It leaves out the table, foam and blankets, and keeps a lung that the edge of a small field of view cuts open.
     """
-    labels = _labels(_open(~air, spacing_mm, TABLE_OPENING_MM))
+    labels = labels_of(open_up(~air, spacing_mm, TABLE_OPENING_MM))
     sizes = np.bincount(labels.ravel())
     if sizes.size < 2:
         return np.zeros_like(air)
@@ -156,7 +210,7 @@ def _lung_like_parts(coarse: _FloatVolume, inside: BoolArray, voxel_mm3: float) 
     Bowel gas is blurred by its surroundings to the density of lung where there is little of it, hence the size in
     relation to the largest part.
     """
-    labels = _labels(inside)
+    labels = labels_of(inside)
     sizes = np.bincount(labels.ravel())
     lung_like = (coarse > LUNG_LIKE_HU[0]) & (coarse < LUNG_LIKE_HU[1])
     similar = np.bincount(labels.ravel(), weights=lung_like.ravel(), minlength=sizes.size)
@@ -164,64 +218,3 @@ def _lung_like_parts(coarse: _FloatVolume, inside: BoolArray, voxel_mm3: float) 
     keep[0] = False
     keep &= sizes >= SMALLEST_PART_SHARE * np.max(sizes, initial=0, where=keep)
     return keep[labels]
-
-
-def _labels(mask: BoolArray) -> npt.NDArray[np.int64]:
-    image = sitk.GetImageFromArray(mask.astype(np.uint8))
-    return sitk.GetArrayFromImage(sitk.ConnectedComponent(image)).astype(np.int64)
-
-
-def _distance_mm(mask: BoolArray, spacing_mm: tuple[float, ...]) -> _FloatVolume:
-    """Distance of each voxel to the mask: 0 inside."""
-    image = sitk.GetImageFromArray(mask.astype(np.uint8))
-    image.SetSpacing(spacing_mm[::-1])
-    distance = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
-    outside: _FloatVolume = np.maximum(sitk.GetArrayFromImage(distance), 0.0)
-    return outside
-
-
-def dilate(mask: BoolArray, spacing_mm: tuple[float, ...], radius_mm: float) -> BoolArray:
-    """The mask and everything within ``radius_mm`` of it, measured between voxel centres."""
-    return _distance_mm(mask, spacing_mm) <= radius_mm if mask.any() else mask.copy()
-
-
-def _erode(mask: BoolArray, spacing_mm: tuple[float, ...], radius_mm: float) -> BoolArray:
-    return ~dilate(~mask, spacing_mm, radius_mm)
-
-
-def _close(mask: BoolArray, spacing_mm: tuple[float, ...], radius_mm: float) -> BoolArray:
-    return _erode(dilate(mask, spacing_mm, radius_mm), spacing_mm, radius_mm) | mask
-
-
-def _open(mask: BoolArray, spacing_mm: tuple[float, ...], radius_mm: float) -> BoolArray:
-    return dilate(_erode(mask, spacing_mm, radius_mm), spacing_mm, radius_mm) & mask
-
-
-def _fill_holes(mask: BoolArray) -> BoolArray:
-    """Fill what the lungs enclose in three dimensions: a mass in the middle of a lobe."""
-    filled = sitk.BinaryFillhole(sitk.GetImageFromArray(mask.astype(np.uint8)))
-    return sitk.GetArrayFromImage(filled).astype(bool)
-
-
-def _enlarge(mask: BoolArray, factors: tuple[int, ...], shape: tuple[int, ...]) -> BoolArray:
-    for axis, (factor, size) in enumerate(zip(factors, shape, strict=True)):
-        mask = np.repeat(mask, factor, axis=axis).take(range(size), axis=axis)
-    return mask
-
-
-def _extent(mask: BoolArray) -> tuple[slice, ...]:
-    """Smallest box around the True voxels of a mask that is not empty."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        hits = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return tuple(box)
-
-
-def _bounding_box(mask: BoolArray, spacing_mm: tuple[float, ...]) -> tuple[slice, slice, slice]:
-    box = []
-    for found, step, size in zip(_extent(mask), spacing_mm, mask.shape, strict=True):
-        margin = int(np.ceil(BOX_MARGIN_MM / step))
-        box.append(slice(max(0, found.start - margin), min(size, found.stop + margin)))
-    return box[0], box[1], box[2]

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
+from pulmo_models.ct.morphology import labels_of, tight_mask
 from pulmo_models.geometry import crop
 from pulmo_models.types import BoolArray, Mask
 
@@ -46,7 +46,7 @@ class MaskWalk:
         _, y, x = self.centre
         low, high = min(self.layers), max(self.layers)
         stack = np.stack([self.layers[k] for k in range(low, high + 1)])
-        return _tight((low, y - CENTRE, x - CENTRE), stack)
+        return tight_mask((low, y - CENTRE, x - CENTRE), stack)
 
 
 def start_walk(
@@ -93,8 +93,8 @@ def grow_from_hu(hu: _FloatVolume, spacing_mm: tuple[float, float, float], centr
     near = np.where(distance_mm <= GROW_SEED_MM, box, -np.inf)
     seed = np.unravel_index(int(np.argmax(near)), near.shape)
     threshold = min((float(box[seed]) + LUNG_HU) / 2, float(box[seed]))
-    labels = _labels((box >= threshold) & (distance_mm <= GROW_RADIUS_MM))
-    return _tight((origin[0], origin[1], origin[2]), labels == labels[seed])
+    labels = labels_of((box >= threshold) & (distance_mm <= GROW_RADIUS_MM))
+    return tight_mask((origin[0], origin[1], origin[2]), labels == labels[seed])
 
 
 def overlap_share(a: Mask, b: Mask) -> float:
@@ -126,25 +126,11 @@ def _part_nearest_to_centre(outline: BoolArray, spacing_mm: Sequence[float]) -> 
     nearest = int(np.argmin(distances_mm))
     if distances_mm[nearest] > NEAREST_PART_MM:
         return None
-    labels = _labels(outline)
+    labels = labels_of(outline)
     return labels == labels[rows[nearest], columns[nearest]]
 
 
 def _parts_touching(outline: BoolArray, previous: BoolArray) -> BoolArray:
-    labels = _labels(outline)
+    labels = labels_of(outline)
     touching = np.unique(labels[previous & outline])
     return np.isin(labels, touching) & outline
-
-
-def _labels(mask: BoolArray) -> npt.NDArray[np.int64]:
-    image = sitk.GetImageFromArray(mask.astype(np.uint8))
-    return sitk.GetArrayFromImage(sitk.ConnectedComponent(image)).astype(np.int64)
-
-
-def _tight(origin: Index, voxels: BoolArray) -> Mask:
-    """A mask cut to the box of its True voxels."""
-    low = np.argwhere(voxels).min(axis=0)
-    high = np.argwhere(voxels).max(axis=0) + 1
-    cut = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    z, y, x = (int(o + a) for o, a in zip(origin, low, strict=True))
-    return Mask(origin=(z, y, x), voxels=voxels[cut].copy())

@@ -33,18 +33,23 @@ class Measures:
     short_axis: Axis
     volume_mm3: float
     mean_hu: float
+    min_hu: float
+    max_hu: float
 
 
 def measure(volume: Volume, mask: Mask) -> Measures:
     """All measures of a mask on the grid of its volume."""
     long_axis, short_axis = measure_axes(mask, volume.spacing_mm)
+    hu = volume.hu[mask.slices][mask.voxels]
     centroid = np.argwhere(mask.voxels).mean(axis=0) + mask.origin
     return Measures(
         centre_lps_mm=index_to_lps(volume.affine, centroid),
         long_axis=long_axis,
         short_axis=short_axis,
         volume_mm3=float(mask.voxels.sum()) * abs(float(np.linalg.det(volume.affine[:3, :3]))),
-        mean_hu=float(volume.hu[mask.slices][mask.voxels].mean(dtype=np.float64)),
+        mean_hu=float(hu.mean(dtype=np.float64)),
+        min_hu=float(hu.min()),
+        max_hu=float(hu.max()),
     )
 
 

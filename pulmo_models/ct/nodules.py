@@ -2,9 +2,10 @@
 
 Input: a :class:`Volume`. Output: :class:`Findings`, nodules by malignancy probability, highest first. The networks see
 the volume upright (:mod:`pulmo_models.orientation`); what is reported lies on its own grid. The protocol ``published``
-leaves out the lungs, that turn and all else that the published inference does not have. Errors: :class:`Rejection`
-``NO_LUNGS`` (protocol ``tuned`` only), :class:`DeviceOutOfMemory`; when it is built also :class:`WeightsMissing`,
-:class:`WeightsCorrupt`, :class:`DeviceUnavailable` and ``ValueError`` for settings.
+leaves out that turn and all else that the published inference does not have; the lungs then only tell in which of them
+a nodule lies, and how deep. Errors: :class:`Rejection` ``NO_LUNGS`` (protocol ``tuned`` only),
+:class:`DeviceOutOfMemory`; when it is built also :class:`WeightsMissing`, :class:`WeightsCorrupt`,
+:class:`DeviceUnavailable` and ``ValueError`` for settings.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from pulmo_models.ct.characterise import (
     characterise,
 )
 from pulmo_models.ct.device import Precision, Runner, resolve_device
-from pulmo_models.ct.lungs import localise_lungs
+from pulmo_models.ct.lungs import LungRegion, localise_lungs
 from pulmo_models.ct.measure import measure
 from pulmo_models.ct.scope import partial_lungs, touches_interpolated
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.ct.site import laterality, pleura_distance_mm
 from pulmo_models.ct.views import ONE_VIEW, VIEWS
 from pulmo_models.orientation import Turn, no_turn, upright
-from pulmo_models.pipeline import ProgressCallback, no_progress
+from pulmo_models.pipeline import ProgressCallback, Rejection, no_progress
 from pulmo_models.types import AlgorithmStage, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
 from pulmo_models.weights import OperatingPoint, WeightSet, load_set
 
@@ -97,14 +99,14 @@ class NodulePipeline:
         characteriser = Runner(self._stage2, self._device, "fp32")
         timings: dict[str, float] = {}
         cautions = list(image.cautions)
-        search = None
         turn = no_turn(image.hu.shape) if self._published else upright(image.affine, image.hu.shape)
         hu, spacing_mm = turn.array(image.hu), turn.spacing_mm(image.spacing_mm)
-        if not self._published:
-            with _step("lungs", timings, progress):
-                lungs = localise_lungs(image)
-                search = turn.array(lungs.search)
-                cautions += _known(partial_lungs(image, lungs.mask))
+        with _step("lungs", timings, progress):
+            region = self._lungs(image)
+        search = None
+        if region is not None and not self._published:
+            search = turn.array(region.search)
+            cautions += _known(partial_lungs(image, region.mask))
         with _step("stage1", timings, progress):
             share = partial(progress, "stage1")
             candidates = find_candidates(hu, spacing_mm, detector, self._candidates, search, share)
@@ -114,19 +116,30 @@ class NodulePipeline:
             found = characterise(hu, spacing_mm, candidates, characteriser, self._head, settings, share)
         with _step("measure", timings, progress):
             reported = found if self._published else found[:MAX_NODULES]
-            nodules = sorted((_nodule(image, turn, f) for f in reported), key=lambda n: -n.malignancy_probability)
+            measured = (_nodule(image, turn, region, finding) for finding in reported)
+            nodules = sorted(measured, key=lambda nodule: -nodule.malignancy_probability)
         cautions += [*detector.cautions, *characteriser.cautions, *_known(_too_many(len(found), len(reported)))]
         return Findings(
             pipeline=self._info,
             nodules=tuple(nodules),
+            lungs={} if region is None else region.lungs(),
             malignancy_bias=self._head.bias,
             cautions=tuple(cautions),
             timings_seconds=timings,
             device="+".join(dict.fromkeys((detector.device.type, characteriser.device.type))),
         )
 
+    def _lungs(self, volume: Volume) -> LungRegion | None:
+        """The lungs; None where the published inference goes on without: it needs them for the sites alone."""
+        try:
+            return localise_lungs(volume)
+        except Rejection:
+            if self._published:
+                return None
+            raise
 
-def _nodule(volume: Volume, turn: Turn, found: CharacterisedCandidate) -> Nodule:
+
+def _nodule(volume: Volume, turn: Turn, region: LungRegion | None, found: CharacterisedCandidate) -> Nodule:
     """The nodule on the grid of the volume, where it is measured."""
     mask = turn.mask_back(found.mask)
     measures = measure(volume, mask)
@@ -142,6 +155,10 @@ def _nodule(volume: Volume, turn: Turn, found: CharacterisedCandidate) -> Nodule
         short_axis=measures.short_axis,
         volume_mm3=measures.volume_mm3,
         mean_hu=measures.mean_hu,
+        min_hu=measures.min_hu,
+        max_hu=measures.max_hu,
+        laterality=None if region is None else laterality(mask, region),
+        pleura_distance_mm=None if region is None else pleura_distance_mm(mask, region, volume.spacing_mm),
         cautions=_known(touches_interpolated(volume, mask)),
     )
 

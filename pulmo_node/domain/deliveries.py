@@ -60,11 +60,15 @@ class Peer:
     port: int
 
 
+REPORT_KIND = "sr"
+"""Kind of the report of a job: of its findings, or of why there are none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResultObject:
     """An encoded object in the outbox."""
 
-    kind: str  # "sr", "seg", "report"
+    kind: str  # "sr", "seg", "key-image", "gsps", "pdf"
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str  # of the object's own series

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import highdicom as hd
 from pydicom.sr.coding import Code
 
+from pulmo_models.types import Laterality
+
 PRIVATE_SCHEME = "99PULMO"
 LIDC_SCHEME = "99LIDCQIICR"
 
@@ -43,6 +45,8 @@ NONE_SUCCEEDED = Code("111245", "DCM", "No algorithms succeeded; without finding
 MORPHOLOGICALLY_ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 NODULE = Code("27925004", "SCT", "Nodule")
 LUNG = Code("39607008", "SCT", "Lung")
+SIDES: Mapping[Laterality, Code] = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
+ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
 
 # Measurements and their units (UCUM). OHIF compares the meanings "Long Axis" and "Short Axis" literally, while the
 # dictionary says "Long axis" and "Short axis".
@@ -51,6 +55,8 @@ SHORT_AXIS = Code("103340004", "SCT", "Short Axis")
 VOLUME = Code("118565006", "SCT", "Volume")
 ATTENUATION = Code("112031", "DCM", "Attenuation Coefficient")
 MEAN = Code("373098007", "SCT", "Mean")
+MINIMUM = Code("255605001", "SCT", "Minimum")
+MAXIMUM = Code("56851009", "SCT", "Maximum")
 PROBABILITY_OF_CANCER = Code("111047", "DCM", "Probability of cancer")
 MILLIMETRE = Code("mm", "UCUM", "mm")
 CUBIC_MILLIMETRE = Code("mm3", "UCUM", "cubic millimeter")
@@ -65,6 +71,7 @@ PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
 # Private scheme 99PULMO
 CANDIDATE_SCORE = Code("100", PRIVATE_SCHEME, "Nodule candidate score")
 DETECTION_PROBABILITY = Code("101", PRIVATE_SCHEME, "Nodule detection probability")
+DISTANCE_TO_PLEURA = Code("102", PRIVATE_SCHEME, "Distance to pleura")  # (121244, DCM) is to the chest wall alone
 MALIGNANCY_BIAS = Code("110", PRIVATE_SCHEME, "Malignancy logit bias")
 CONTRIBUTIONS: Mapping[str, Code] = {
     "subtlety": Code("111", PRIVATE_SCHEME, "Contribution of subtlety to malignancy logit"),

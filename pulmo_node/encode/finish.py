@@ -62,7 +62,8 @@ def _stamp(built: hd.base.SOPClass, header: Dataset, context: ResultContext) -> 
     if offset is not None:  # (0008,0201) says how to read all times of an object, the copied study time too
         when = when.astimezone(offset)
         built.TimezoneOffsetFromUTC = f"{when:%z}"
-    for stem in ("InstanceCreation", "Content", "Series"):
+    stems = ("InstanceCreation", "Series", "PresentationCreation" if "PresentationCreationDate" in built else "Content")
+    for stem in stems:
         setattr(built, f"{stem}Date", f"{when:%Y%m%d}")
         setattr(built, f"{stem}Time", f"{when:%H%M%S}")
     for item in built.ContributingEquipmentSequence:

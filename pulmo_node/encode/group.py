@@ -30,6 +30,7 @@ def measurement_group(
     Raises:
         Permanent: an axis does not lie on a slice of the volume.
     """
+    side = None if record.laterality is None else codes.SIDES[record.laterality]
     shown = [mask.frame for mask in mask_on_frames(volume, nodule.mask)]  # where the segmentation shows it too
     long_axis, short_axis = (axis_line(axis, volume, shown) for axis in (nodule.long_axis, nodule.short_axis))
     group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
@@ -42,9 +43,9 @@ def measurement_group(
         ),
         finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
         finding_type=codes.NODULE,
-        finding_sites=[sr.FindingSite(codes.LUNG)],
+        finding_sites=[sr.FindingSite(codes.LUNG, laterality=side)],
         algorithm_id=algorithm_identification(equipment),
-        measurements=_measurements(record, bias),
+        measurements=_measurements(record, bias, equipment),
         qualitative_evaluations=[
             sr.QualitativeEvaluation(codes.CONCEPTS[concept.name], codes.RATINGS[concept.name][concept.rating])
             for concept in nodule.concepts
@@ -95,23 +96,46 @@ def axis_line(axis: Axis, volume: Volume, among: Collection[int] | None = None) 
     )
 
 
-def _measurements(record: NoduleRecord, bias: float) -> list[sr.Measurement]:
-    """Every number of the record; the axes first, because the viewer looks for coordinates in the first number."""
+def _measurements(record: NoduleRecord, bias: float, equipment: Equipment) -> list[sr.Measurement]:
+    """Every number of the record.
 
-    def number(name: Code, value: float, unit: Code, derivation: Code | None = None) -> sr.Measurement:
-        return sr.Measurement(name, value, unit, derivation=derivation)
+    The axes come first, because the viewer looks for coordinates in the first number; then what it should write beside
+    the line, where it has room for a few. What a network of the pipeline yields names that network (TID 4019): the
+    first one proposes, the last one characterises. All else is measured on the mask, by the algorithm of the group.
+    """
+    proposal, characterisation = (
+        (_stage_identification(equipment.stages[place]) if equipment.stages else None) for place in (0, -1)
+    )
+
+    def length(name: Code, value: float) -> sr.Measurement:
+        return sr.Measurement(name, value, codes.MILLIMETRE)
+
+    def attenuation(value: float, derivation: Code) -> sr.Measurement:
+        return sr.Measurement(codes.ATTENUATION, value, codes.HOUNSFIELD_UNIT, derivation=derivation)
+
+    def characterised(name: Code, value: float, unit: Code = codes.NO_UNITS) -> sr.Measurement:
+        return sr.Measurement(name, value, unit, algorithm_id=characterisation)
 
     found = [
-        number(codes.LONG_AXIS, record.long_axis_mm, codes.MILLIMETRE),
-        number(codes.SHORT_AXIS, record.short_axis_mm, codes.MILLIMETRE),
-        number(codes.VOLUME, record.volume_mm3, codes.CUBIC_MILLIMETRE),
-        number(codes.ATTENUATION, record.mean_hu, codes.HOUNSFIELD_UNIT, codes.MEAN),
-        number(codes.PROBABILITY_OF_CANCER, percent(record.malignancy_probability), codes.PERCENT),
-        number(codes.DETECTION_PROBABILITY, percent(record.detection_probability), codes.PERCENT),
-        number(codes.CANDIDATE_SCORE, record.candidate_score, codes.NO_UNITS),
+        length(codes.LONG_AXIS, record.long_axis_mm),
+        length(codes.SHORT_AXIS, record.short_axis_mm),
+        sr.Measurement(codes.VOLUME, record.volume_mm3, codes.CUBIC_MILLIMETRE),
+        characterised(codes.PROBABILITY_OF_CANCER, percent(record.malignancy_probability), codes.PERCENT),
+        characterised(codes.DETECTION_PROBABILITY, percent(record.detection_probability), codes.PERCENT),
+        sr.Measurement(codes.CANDIDATE_SCORE, record.candidate_score, codes.NO_UNITS, algorithm_id=proposal),
+        attenuation(record.mean_hu, codes.MEAN),
+        attenuation(record.min_hu, codes.MINIMUM),
+        attenuation(record.max_hu, codes.MAXIMUM),
     ]
+    if record.pleura_distance_mm is not None:
+        found.append(length(codes.DISTANCE_TO_PLEURA, record.pleura_distance_mm))
     for name, concept in record.concepts.items():
-        found.append(number(codes.CONCEPTS[name], concept.value, codes.NO_UNITS))
-        found.append(number(codes.CONTRIBUTIONS[name], concept.contribution, codes.NO_UNITS))
-    found.append(number(codes.MALIGNANCY_BIAS, bias, codes.NO_UNITS))
+        found.append(characterised(codes.CONCEPTS[name], concept.value))
+        found.append(characterised(codes.CONTRIBUTIONS[name], concept.contribution))
+    found.append(characterised(codes.MALIGNANCY_BIAS, bias))
     return found
+
+
+def _stage_identification(stage: Equipment) -> sr.AlgorithmIdentification:
+    """TID 4019 of a network, short because it stands below many numbers; the group has its weights and thresholds."""
+    return sr.AlgorithmIdentification(name=stage.model_name, version=stage.software_version)

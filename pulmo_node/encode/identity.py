@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Literal
 
 import highdicom as hd
 
 from pulmo_models import __version__
-from pulmo_models.types import PipelineInfo
+from pulmo_models.types import AlgorithmStage, PipelineInfo
 from pulmo_node.encode import codes, uids
 from pulmo_node.errors import Permanent
 
 RESEARCH_USE = "For research use only. Not for diagnosis."
 
 _REPLACEMENTS = str.maketrans({"×": "x", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "…": "...", "’": "'", "°": " deg"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predecessor:
+    """An earlier report, as the Predecessor Documents Sequence (0040,A360) names it."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """What a site wants written, besides the measurement report and the segmentation; the keys of ``[results]``."""
+
+    negative_report: Literal["viewer_safe", "air"] = "viewer_safe"  # root of a report without measurements
+    segmentation: Literal["binary", "labelmap"] = "binary"
+    empty_frames: bool = False  # SEG frames also for images that no mask touches
+    lung_segments: bool = False  # the lungs as segments of the SEG, behind the nodules
+    image_library: bool = False  # in the SR; makes it megabytes where the series is long
+    key_images: bool = True  # secondary captures: a summary page and one of each nodule
+    presentation_states: bool = False  # GSPS on the key images of the source
+    pdf_report: bool = False  # encapsulated PDF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +59,8 @@ class ResultContext:
     pipeline: str  # registry label
     settings_sha256: str  # of the pipeline's table of settings
     content_datetime: datetime  # aware
+    options: ResultOptions = ResultOptions()
+    predecessors: tuple[Predecessor, ...] = ()  # reports on the same series that this one replaces
     manufacturer: str = "Pulmo Node"
     code_version: str = __version__
     sr_series_number: int = 9001
@@ -50,17 +78,22 @@ class ResultContext:
             pipeline=self.pipeline,
             code_version=self.code_version,
             weights_sha256=weights_sha256,
-            settings_sha256=self.settings_sha256,
+            settings_sha256=self._settings(),
             kind=kind,
         )
+
+    def _settings(self) -> str:
+        """Digest of everything that a site or the history of the series decides about the bytes."""
+        decided = (self.settings_sha256, asdict(self.options), [asdict(earlier) for earlier in self.predecessors])
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Equipment:
-    """The program as SR and SEG name it, with the same values at each place (IHE AI Results, table 6.5.3.1-1).
+    """An algorithm as SR and SEG name it, with the same values at each place (IHE AI Results, table 6.5.3.1-1).
 
     Manufacturer = 121014 = (0024,0202); model name = 121015 = 111001 = (0066,0036); software version = 111003 =
-    (0066,0031); device UID = 121012 = (0018,1002).
+    (0066,0031); device UID = 121012 = (0018,1002). The program as a whole is one, each of its networks another.
     """
 
     manufacturer: str
@@ -68,7 +101,9 @@ class Equipment:
     software_version: str
     serial_number: str
     device_uid: str
+    description: str = "Detection, measurement and characterisation of lung nodules"
     parameters: tuple[tuple[str, str], ...] = ()  # weights, thresholds: what TID 4019 and (0066,0032) list
+    stages: tuple[Equipment, ...] = ()  # its networks, in the order in which they work
 
     @classmethod
     def of(cls, info: PipelineInfo | None, context: ResultContext) -> Equipment:
@@ -83,10 +118,15 @@ class Equipment:
             serial_number=weights[:16] or version,  # type 1 in SEG; a program has no other serial number
             device_uid=uids.device_uid(pipeline=context.pipeline, name=name, version=version, weights_sha256=weights),
             parameters=() if info is None else algorithm_parameters(info),
+            stages=() if info is None else tuple(_stage(info, number, context) for number in range(len(info.stages))),
         )
 
+    def contributing_items(self, context: ResultContext) -> list[hd.ContributingEquipment]:
+        """The Contributing Equipment Sequence (0018,A001): an item for the program, and one for each network."""
+        return [equipment.contributing_item(context) for equipment in (self, *self.stages)]
+
     def contributing_item(self, context: ResultContext) -> hd.ContributingEquipment:
-        """The item of the Contributing Equipment Sequence (0018,A001)."""
+        """One item of the Contributing Equipment Sequence (0018,A001)."""
         item = hd.ContributingEquipment(
             self.manufacturer,
             codes.PROCESSING_EQUIPMENT,
@@ -94,7 +134,7 @@ class Equipment:
             software_versions=self.software_version,
             device_serial_number=self.serial_number,
             contribution_datetime=f"{context.content_datetime:%Y%m%d%H%M%S%z}",
-            contribution_description="Detection, measurement and characterisation of lung nodules",
+            contribution_description=self.description,
         )
         item.DeviceUID = self.device_uid
         return item
@@ -116,10 +156,32 @@ def algorithm_parameters(info: PipelineInfo) -> tuple[tuple[str, str], ...]:
     found = [("weights", info.weights_name), ("weights_sha256", info.weights_sha256)]
     for number, stage in enumerate(info.stages, start=1):
         found.append((f"stage{number}", f"{stage.name} {stage.version}"))
-        found.append((f"stage{number}_weights_sha256", stage.weights_sha256))
-        found.extend((f"stage{number}_{name}", str(value)) for name, value in stage.parameters.items())
+        found.extend((f"stage{number}_{name}", value) for name, value in _stage_parameters(stage))
+    return _safe_parameters(found)
+
+
+def _stage_parameters(stage: AlgorithmStage) -> list[tuple[str, str]]:
+    return [("weights_sha256", stage.weights_sha256), *((name, str(value)) for name, value in stage.parameters.items())]
+
+
+def _safe_parameters(found: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     safe = str.maketrans({",": ";", "=": ":"})
     return tuple((ascii_text(name).translate(safe), ascii_text(value).translate(safe)) for name, value in found)
+
+
+def _stage(info: PipelineInfo, index: int, context: ResultContext) -> Equipment:
+    """One network of a pipeline as an algorithm of its own."""
+    stage = info.stages[index]
+    name, version, weights = ascii_text(stage.name), ascii_text(stage.version), stage.weights_sha256
+    return Equipment(
+        manufacturer=context.manufacturer,
+        model_name=name,
+        software_version=version,
+        serial_number=weights[:16] or version,
+        device_uid=uids.device_uid(pipeline=context.pipeline, name=name, version=version, weights_sha256=weights),
+        description=f"Stage {index + 1} of {ascii_text(info.name)}",
+        parameters=_safe_parameters(_stage_parameters(stage)),
+    )
 
 
 def ascii_text(text: str) -> str:

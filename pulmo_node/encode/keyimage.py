@@ -1,4 +1,4 @@
-"""A picture of one nodule: its key slice in the lung window, whole and enlarged, with the outline of its mask.
+"""Slices as pictures: the key slice of a mask in the lung window, whole and enlarged, with its outline.
 
 Pixels of the picture are square in mm whatever the spacing of the image. Rows and columns stand as in the source;
 the letters at the edges (R, L, A, P, H, F) name the directions of the patient (PS3.3 C.7.6.1.1.1).
@@ -7,15 +7,17 @@ the letters at the edges (R, L, A, P, H, F) name the directions of the patient (
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from pulmo_models.types import Mask, Nodule, Volume
+from pulmo_models.types import Axis, Mask, Volume
 
 LUNG_WINDOW_HU = (-600.0, 1500.0)  # centre, width
 OUTLINE_RGB = (255, 80, 60)
+AXIS_RGB = (255, 220, 60)
 MINIMUM_FIELD_MM = 50.0
 CAPTION_PIXELS = 26
 TEXT_RGB = (235, 235, 235)
@@ -23,16 +25,19 @@ TEXT_RGB = (235, 235, 235)
 Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels; pixel n covers n to n + 1
 
 
-def render_nodule(volume: Volume, nodule: Nodule, size: int = 480, caption: str | None = None) -> Image.Image:
-    """The picture of a nodule, captioned with its place and numbers; see `render_mask`."""
-    slice_index, _ = key_slice(volume, nodule.mask)
-    return render_mask(volume, nodule.mask, caption or _caption(volume, nodule, slice_index), size)
-
-
 def render_mask(volume: Volume, mask: Mask, caption: str, size: int = 480) -> Image.Image:
-    """RGB picture, ``2 * size`` wide and ``size`` plus a caption high: the whole slice on the left, the mask right.
+    """RGB picture, ``2 * size`` wide and ``size`` plus a caption high: the whole slice on the left, the mask right."""
+    picture = Image.new("RGB", (2 * size, size + CAPTION_PIXELS))
+    for number, view in enumerate(render_views(volume, mask, size)):
+        picture.paste(view, (number * size, 0))
+    ImageDraw.Draw(picture).text((8, size + 5), caption, fill=TEXT_RGB, font=ImageFont.load_default(size=14))
+    return picture
 
-    The slice is the one where the mask has its largest area (the first of equals).
+
+def render_views(volume: Volume, mask: Mask, size: int, axes: Sequence[Axis] = ()) -> tuple[Image.Image, Image.Image]:
+    """The whole slice with a frame around the mask, and the mask enlarged with its outline; ``size`` pixels square.
+
+    The slice is the one where the mask has its largest area (the first of equals); axes on it are drawn as lines.
     """
     slice_index, plane = key_slice(volume, mask)
     grey = window(volume.hu[slice_index])
@@ -40,17 +45,16 @@ def render_mask(volume: Volume, mask: Mask, caption: str, size: int = 480) -> Im
     rows, columns = grey.shape
     whole = square_box(columns / 2, rows / 2, max(rows * row_mm, columns * column_mm), (row_mm, column_mm))
     near = _nodule_box(plane, (row_mm, column_mm))
-
-    picture = Image.new("RGB", (2 * size, size + CAPTION_PIXELS))
     overview, detail = panel(grey, whole, size), panel(grey, near, size)
     corners = [_to_panel(x, y, whole, size) for x, y in (near[:2], near[2:])]
     ImageDraw.Draw(overview).rectangle([*corners[0], *corners[1]], outline=OUTLINE_RGB, width=2)
     draw_directions(overview, volume.affine[:3, 1], volume.affine[:3, 2])
     _draw_outline(detail, plane, near)
-    picture.paste(overview, (0, 0))
-    picture.paste(detail, (size, 0))
-    ImageDraw.Draw(picture).text((8, size + 5), caption, fill=TEXT_RGB, font=ImageFont.load_default(size=14))
-    return picture
+    for axis in axes:
+        if round(axis.start[0]) == slice_index:
+            ends = [_to_panel(point[2] + 0.5, point[1] + 0.5, near, size) for point in (axis.start, axis.end)]
+            ImageDraw.Draw(detail).line(ends, fill=AXIS_RGB, width=1)
+    return overview, detail
 
 
 def key_slice(volume: Volume, mask: Mask) -> tuple[int, npt.NDArray[np.bool_]]:
@@ -60,15 +64,6 @@ def key_slice(volume: Volume, mask: Mask) -> tuple[int, npt.NDArray[np.bool_]]:
     plane = np.zeros(volume.hu.shape[1:], dtype=bool)
     plane[mask.slices[1:]] = mask.voxels[z]
     return mask.origin[0] + z, plane
-
-
-def _caption(volume: Volume, nodule: Nodule, slice_index: int) -> str:
-    x, y, z = nodule.centre_lps_mm
-    return (
-        f"slice {slice_index + 1} of {volume.hu.shape[0]}   LPS {x:.1f}, {y:.1f}, {z:.1f} mm   "
-        f"{nodule.long_axis.length_mm:.1f} x {nodule.short_axis.length_mm:.1f} mm   "
-        f"detection {nodule.detection_probability:.0%}   malignancy {nodule.malignancy_probability:.0%}"
-    )
 
 
 def window(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -1,7 +1,9 @@
-"""Reports without measurements: nothing found, series rejected, analysis failed (PS3.16 TID 2000).
+"""Reports without measurements: nothing found, series rejected, analysis failed.
 
-A TID 1500 report without coordinates makes OHIF fail, so these are diagnostic imaging reports, (18748-4, LN), in
-sections of text, which any viewer shows. Same SOP class as the measurement report: a peer that takes one takes both.
+A TID 1500 report without coordinates makes OHIF fail, so by default these are diagnostic imaging reports (PS3.16
+TID 2000), (18748-4, LN), in sections of text, which any viewer shows. `negative_report = "air"` asks for TID 1500 all
+the same, as IHE AI Results wants every result, for readers that look for the coded status there. Same SOP class as the
+measurement report: a peer that takes one takes all.
 """
 
 from __future__ import annotations
@@ -15,10 +17,18 @@ from pydicom.sr.coding import Code
 
 from pulmo_models.types import Findings, PipelineInfo, SeriesDescription, SliceSource, Volume
 from pulmo_node.encode import codes
+from pulmo_node.encode.group import algorithm_identification
 from pulmo_node.encode.identity import RESEARCH_USE, EncodedObject, Equipment, ResultContext, library_errors
 from pulmo_node.encode.report import acquisition_text, caution_text
 from pulmo_node.encode.source import evidence_items, read_header, read_series
-from pulmo_node.encode.sr import build_sr, container, observation_context, procedure_codes, text_item
+from pulmo_node.encode.sr import (
+    build_sr,
+    container,
+    measurement_report,
+    observation_context,
+    procedure_codes,
+    text_item,
+)
 from pulmo_node.errors import Permanent
 
 NO_NODULES = "No lung nodules were found."
@@ -75,26 +85,54 @@ def _notice(
 ) -> EncodedObject:
     series, sources = images
     equipment = Equipment.of(info, context)
-    with library_errors("SR", context.series_instance_uid):
-        findings = [
-            sr.CodeContentItem(codes.ANALYSIS_SUMMARY, status, _CONTAINS),
-            text_item(codes.FINDING, sentences[0]),
-            *(text_item(codes.COMMENT, sentence) for sentence in sentences[1:]),
-        ]
-        performed = [text_item(codes.PROCEDURE_DESCRIPTION, line) for line in _description(series, equipment)]
-        root = sr.ContainerContentItem(codes.DIAGNOSTIC_IMAGING_REPORT, is_content_continuous=False, template_id="2000")
-        root.ContentSequence = sr.ContentSequence(
-            [
-                *(sr.CodeContentItem(codes.PROCEDURE_REPORTED, c, _HAS_CONCEPT_MOD) for c in procedure_codes(header)),
-                *sr.LanguageOfContentItemAndDescendants(sr.CodedConcept.from_code(codes.LANGUAGE)),
-                *observation_context(equipment),
-                container(codes.FINDINGS, findings),
-                container(codes.PROCEDURE_DESCRIPTIONS, performed),
-                container(codes.CONCLUSIONS, [text_item(codes.CONCLUSION, RESEARCH_USE)]),
-            ]
-        )
     weights = "" if info is None else info.weights_sha256
-    return build_sr(root, header, evidence_items(series, sources), identity, equipment, weights, context)
+    with library_errors("SR", context.series_instance_uid):
+        if context.options.negative_report == "air":
+            uid = context.uid(f"tracking {identity}", weights)
+            content = _without_measurements(sentences, status, header, uid, equipment)
+        else:
+            content = _in_sections(sentences, status, header, series, equipment)
+    return build_sr(content, header, evidence_items(series, sources), identity, equipment, weights, context)
+
+
+def _in_sections(
+    sentences: Sequence[str], status: Code, header: Dataset, series: SeriesDescription, equipment: Equipment
+) -> Dataset:
+    """The content tree of TID 2000."""
+    findings = [
+        sr.CodeContentItem(codes.ANALYSIS_SUMMARY, status, _CONTAINS),
+        text_item(codes.FINDING, sentences[0]),
+        *(text_item(codes.COMMENT, sentence) for sentence in sentences[1:]),
+    ]
+    performed = [text_item(codes.PROCEDURE_DESCRIPTION, line) for line in _description(series, equipment)]
+    root = sr.ContainerContentItem(codes.DIAGNOSTIC_IMAGING_REPORT, is_content_continuous=False, template_id="2000")
+    root.ContentSequence = sr.ContentSequence(
+        [
+            *(sr.CodeContentItem(codes.PROCEDURE_REPORTED, c, _HAS_CONCEPT_MOD) for c in procedure_codes(header)),
+            *sr.LanguageOfContentItemAndDescendants(sr.CodedConcept.from_code(codes.LANGUAGE)),
+            *observation_context(equipment),
+            container(codes.FINDINGS, findings),
+            container(codes.PROCEDURE_DESCRIPTIONS, performed),
+            container(codes.CONCLUSIONS, [text_item(codes.CONCLUSION, RESEARCH_USE)]),
+        ]
+    )
+    return root
+
+
+def _without_measurements(
+    sentences: Sequence[str], status: Code, header: Dataset, tracking_uid: str, equipment: Equipment
+) -> Dataset:
+    """The content tree of TID 1500 with one group (TID 1501) on the lungs, which holds the status and no number.
+
+    The status stands where a report with findings has it too, below Qualitative Evaluations.
+    """
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=tracking_uid, identifier="Lung nodules"),
+        algorithm_id=algorithm_identification(equipment),
+        finding_sites=[sr.FindingSite(codes.LUNG)],
+        qualitative_evaluations=[sr.QualitativeEvaluation(codes.ANALYSIS_SUMMARY, status)],
+    )
+    return measurement_report([group], status, [*sentences, RESEARCH_USE], header, equipment)
 
 
 def _description(series: SeriesDescription, equipment: Equipment) -> list[str]:

@@ -1,10 +1,13 @@
-"""Findings -> result objects: one SR always, and one SEG where there is a nodule."""
+"""Findings -> result objects: one SR always, one SEG where there is a nodule, pictures for people by the options."""
 
 from __future__ import annotations
 
 from pulmo_models.types import Findings, Radiograph, Volume
+from pulmo_node.encode.captures import encode_key_images
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext
 from pulmo_node.encode.notice import encode_no_findings
+from pulmo_node.encode.pdf import encode_pdf
+from pulmo_node.encode.presentation import encode_presentation_states
 from pulmo_node.encode.report import nodule_records
 from pulmo_node.encode.seg import encode_seg
 from pulmo_node.encode.sr import encode_sr
@@ -14,7 +17,7 @@ from pulmo_node.errors import Permanent
 def encode_findings(
     findings: Findings, volume: Volume | Radiograph, context: ResultContext
 ) -> tuple[EncodedObject, ...]:
-    """The result objects of one analysed series, SR first.
+    """The result objects of one analysed series, SR first, then the SEG, then what the options of the context ask for.
 
     Encoding the same findings, volume and context again gives equal bytes.
 
@@ -24,9 +27,18 @@ def encode_findings(
     """
     if not isinstance(volume, Volume):
         raise Permanent("findings in a radiograph cannot be encoded: no pipeline yields them yet")
-    if not findings.nodules:
-        return (encode_no_findings(findings, volume, context),)
     records = nodule_records(findings, context)
     equipment = Equipment.of(findings.pipeline, context)
-    seg = encode_seg(findings.nodules, records, volume, equipment, findings.pipeline.weights_sha256, context)
-    return encode_sr(findings, records, volume, seg, equipment, context), seg
+    objects: list[EncodedObject] = []
+    if findings.nodules:
+        seg = encode_seg(findings, records, volume, equipment, context)
+        objects += [encode_sr(findings, records, volume, seg, equipment, context), seg]
+    else:
+        objects.append(encode_no_findings(findings, volume, context))
+    if context.options.key_images:
+        objects += encode_key_images(findings, records, volume, equipment, context)
+    if context.options.presentation_states:
+        objects += encode_presentation_states(findings, records, volume, equipment, context)
+    if context.options.pdf_report:
+        objects.append(encode_pdf(findings, records, volume, equipment, context))
+    return tuple(objects)

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pulmo_models.types import Caution, Concept, Findings, Nodule, Radiograph, Volume
+from pulmo_models.types import Caution, Concept, Findings, Laterality, Nodule, Radiograph, Volume
 from pulmo_node.encode.identity import ResultContext
 from pulmo_node.errors import Permanent
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 TRACKING_PREFIX = "Cornerstone3DTools@^0.1.0:Bidirectional:"
 """OHIF turns a measurement group into a bidirectional measurement by this beginning of its tracking identifier."""
@@ -46,6 +46,10 @@ class NoduleRecord:
     short_axis_mm: float
     volume_mm3: float
     mean_hu: float
+    min_hu: float
+    max_hu: float
+    laterality: Laterality | None
+    pleura_distance_mm: float | None
     candidate_score: float  # 0..1
     detection_probability: float  # 0..1
     malignancy_probability: float  # 0..1
@@ -110,6 +114,7 @@ def nodule_record(nodule: Nodule, number: int, weights_sha256: str, context: Res
             contribution=checked(concept.contribution, LOGIT_DIGITS, f"contribution of {concept.name}"),
         )
 
+    distance = nodule.pleura_distance_mm
     x, y, z = (checked(value, LENGTH_DIGITS, "centre") for value in nodule.centre_lps_mm)
     return NoduleRecord(
         tracking_uid=tracking_uid(nodule, number, weights_sha256, context),
@@ -118,6 +123,10 @@ def nodule_record(nodule: Nodule, number: int, weights_sha256: str, context: Res
         short_axis_mm=checked(nodule.short_axis.length_mm, LENGTH_DIGITS, "short axis"),
         volume_mm3=checked(nodule.volume_mm3, VOLUME_DIGITS, "volume"),
         mean_hu=checked(nodule.mean_hu, HU_DIGITS, "mean HU"),
+        min_hu=checked(nodule.min_hu, HU_DIGITS, "smallest HU"),
+        max_hu=checked(nodule.max_hu, HU_DIGITS, "largest HU"),
+        laterality=nodule.laterality,
+        pleura_distance_mm=None if distance is None else checked(distance, LENGTH_DIGITS, "distance to the pleura"),
         candidate_score=checked(nodule.candidate_score, PROBABILITY_DIGITS, "candidate score"),
         detection_probability=checked(nodule.detection_probability, PROBABILITY_DIGITS, "detection probability"),
         malignancy_probability=checked(nodule.malignancy_probability, PROBABILITY_DIGITS, "malignancy probability"),

@@ -1,13 +1,13 @@
-"""Segmentation object: one BINARY SEG with every nodule as a segment (PS3.3 A.51, C.8.20).
+"""Segmentation object: one SEG with every nodule as a segment (PS3.3 A.51, C.8.20).
 
-It lies on the acquired images, whatever was done to the volume that was analysed, and holds only those that a mask
-touches. Each frame points at its source image, each segment carries the tracking identifier and UID of its measurement
-group in the SR.
+It lies on the acquired images, whatever was done to the volume that was analysed. Each frame points at its source
+image, the segment of a nodule carries the tracking identifier and UID of its measurement group in the SR. BINARY, and
+only the images that a mask touches, unless the options say otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import highdicom as hd
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from pulmo_models.mapping import FrameMask, frame_spacing_mm, mask_on_frames
-from pulmo_models.types import Nodule, SourceFrame, Volume
+from pulmo_models.types import Findings, Laterality, Mask, SourceFrame, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.finish import finish
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext, library_errors
@@ -24,7 +24,9 @@ from pulmo_node.encode.report import NoduleRecord
 from pulmo_node.encode.source import frame_as_image, frame_positions_mm, image_header, read_header
 from pulmo_node.errors import Permanent
 
-_COLOURS_RGB = (
+_TYPES = hd.seg.SegmentationTypeValues
+
+_NODULES_RGB = (
     (230, 25, 75),
     (60, 180, 75),
     (0, 130, 200),
@@ -36,29 +38,38 @@ _COLOURS_RGB = (
     (210, 245, 60),
     (0, 128, 128),
 )
+_LUNGS_RGB: Mapping[Laterality, tuple[int, int, int]] = {"left": (202, 164, 140), "right": (224, 186, 162)}  # pale
 
 
 def encode_seg(
-    nodules: Sequence[Nodule],
-    records: Sequence[NoduleRecord],
-    volume: Volume,
-    equipment: Equipment,
-    weights_sha256: str,
-    context: ResultContext,
+    findings: Findings, records: Sequence[NoduleRecord], volume: Volume, equipment: Equipment, context: ResultContext
 ) -> EncodedObject:
-    """The segmentation of at least one nodule; segment n is ``nodules[n - 1]``.
+    """The segmentation of at least one nodule; segment n is ``findings.nodules[n - 1]``.
+
+    By the options of the context a label map (PS3.3 A.51 with SOP class Label Map Segmentation), with frames for images
+    that no mask touches, and with the lungs as last segments. A label map gives each pixel one segment: where nodules
+    overlap, BINARY is written instead, so that no mask is cut.
 
     Raises:
         Permanent: a mask leaves the volume, a source file cannot be read, or the sources cannot carry a SEG.
     """
-    masks = _masks_on_frames(nodules, volume)
-    sources = [volume.frames[frame] for frame in sorted({mask.frame for found in masks for mask in found})]
-    header, source_arguments = _source_arguments(sources, volume)
+    options, weights_sha256 = context.options, findings.pipeline.weights_sha256
+    sides = sorted(findings.lungs) if options.lung_segments else []
+    masks = _masks_on_frames([nodule.mask for nodule in findings.nodules], volume)
+    lungs = _masks_on_frames([findings.lungs[side] for side in sides], volume)
+    touched = {mask.frame for found in (*masks, *lungs) for mask in found}
+    used = list(range(len(volume.frames))) if options.empty_frames else sorted(touched)
+    pixels = _pixel_array(masks, lungs, used, volume.frames)
+    labelmap = options.segmentation == "labelmap" and pixels.ndim == 3
+    header, source_arguments = _source_arguments([volume.frames[frame] for frame in used], volume)
     with library_errors("SEG", context.series_instance_uid):
         built = hd.seg.Segmentation(
-            pixel_array=_pixel_array(masks, volume.frames),
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_segment(record, equipment) for record in records],
+            pixel_array=pixels,
+            segmentation_type=_TYPES.LABELMAP if labelmap else _TYPES.BINARY,
+            segment_descriptions=[
+                *(_nodule_segment(record, equipment) for record in records),
+                *(_lung_segment(n, side, equipment) for n, side in enumerate(sides, start=len(records) + 1)),
+            ],
             series_instance_uid=context.uid("seg-series", weights_sha256),
             series_number=context.seg_series_number,
             sop_instance_uid=context.uid("seg", weights_sha256),
@@ -68,50 +79,66 @@ def encode_seg(
             software_versions=equipment.software_version,
             device_serial_number=equipment.serial_number,
             content_label="NODULES",
-            content_description="Lung nodules",
+            content_description="Lung nodules and lungs" if sides else "Lung nodules",
             series_description="Pulmo nodules SEG",
-            omit_empty_frames=True,
-            contributing_equipment=[equipment.contributing_item(context)],
+            omit_empty_frames=not options.empty_frames,
+            contributing_equipment=equipment.contributing_items(context),
             **source_arguments,
         )
-        if _several_objects(sources):
-            _refer_to_frames(built, sources)
-        _set_spacing(built.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], volume)
+        _complete(built, [volume.frames[frame] for frame in used], volume)
     return finish(built, "seg", header, context, context.uid("dimension-organization", weights_sha256))
 
 
-def _masks_on_frames(nodules: Sequence[Nodule], volume: Volume) -> list[tuple[FrameMask, ...]]:
-    """The mask of each nodule on the acquired images."""
-    for number, nodule in enumerate(nodules, start=1):
-        mask = nodule.mask
+def _complete(built: hd.seg.Segmentation, sources: Sequence[SourceFrame], volume: Volume) -> None:
+    """What highdicom does not know, or writes although it does harm."""
+    # It describes the background of a label map as segment 0. That is no segment, and OHIF, which counts the items of
+    # the sequence, then shows each nodule in the colour and at the place of its neighbour.
+    built.SegmentSequence = [segment for segment in built.SegmentSequence if segment.SegmentNumber > 0]
+    if _several_objects(sources):
+        _refer_to_frames(built, sources)
+    _set_spacing(built.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], volume)
+
+
+def _masks_on_frames(masks: Sequence[Mask], volume: Volume) -> list[tuple[FrameMask, ...]]:
+    """Each mask on the acquired images."""
+    for mask in masks:
         if min(mask.origin) < 0 or any(s.stop > n for s, n in zip(mask.slices, volume.hu.shape, strict=True)):
-            raise Permanent(f"the mask of nodule {number} leaves the volume of {volume.series.series_instance_uid}")
-    return [mask_on_frames(volume, nodule.mask) for nodule in nodules]
+            raise Permanent(f"a mask leaves the volume of {volume.series.series_instance_uid}")
+    return [mask_on_frames(volume, mask) for mask in masks]
 
 
 def _pixel_array(
-    masks: Sequence[Sequence[FrameMask]], frames: Sequence[SourceFrame]
+    nodules: Sequence[Sequence[FrameMask]],
+    lungs: Sequence[Sequence[FrameMask]],
+    used: Sequence[int],
+    frames: Sequence[SourceFrame],
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Masks on the images that they touch, one item each, in the order of the images.
+    """Masks on the images that are ``used``, in their order.
 
-    Segment numbers (images, rows, columns), or one 0/1 channel for each segment where they overlap.
+    Segment numbers (images, rows, columns), or one 0/1 channel for each segment where nodules overlap. A lung is what
+    no nodule takes, so that a viewer draws it around them.
     """
-    used = sorted({mask.frame for found in masks for mask in found})
     plane_of = {frame: plane for plane, frame in enumerate(used)}
-    shape = len(used), frames[0].rows, frames[0].columns
-    labels = np.zeros(shape, dtype=np.uint8 if len(masks) < 256 else np.uint16)
+    shape, count = (len(used), frames[0].rows, frames[0].columns), len(nodules) + len(lungs)
+    labels = np.zeros(shape, dtype=np.uint8 if count < 256 else np.uint16)
     overlap = False
-    for number, found in enumerate(masks, start=1):
+    for number, found in enumerate(nodules, start=1):
         for mask in found:
             region = labels[plane_of[mask.frame]][mask.region]
             overlap = overlap or bool(region[mask.pixels].any())
             region[mask.pixels] = number
+    for number, found in enumerate(lungs, start=len(nodules) + 1):
+        for mask in found:
+            region = labels[plane_of[mask.frame]][mask.region]
+            region[mask.pixels & (region == 0)] = number
     if not overlap:
         return labels
-    channels = np.zeros((*shape, len(masks)), dtype=np.uint8)
-    for number, found in enumerate(masks):
+    channels = np.zeros((*shape, count), dtype=np.uint8)
+    for number, found in enumerate(nodules):
         for mask in found:
             channels[plane_of[mask.frame], ..., number][mask.region] = mask.pixels
+    for number in range(len(nodules), count):
+        channels[..., number] = labels == number + 1
     return channels
 
 
@@ -183,24 +210,51 @@ def _refer_to_frames(built: hd.seg.Segmentation, sources: Sequence[SourceFrame])
     built.ReferencedSeriesSequence[0].ReferencedInstanceSequence = references
 
 
-def _segment(record: NoduleRecord, equipment: Equipment) -> hd.seg.SegmentDescription:
-    algorithm = hd.AlgorithmIdentificationSequence(
+def _nodule_segment(record: NoduleRecord, equipment: Equipment) -> hd.seg.SegmentDescription:
+    segment = hd.seg.SegmentDescription(
+        segment_number=record.segment_number,
+        segment_label=record.label,
+        segmented_property_category=codes.MORPHOLOGICALLY_ABNORMAL,
+        segmented_property_type=codes.NODULE,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=_algorithm(equipment),
+        tracking_uid=record.tracking_uid,
+        tracking_id=record.tracking_identifier,
+        anatomic_regions=[codes.LUNG],
+        display_color=_colour(_NODULES_RGB[(record.segment_number - 1) % len(_NODULES_RGB)]),
+    )
+    if record.laterality is not None:
+        segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [_side(record.laterality)]
+    return segment
+
+
+def _lung_segment(number: int, side: Laterality, equipment: Equipment) -> hd.seg.SegmentDescription:
+    segment = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=f"{side.capitalize()} lung",
+        segmented_property_category=codes.ANATOMICAL_STRUCTURE,
+        segmented_property_type=codes.LUNG,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=_algorithm(equipment),
+        display_color=_colour(_LUNGS_RGB[side]),
+    )
+    segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [_side(side)]
+    return segment
+
+
+def _algorithm(equipment: Equipment) -> hd.AlgorithmIdentificationSequence:
+    return hd.AlgorithmIdentificationSequence(
         name=equipment.model_name,
         family=codes.ARTIFICIAL_INTELLIGENCE,
         version=equipment.software_version,
         source=equipment.manufacturer,
         parameters=dict(equipment.parameters),
     )
-    red, green, blue = _COLOURS_RGB[(record.segment_number - 1) % len(_COLOURS_RGB)]
-    return hd.seg.SegmentDescription(
-        segment_number=record.segment_number,
-        segment_label=record.label,
-        segmented_property_category=codes.MORPHOLOGICALLY_ABNORMAL,
-        segmented_property_type=codes.NODULE,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm,
-        tracking_uid=record.tracking_uid,
-        tracking_id=record.tracking_identifier,
-        anatomic_regions=[codes.LUNG],
-        display_color=hd.color.CIELabColor.from_rgb(red, green, blue),
-    )
+
+
+def _side(side: Laterality) -> hd.sr.CodedConcept:
+    return hd.sr.CodedConcept.from_code(codes.SIDES[side])
+
+
+def _colour(rgb: tuple[int, int, int]) -> hd.color.CIELabColor:
+    return hd.color.CIELabColor.from_rgb(*rgb)

@@ -19,7 +19,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DS
 
-from pulmo_models.types import SeriesDescription, SliceSource, SourceFrame
+from pulmo_models.types import SeriesDescription, SliceSource, SourceFrame, Volume
 from pulmo_node.errors import Permanent
 
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -169,6 +169,25 @@ def frame_as_image(
     bare.PixelSpacing = [DS(value, auto_format=True) for value in (between_rows_mm, between_columns_mm)]
     bare.SliceThickness = DS(slice_spacing_mm, auto_format=True)
     return bare
+
+
+def library_images(volume: Volume) -> list[Dataset]:
+    """The images of a volume as the image library of a report (PS3.16 TID 1600) is made from them, in their order.
+
+    Raises:
+        Permanent: a file cannot be read.
+    """
+    images = []
+    for source in {frame.sop_instance_uid: frame for frame in volume.frames}.values():
+        image = image_header(
+            read_header(source),
+            frame_of_reference_uid=volume.frame_of_reference_uid,
+            slice_spacing_mm=volume.spacing_mm[0],
+        )
+        if source.frame_number is not None:
+            image.Modality = ""  # position and spacing belong to its frames: no cross-sectional image to highdicom
+        images.append(image)
+    return images
 
 
 def evidence_items(series: SeriesDescription, sources: Iterable[SliceSource]) -> list[Dataset]:

@@ -26,7 +26,7 @@ from pulmo_node.encode.identity import (
     library_errors,
 )
 from pulmo_node.encode.report import NoduleRecord, acquisition_text, caution_text, malignancy_bias
-from pulmo_node.encode.source import bare_header, evidence_items, read_header, reference
+from pulmo_node.encode.source import bare_header, evidence_items, library_images, read_header, reference
 
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
 
@@ -52,20 +52,41 @@ def encode_sr(
             measurement_group(nodule, record, volume, seg, equipment, bias)
             for nodule, record in zip(findings.nodules, records, strict=True)
         ]
-        report = sr.MeasurementReport(
-            observation_context=observation_context(equipment),
-            procedure_reported=procedure_codes(header) or [codes.CT_CHEST_REPORT],
-            imaging_measurements=groups,
-            title=codes.IMAGING_MEASUREMENT_REPORT,
-            language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
-                sr.CodedConcept.from_code(codes.LANGUAGE)
-            ),
-        )[0]
         sentences = [*map(caution_text, findings.cautions), acquisition_text(volume), RESEARCH_USE]
-        report.ContentSequence.append(_qualitative_evaluations(sentences))
+        images = library_images(volume) if context.options.image_library else ()
+        report = measurement_report(groups, codes.SUCCEEDED_WITH_FINDINGS, sentences, header, equipment, images)
     segmentation = reference(header.StudyInstanceUID, seg.series_instance_uid, seg.sop_class_uid, seg.sop_instance_uid)
     evidence = [*evidence_items(volume.series, volume.frames), segmentation]
     return build_sr(report, header, evidence, "sr", equipment, weights, context)
+
+
+def measurement_report(
+    groups: Sequence[sr.MeasurementsAndQualitativeEvaluations]
+    | Sequence[sr.VolumetricROIMeasurementsAndQualitativeEvaluations],
+    status: Code,
+    sentences: Sequence[str],
+    header: Dataset,
+    equipment: Equipment,
+    images: Sequence[Dataset] = (),
+) -> Dataset:
+    """The content tree of TID 1500: at least one group, then what holds for the whole report (row 12).
+
+    `images` make the image library. Raises what highdicom raises.
+    """
+    report = sr.MeasurementReport(
+        observation_context=observation_context(equipment),
+        procedure_reported=procedure_codes(header) or [codes.CT_CHEST_REPORT],
+        imaging_measurements=groups,
+        title=codes.IMAGING_MEASUREMENT_REPORT,
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
+            sr.CodedConcept.from_code(codes.LANGUAGE)
+        ),
+        referenced_images=images,
+    )[0]
+    summary = sr.CodeContentItem(codes.ANALYSIS_SUMMARY, status, _CONTAINS)
+    comments = [text_item(codes.COMMENT, sentence) for sentence in sentences]
+    report.ContentSequence.append(container(codes.QUALITATIVE_EVALUATIONS, [summary, *comments]))
+    return report
 
 
 def build_sr(
@@ -79,13 +100,19 @@ def build_sr(
 ) -> EncodedObject:
     """A Comprehensive 3D SR document around a content tree; `identity` is the kind that its UIDs are derived from.
 
+    Every instance that the tree refers to must be in `evidence`.
+
     Raises:
         Permanent: the document cannot be encoded.
     """
+    # highdicom is shown the root alone: it would copy the tree twice and search it twice, a third of the whole time.
+    root = Dataset()
+    root.update({element.tag: element for element in content if element.keyword != "ContentSequence"})
+    root.ContentSequence = []
     with library_errors("SR", context.series_instance_uid):
         built = sr.Comprehensive3DSR(
             evidence=[bare_header(header), *evidence],
-            content=content,
+            content=root,
             series_instance_uid=context.uid(f"{identity}-series", weights_sha256),
             series_number=context.sr_series_number,
             sop_instance_uid=context.uid(identity, weights_sha256),
@@ -98,10 +125,20 @@ def build_sr(
             manufacturer_model_name=equipment.model_name,
             software_versions=equipment.software_version,
             device_serial_number=equipment.serial_number,
-            contributing_equipment=[equipment.contributing_item(context)],
+            contributing_equipment=equipment.contributing_items(context),
+            previous_versions=_predecessors(header, context) or None,
             coding_schemes=codes.coding_schemes(),
         )
+        built.ContentSequence = content.ContentSequence
     return finish(built, "sr", header, context)
+
+
+def _predecessors(header: Dataset, context: ResultContext) -> list[Dataset]:
+    """The reports that this one replaces, all of them in the study of the series."""
+    return [
+        reference(header.StudyInstanceUID, one.series_instance_uid, one.sop_class_uid, one.sop_instance_uid)
+        for one in context.predecessors
+    ]
 
 
 def observation_context(equipment: Equipment) -> sr.ObservationContext:
@@ -139,10 +176,3 @@ def container(name: Code, items: Sequence[sr.ContentItem]) -> sr.ContainerConten
     item = sr.ContainerContentItem(name, is_content_continuous=False, relationship_type=_CONTAINS)
     item.ContentSequence = sr.ContentSequence(items)
     return item
-
-
-def _qualitative_evaluations(sentences: Sequence[str]) -> sr.ContainerContentItem:
-    """TID 1500 row 12: what holds for the whole report."""
-    status = sr.CodeContentItem(codes.ANALYSIS_SUMMARY, codes.SUCCEEDED_WITH_FINDINGS, _CONTAINS)
-    comments = [text_item(codes.COMMENT, sentence) for sentence in sentences]
-    return container(codes.QUALITATIVE_EVALUATIONS, [status, *comments])

@@ -6,6 +6,7 @@ Every function takes a connection of a writing transaction. `StaleJob` means tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from pulmo_node.domain import deliveries as delivery_domain
 from pulmo_node.domain import jobs as job_domain
 from pulmo_node.domain import series as series_domain
 from pulmo_node.domain.deliveries import Delivery, DeliveryEvent, DeliveryState, ResultObject
+from pulmo_node.domain.findings import Finding
 from pulmo_node.domain.jobs import DELIVERY_FAILED, OPEN_STATES, Job, JobEvent, JobState
 from pulmo_node.domain.series import Series, SeriesEvent, SeriesState
 from pulmo_node.errors import StaleJob
@@ -211,6 +213,14 @@ def replace_results(connection: Connection, job: Job, objects: Sequence[ResultOb
             elif delivery.state is not DeliveryState.PENDING:
                 move_delivery(connection, delivery, DeliveryEvent.REQUEUED, at=at, job=job, changes=AFRESH)
     return len(objects) * len(job.destinations)
+
+
+def replace_findings(connection: Connection, job: Job, findings: Sequence[Finding]) -> None:
+    """Make `findings` those of the job."""
+    table = schema.findings
+    connection.execute(table.delete().where(table.c.job_id == job.id))
+    if findings:
+        connection.execute(table.insert(), [{"job_id": job.id, **asdict(finding)} for finding in findings])
 
 
 def _add_delivery(connection: Connection, job: Job, result_id: int, destination: str, at: datetime) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 
 from pulmo_node.domain.deliveries import Delivery, DeliveryState, ResultObject
+from pulmo_node.domain.findings import Finding
 from pulmo_node.domain.jobs import Job, JobState
 from pulmo_node.domain.series import Series, SeriesState
 from pulmo_node.ports import EventRow
@@ -71,7 +72,7 @@ def to_delivery(row: AnyRow) -> Delivery:
     return Delivery(
         id=row.id,
         job_id=row.job_id,
-        result=ResultObject(**{name: getattr(row, name) for name in ResultObject.__dataclass_fields__}),
+        result=to_result(row),
         destination=row.destination,
         state=DeliveryState(row.state),
         attempts=row.attempts,
@@ -81,6 +82,16 @@ def to_delivery(row: AnyRow) -> Delivery:
         lease_until=row.lease_until,
         updated_at=row.updated_at,
     )
+
+
+def to_result(row: AnyRow) -> ResultObject:
+    """From a row that holds the columns of the result table."""
+    return ResultObject(**{name: getattr(row, name) for name in ResultObject.__dataclass_fields__})
+
+
+def to_finding(row: AnyRow) -> Finding:
+    """From a row of the finding table."""
+    return Finding(**{name: getattr(row, name) for name in Finding.__dataclass_fields__})
 
 
 def to_event(row: AnyRow) -> EventRow:

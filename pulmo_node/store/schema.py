@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 """The newest migration; a database at this revision is opened without loading Alembic."""
 
 UID_LENGTH = 64  # PS3.5, 6.2: UI
@@ -114,6 +114,34 @@ results = sa.Table(
     sa.Column("in_use", sa.Boolean, nullable=False),
     sa.UniqueConstraint("job_id", "sop_instance_uid"),
 )
+
+findings = sa.Table(
+    "findings",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.id"), nullable=False),
+    sa.Column("segment_number", sa.Integer, nullable=False),
+    sa.Column("tracking_uid", sa.String(UID_LENGTH), nullable=False),
+    sa.Column("centre_x_mm", sa.Double, nullable=False),
+    sa.Column("centre_y_mm", sa.Double, nullable=False),
+    sa.Column("centre_z_mm", sa.Double, nullable=False),
+    sa.Column("long_axis_mm", sa.Double, nullable=False),
+    sa.Column("short_axis_mm", sa.Double, nullable=False),
+    sa.Column("volume_mm3", sa.Double, nullable=False),
+    sa.Column("mean_hu", sa.Double, nullable=False),
+    sa.Column("min_hu", sa.Double),
+    sa.Column("max_hu", sa.Double),
+    sa.Column("laterality", sa.String(8)),
+    sa.Column("pleura_distance_mm", sa.Double),
+    sa.Column("candidate_score", sa.Double, nullable=False),
+    sa.Column("detection_probability", sa.Double, nullable=False),
+    sa.Column("malignancy_probability", sa.Double, nullable=False),
+    sa.Column("malignancy_bias", sa.Double, nullable=False),
+    sa.Column("concepts", sa.JSON, nullable=False),
+    sa.Column("cautions", sa.JSON, nullable=False),
+    sa.UniqueConstraint("job_id", "segment_number"),
+)
+"""The nodules of a job's latest results; the columns from `segment_number` on are the fields of `Finding`."""
 
 deliveries = sa.Table(
     "deliveries",

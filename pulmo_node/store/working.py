@@ -9,8 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from pulmo_node.domain.deliveries import Delivery, DeliveryEvent, DeliveryState, ResultObject
+from pulmo_node.domain.deliveries import REPORT_KIND, Delivery, DeliveryEvent, DeliveryState, ResultObject
+from pulmo_node.domain.findings import findings_of
 from pulmo_node.domain.jobs import Job, JobEvent, JobState
+from pulmo_node.errors import Permanent
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database
 from pulmo_node.store.moves import (
@@ -19,10 +21,11 @@ from pulmo_node.store.moves import (
     job_by_id,
     move_delivery,
     move_job,
+    replace_findings,
     replace_results,
     settle_job,
 )
-from pulmo_node.store.rows import DELIVERIES, to_delivery
+from pulmo_node.store.rows import DELIVERIES, to_delivery, to_result
 
 TAKEN_OVER = "taken over"
 """Event of a lease that ended with its worker; no state changes."""
@@ -65,15 +68,51 @@ class SqlJobStore(Database):
     def job_encoded(self, job: Job, results: Sequence[ResultObject], findings_json: str) -> None:
         """QUEUED -> ENCODED with one PENDING delivery per object and destination; DONE at once where there is none.
 
+        The nodules of findings.json become the findings of the job.
+
         Raises:
             StaleJob: superseded, cancelled or leased by another worker meanwhile.
+            Permanent: `findings_json` is none.
         """
+        try:
+            findings = findings_of(findings_json)
+        except ValueError as exc:
+            raise Permanent(f"findings.json of job {job.id} cannot be read: {type(exc).__name__}") from exc
         at = self._clock.now()
         changes = {"findings": findings_json, "not_before": None, "reason_code": None, "reason": None}
         with self._write() as connection:
             move_job(connection, job, JobEvent.ENCODED, at=at, detail=_kinds(results), changes=changes)
             replace_results(connection, job, results, at=at)
+            replace_findings(connection, job, findings)
             settle_job(connection, job.id, at=at)
+
+    def earlier_reports(self, job: Job) -> tuple[ResultObject, ...]:
+        """The reports on the same series by the same pipeline, oldest first, this job's own of earlier runs included.
+
+        Only those that somebody has: what was never delivered, though it was to be, nobody will look for. A report
+        without any destination counts as long as it is in use.
+        """
+        results, jobs, deliveries = schema.results, schema.jobs, schema.deliveries
+        own = jobs.alias()
+        of_series = sa.select(own.c.series_id).where(own.c.id == job.id).scalar_subquery()
+        of_result = sa.select(deliveries.c.id).where(deliveries.c.result_id == results.c.id)
+        taken = (DeliveryState.SENT.value, DeliveryState.COMMITTED.value)
+        query = (
+            sa.select(results)
+            .join_from(results, jobs)
+            .where(
+                jobs.c.series_id == of_series,
+                jobs.c.pipeline == job.pipeline,
+                results.c.kind == REPORT_KIND,
+                sa.or_(
+                    of_result.where(deliveries.c.state.in_(taken)).exists(),
+                    sa.and_(results.c.in_use.is_(True), ~of_result.exists()),
+                ),
+            )
+            .order_by(results.c.id)
+        )
+        with self._read() as connection:
+            return tuple(to_result(row) for row in connection.execute(query))
 
     def job_rejected(self, job: Job, code: str, reason: str, report: Sequence[ResultObject] = ()) -> None:
         """QUEUED -> REJECTED; `report` becomes deliveries where the site wants one. Raises `StaleJob`."""
@@ -144,11 +183,12 @@ class SqlJobStore(Database):
 
     def _end(self, job: Job, event: JobEvent, code: str | None, reason: str, report: Sequence[ResultObject]) -> None:
         at = self._clock.now()
-        changes = {"reason_code": code, "reason": reason, "not_before": None}
+        changes = {"findings": None, "reason_code": code, "reason": reason, "not_before": None}
         detail = f"{code}: {reason}" if code else reason
         with self._write() as connection:
             move_job(connection, job, event, at=at, detail=detail, changes=changes)
             replace_results(connection, job, report, at=at)
+            replace_findings(connection, job, ())
 
     def _move_delivery(self, delivery: Delivery, event: DeliveryEvent, detail: str, changes: dict[str, Any]) -> None:
         at = self._clock.now()

@@ -74,7 +74,7 @@ class Outcome:
     """What came of the CPTAC series."""
 
     detail: StudyDetail
-    objects: dict[str, Dataset]  # by modality, as Orthanc gave them back
+    objects: dict[str, Dataset]  # "sr", "seg" and the others, as Orthanc gave them back
     files: dict[str, Path]
     volume: Volume
 
@@ -100,16 +100,16 @@ def cptac(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         )
         assert sent.returncode == 0, sent.stderr
         detail = wait_for_end(node, seconds=540)
-        found = pacs.instances(detail.summary.study_instance_uid)
+        written = {delivery.result.sop_instance_uid: delivery.result.kind for delivery in detail.deliveries}
         files = {}
-        for content in found.values():
-            path = folder / f"{len(files)}.dcm"
+        for number, (uid, content) in enumerate(pacs.objects(written).items()):
+            path = folder / f"{number}.dcm"
             path.write_bytes(content)
-            files[str(dcmread(path, stop_before_pixels=True).Modality)] = path
+            files[written[uid] if written[uid] in ("sr", "seg") else f"{written[uid]} {number}"] = path
     paths = [path for path in source.rglob("*") if path.is_file()]
     volume = assemble.assemble(paths, assemble.describe(paths))
     assert isinstance(volume, Volume)
-    objects = {modality: dcmread(path) for modality, path in files.items()}
+    objects = {name: dcmread(path) for name, path in files.items()}
     return Outcome(detail=detail, objects=objects, files=files, volume=volume)
 
 
@@ -117,7 +117,7 @@ def test_the_job_is_done_and_everything_it_wrote_lies_in_orthanc(cptac: Outcome)
     assert cptac.detail.summary.state == "DONE"
     written = {delivery.result.sop_instance_uid for delivery in cptac.detail.deliveries}
     assert {str(found.SOPInstanceUID) for found in cptac.objects.values()} == written
-    assert "SR" in cptac.objects
+    assert "sr" in cptac.objects
 
 
 def test_the_objects_belong_to_the_study_and_its_patient(cptac: Outcome) -> None:
@@ -139,20 +139,20 @@ def test_the_findings_of_the_database_are_those_of_the_segmentation(cptac: Outco
     (job,) = cptac.detail.jobs
     findings = json.loads(job.findings or "{}")
     if not findings["nodules"]:
-        assert "SEG" not in cptac.objects
+        assert "seg" not in cptac.objects
         return
-    segments = cptac.objects["SEG"].SegmentSequence
+    segments = cptac.objects["seg"].SegmentSequence
     assert [nodule["tracking_uid"] for nodule in findings["nodules"]] == [s.TrackingUID for s in segments]
 
 
 def test_the_known_nodule_is_among_the_segments(cptac: Outcome) -> None:
     """The spiculated nodule of about 2 cm in the right lower lobe (seen by eye): row 168, column 106, z -195 mm."""
-    if "SEG" not in cptac.objects:
+    if "seg" not in cptac.objects:
         pytest.fail("no nodule was found at all")
     nearest_slice = int(np.argmin([abs(cptac.volume.affine[2, 3] + k * cptac.volume.affine[2, 0] + 195.0)
                                    for k in range(cptac.volume.hu.shape[0])]))  # fmt: skip
     place = cptac.volume.affine @ np.array([nearest_slice, 168, 106, 1.0])
-    segmentation = hd.seg.segread(cptac.files["SEG"])
+    segmentation = hd.seg.segread(cptac.files["seg"])
     uids = [source.sop_instance_uid for source in cptac.volume.frames]
     nearest = float("inf")
     for segment in segmentation.SegmentSequence:
@@ -181,7 +181,9 @@ def test_the_configuration_of_the_readme_makes_orthanc_forward_and_show_results(
         Node(configuration(tmp_path, pacs, port=reserved.http_port)) as node,
     ):
         assert all(sent.error is None for sent in DicomSender("SCANNER").send_files(pacs.peer, files))
-        wait_for_end(node, seconds=60)
-        study = str(datasets[0].StudyInstanceUID)
-        found = pacs.instances(study)
-    assert sorted(dcmread(BytesIO(content)).Modality for content in found.values()) == ["SEG", "SR"]
+        detail = wait_for_end(node, seconds=60)
+        assert detail.summary.study_instance_uid == datasets[0].StudyInstanceUID
+        written = [delivery.result.sop_instance_uid for delivery in detail.deliveries]
+        found = pacs.objects(written)
+    assert list(found) == written
+    assert sorted(dcmread(BytesIO(content)).Modality for content in found.values()) == ["OT", "OT", "SEG", "SR"]

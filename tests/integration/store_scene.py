@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from pulmo_node.domain.deliveries import Delivery, ResultObject
 from pulmo_node.domain.jobs import Job, NewJob
@@ -74,6 +76,34 @@ def instance(number: int = 1, *, study: str = STUDY, series: str = SERIES, conte
         size_bytes=527_000,
         received_at=datetime(2026, 10, 25, 0, 30, tzinfo=UTC),
     )
+
+
+def nodule(number: int = 1, **changes: Any) -> dict[str, Any]:
+    """A nodule of a findings.json; its numbers are no short binary fractions."""
+    values: dict[str, Any] = {
+        "segment_number": number,
+        "tracking_uid": f"2.25.7.{number}",
+        "centre_lps_mm": [-61.13, 0.1 + number, 1203.07],
+        "long_axis_mm": 14.21,
+        "short_axis_mm": 9.83,
+        "volume_mm3": 1403.3,
+        "mean_hu": -12.7,
+        "min_hu": -611.1,
+        "max_hu": 84.9,
+        "laterality": "right",
+        "pleura_distance_mm": 3.7,
+        "candidate_score": 0.9137,
+        "detection_probability": 0.9871,
+        "malignancy_probability": 0.5503,
+        "concepts": {"spiculation": {"value": 3.14, "contribution": 0.4123}},
+        "cautions": [{"code": "TOUCHES_INTERPOLATED", "sentence": "One slice was interpolated."}],
+    }
+    return values | changes
+
+
+def findings_json(*nodules: dict[str, Any]) -> str:
+    """A findings.json of these nodules, as far as the store looks at it."""
+    return json.dumps({"schema_version": 3, "malignancy_bias": -1.2346, "nodules": nodules})
 
 
 def result(kind: str = "sr", uid: str | None = None) -> ResultObject:

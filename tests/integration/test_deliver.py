@@ -17,9 +17,11 @@ from pulmo_node import deliver
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import COMPRESSED
 from pulmo_node.domain.deliveries import Peer, ResultObject
+from pulmo_node.encode import ResultOptions, encode_findings
 from pulmo_node.errors import Permanent, Transient
 from pulmo_node.testing import Answer, Misbehaviour, SmallPacs
 from tests.conftest import data_folder
+from tests.encode_factory import chest_datasets, make_context, make_findings, make_nodule, write_volume
 from tests.network_factory import ct_slice, data_set_part, part10, receiving_node
 
 SYNTAXES = "ct_edge_cases/ct_chest_one_slice_all_syntaxes"
@@ -124,6 +126,30 @@ class TestBytes:
         for stored, (path, _) in zip(pacs.stored, files, strict=True):
             assert data_set_part(stored.path) == data_set_part(path)
             assert pydicom.dcmread(stored.path).file_meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian
+
+    def test_every_kind_of_result_is_offered_and_arrives(
+        self, pacs: SmallPacs, sender: DicomSender, tmp_path: Path
+    ) -> None:
+        options = ResultOptions(segmentation="labelmap", presentation_states=True, pdf_report=True)
+        volume = write_volume(chest_datasets(), tmp_path / "ct")
+        objects = encode_findings(
+            make_findings(volume, [make_nodule(volume, (3, 10, 12))]), volume, make_context(volume, options=options)
+        )
+        assert {each.kind for each in objects} == {"sr", "seg", "key-image", "gsps", "pdf"}
+        with sender.open(pacs.peer) as link:
+            for each in objects:
+                path = tmp_path / f"{each.sop_instance_uid}.dcm"
+                path.write_bytes(each.content)
+                result = ResultObject(
+                    kind=each.kind,
+                    sop_class_uid=each.sop_class_uid,
+                    sop_instance_uid=each.sop_instance_uid,
+                    series_instance_uid=each.series_instance_uid,
+                    path=path.name,
+                    sha256="",
+                )
+                assert link.store(path, result) == "0x0000: success"
+                assert data_set_part(pacs.stored[-1].path) == data_set_part(path)
 
     def test_an_object_of_many_pdus(self, pacs: SmallPacs, sender: DicomSender, tmp_path: Path) -> None:
         data_set = ct_slice()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
 from pulmo_node import orthanc
 from pulmo_node.deliver import DicomSender
+from pulmo_node.dimse import RESULT_SOP_CLASSES
 from pulmo_node.domain.deliveries import ResultObject
 from pulmo_node.orthanc import OrthancProcess
 from tests.conftest import data_folder
@@ -58,7 +58,7 @@ def test_results_and_images_arrive_as_they_are(pacs: OrthancProcess, tmp_path: P
     sender = DicomSender("PULMO")
     assert sender.echo(pacs.peer) >= 0
     with sender.open(pacs.peer) as link:
-        for number, sop_class in enumerate((Comprehensive3DSRStorage, SegmentationStorage)):
+        for number, sop_class in enumerate(RESULT_SOP_CLASSES):
             data_set = ct_slice(number)
             data_set.SOPClassUID = sop_class
             path = part10(tmp_path / f"{number}.dcm", data_set)

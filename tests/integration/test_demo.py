@@ -49,7 +49,8 @@ def test_everything_comes_back_and_is_shown(either_pacs: str, tmp_path: Path, co
     write_datasets(datasets, tmp_path / "ct")
     (tmp_path / "ct" / "readme.txt").write_text("no DICOM")
     assert demo.run_demo(tmp_path / "ct", tmp_path / "out", console)
-    assert sorted(dcmread(path).Modality for path in (tmp_path / "out").glob("*.dcm")) == ["SEG", "SR"]
+    modalities = sorted(dcmread(path).Modality for path in (tmp_path / "out").glob("*.dcm"))
+    assert modalities == ["OT", "OT", "SEG", "SR"]  # a summary page, and a picture of the nodule
     assert Image.open(tmp_path / "out" / "nodule-1.png").width > 100
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "nodule-1.png" in page

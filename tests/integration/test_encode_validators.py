@@ -1,25 +1,30 @@
-"""What other programs say of the result objects: dciodvfy (dicom3tools), dsrdump (DCMTK), highdicom's readers."""
+"""What other programs say of the result objects: dciodvfy (dicom3tools), dsrdump (DCMTK), highdicom's readers, pydicom,
+and the IOD tables of the standard.
+"""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
-from pulmo_models.types import Volume
+from pulmo_models.types import Findings, Mask, Volume
+from pulmo_node.assemble import find_series
 from pulmo_node.encode import EncodedObject, encode_findings, encode_rejection
+from pulmo_node.encode.identity import Predecessor, ResultOptions
 from tests.conftest import data_folder
 from tests.ct_factory import enhanced_from, write_part10
 from tests.encode_factory import (
     INFO,
     chest_datasets,
+    context_of,
     make_context,
     make_findings,
     make_nodule,
@@ -27,72 +32,103 @@ from tests.encode_factory import (
     read_volume,
     write_volume,
 )
+from tests.iod_check import iod_errors
+from tests.validators import LABEL_MAP, complaints, dciodvfy, dsrdump_errors
 
-# Warnings that stand, each with its reason. Everything else that dciodvfy says is a failure.
-ALLOWED = (
-    # A private scheme is private; both are declared in the Coding Scheme Identification Sequence (0008,0110).
-    r"Warning - Unrecognized defined term <(99PULMO|99LIDCQIICR)> for value 1 of attribute <Coding Scheme Designator>",
-    # IHE AI Results asks for the Device UID of each contributing equipment; Debian's dicom3tools of 2022 is older than
-    # PS3.3 C.12.1.1.5's Device UID. The second line follows from the first.
-    r"Warning - Attribute is not present in standard DICOM IOD - \(0x0018,0x1002\) UI Device UID ",
-    r"Warning - Dicom dataset contains attributes not present in standard DICOM IOD"
-    r" - this is a Standard Extended SOP Class",
+Centres = Sequence[tuple[int, int, int]]
+
+EVERYTHING = ResultOptions(
+    negative_report="air",
+    segmentation="labelmap",
+    empty_frames=True,
+    lung_segments=True,
+    image_library=True,
+    key_images=True,
+    presentation_states=True,
+    pdf_report=True,
+)
+LABEL_MAP_ONLY = ResultOptions(segmentation="labelmap", empty_frames=True, image_library=True, key_images=False)
+EARLIER = Predecessor(
+    sop_class_uid=Comprehensive3DSRStorage, sop_instance_uid="1.2.826.0.1.1", series_instance_uid="1.2.826.0.1.2"
 )
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed (Debian: dicom3tools, dcmtk)")
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=60)
-
-
-def _dciodvfy(path: Path) -> list[str]:
-    result = _run("dciodvfy", str(path))
-    lines = (result.stdout + result.stderr).splitlines()
-    assert any(line in ("CTImage", "EnhancedCTImage", "Comprehensive3DSR", "Segmentation") for line in lines), lines
-    return [line for line in lines if re.match(r"(Error|Warning)", line)]
-
-
-def complaints(path: Path, inherited: Sequence[str] = ()) -> list[str]:
-    """Errors and warnings of dciodvfy that are neither allowed nor inherited."""
-    found = [line for line in _dciodvfy(path) if line not in inherited]
-    return [line for line in found if not any(re.fullmatch(allowed, line) for allowed in ALLOWED)]
-
-
-def _all_objects(volume: Volume, centres: Sequence[tuple[int, int, int]]) -> list[EncodedObject]:
+def _findings(volume: Volume, centres: Centres) -> Findings:
+    """Nodules on either side, with lungs around them: the halves of the volume."""
     nodules = [make_nodule(volume, centre, seed=seed) for seed, centre in enumerate(centres)]
-    context = make_context(volume)
-    paths = sorted({Path(source.path) for source in volume.frames if source.path})
-    return [
-        *encode_findings(make_findings(volume, nodules, ("A caution.",)), volume, context),
-        *encode_findings(make_findings(volume, (), ("A caution.",)), volume, context),
-        encode_rejection(paths, "NO_LUNGS", "There are no lungs in it.", context),
-        encode_rejection(paths, "ANALYSIS_FAILED", "Out of memory.", context, INFO),
+    nodules = [
+        replace(nodule, laterality="left" if number % 2 else "right", pleura_distance_mm=1.25 * number)
+        for number, nodule in enumerate(nodules)
     ]
+    slices, rows, columns = volume.hu.shape
+    half = np.ones((slices, rows, columns // 2), dtype=bool)
+    lungs = {"right": Mask(origin=(0, 0, 0), voxels=half), "left": Mask(origin=(0, 0, columns // 2), voxels=half)}
+    return replace(make_findings(volume, nodules, ("A caution.",)), lungs=lungs)
 
 
-def _validate(objects: Sequence[EncodedObject], folder: Path, source: Path | None = None) -> None:
+def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
+    """Every kind of object, in every form that the options know."""
+    nothing = make_findings(volume, (), ("A caution.",))
+    paths = sorted({Path(source.path) for source in volume.frames if source.path})
+    encoded = []
+    for options in (ResultOptions(key_images=False), EVERYTHING):
+        context = make_context(volume, options=options, predecessors=(EARLIER,))
+        encoded += [
+            *encode_findings(_findings(volume, centres), volume, context),
+            *encode_findings(nothing, volume, context),
+            encode_rejection(paths, "NO_LUNGS", "There are no lungs in it.", context),
+            encode_rejection(paths, "ANALYSIS_FAILED", "Out of memory.", context, INFO),
+        ]
+    return encoded
+
+
+def _objects_on_images(volume: Volume, centres: Centres) -> list[EncodedObject]:
+    """The kinds of object that refer to pixels of the source images."""
+    encoded = []
+    for options in (ResultOptions(key_images=False, presentation_states=True, lung_segments=True), LABEL_MAP_ONLY):
+        encoded += encode_findings(_findings(volume, centres), volume, make_context(volume, options=options))
+    return encoded
+
+
+def _validate(
+    objects: Sequence[EncodedObject], folder: Path, source: Path | None = None, *, broken_source: bool = False
+) -> None:
     """Each object passes; a warning that the source image draws word for word is inherited.
 
-    Patient and study attributes are copied as they are (an empty Study ID, a name without a caret). Errors never pass.
+    Patient and study attributes are copied as they are (an empty Study ID, a name without a caret). An error passes
+    only where a source that is known to be broken has it too, word for word (a Study Date with points in it).
     """
-    inherited = [] if source is None else [line for line in _dciodvfy(source) if line.startswith("Warning")]
+    kinds = ("Warning", "Error") if broken_source else ("Warning",)
+    inherited = [] if source is None else [line for line in dciodvfy(source) if line.startswith(kinds)]
     for number, encoded in enumerate(objects):
         path = folder / f"{number}.{encoded.kind}.dcm"
         path.write_bytes(encoded.content)
         assert complaints(path, inherited) == []
+        dataset = dcmread(path)
+        assert iod_errors(dataset) == []
+        assert _rewritten(dataset) == encoded.content
         if encoded.kind == "sr":
-            dump = _run("dsrdump", str(path))
-            assert dump.returncode == 0, dump.stderr
-            assert not [line for line in dump.stderr.splitlines() if line.startswith("E:")]
+            assert dsrdump_errors(path) == []
             hd.sr.srread(BytesIO(encoded.content))
-        else:
+        elif encoded.kind == "seg":
             hd.seg.segread(BytesIO(encoded.content))
 
 
+def _rewritten(dataset: Dataset) -> bytes:
+    """What pydicom makes of a data set after it has taken every value of it apart."""
+    assert list(dataset.iterall())  # decodes each, to the last nested item; otherwise its bytes would be handed through
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
 def test_objects_of_a_single_frame_series(tmp_path: Path) -> None:
+    """All that there is: every kind of object, in every form."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    objects = _all_objects(volume, [(3, 10, 12), (8, 28, 33)])
+    assert {encoded.kind for encoded in objects} == {"sr", "seg", "key-image", "gsps", "pdf"}
+    assert {encoded.sop_class_uid for encoded in objects if encoded.kind == "seg"} == {SegmentationStorage, LABEL_MAP}
+    _validate(objects, tmp_path)
 
 
 @pytest.mark.parametrize("repair", ["gap", "uneven", "tilt"])
@@ -109,7 +145,7 @@ def test_objects_of_a_repaired_series(tmp_path: Path, repair: str) -> None:
             dataset.ImagePositionPatient = [x, y + k * 0.6, z]
     volume = write_volume(datasets, tmp_path / "ct")
     assert not volume.native
-    _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    _validate(_objects_on_images(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -120,7 +156,7 @@ def test_objects_of_a_multi_frame_series(tmp_path: Path, count: int) -> None:
     for number, path in enumerate(paths):
         write_part10(enhanced_from(datasets[number * size : (number + 1) * size]), path)
     volume = read_volume(paths)
-    _validate(_all_objects(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    _validate(_objects_on_images(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
 
 
 def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
@@ -128,24 +164,65 @@ def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
     for dataset in datasets:
         dataset.SpecificCharacterSet = "ISO_IR 192"
         dataset.PatientName = "Wang^XiaoDong=王^小东"
-    _validate(_all_objects(write_volume(datasets, tmp_path / "ct"), [(3, 10, 12)]), tmp_path)
+    _validate(_objects_on_images(write_volume(datasets, tmp_path / "ct"), [(3, 10, 12)]), tmp_path)
 
 
 @pytest.mark.parametrize(
-    "change",
+    "keyword",
     [
-        pytest.param({"CompletionFlag": None}, id="no-completion-flag"),
-        pytest.param({"CurrentRequestedProcedureEvidenceSequence": None}, id="no-evidence"),
+        pytest.param("CompletionFlag", id="no-completion-flag"),
+        pytest.param("CurrentRequestedProcedureEvidenceSequence", id="no-evidence"),
     ],
 )
-def test_the_validator_sees_a_broken_object(tmp_path: Path, change: dict[str, None]) -> None:
+def test_the_validator_sees_a_broken_object(tmp_path: Path, keyword: str) -> None:
     """The check itself can fail."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    dataset = read_object(_all_objects(volume, [(3, 10, 12)])[0])
-    for keyword in change:
-        delattr(dataset, keyword)
+    dataset = read_object(_objects_on_images(volume, [(3, 10, 12)])[0])
+    delattr(dataset, keyword)
     dataset.save_as(tmp_path / "broken.dcm")
     assert complaints(tmp_path / "broken.dcm")
+
+
+def test_the_iod_check_sees_a_broken_object(tmp_path: Path) -> None:
+    volume = write_volume(chest_datasets(), tmp_path / "ct")
+    sr, seg = (read_object(encoded) for encoded in _objects_on_images(volume, [(3, 10, 12)])[:2])
+    del sr.CompletionFlag
+    sr.InstanceNumber = None
+    sr.Rows = 1
+    groups = sr.ContentSequence[-2].ContentSequence[0].ContentSequence
+    long_axis = next(item for item in groups if item.ValueType == "NUM")
+    del long_axis.ContentSequence[0].ContentSequence
+    del long_axis.RelationshipType
+    errors = iod_errors(sr)
+    for said in (
+        "CompletionFlag is missing",
+        "InstanceNumber is empty",
+        "Rows is of no module",
+        "SCOORD without",
+        "RelationshipType",
+    ):
+        assert [error for error in errors if said in error], said
+    assert len(errors) == 5
+    del seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence
+    del seg.ContentLabel
+    assert len(iod_errors(seg)) == 2
+
+
+def test_reports_on_odd_series(tmp_path: Path) -> None:
+    """Real files that are rejected for many reasons, broken ones and radiographs among them: the reports are sound."""
+    folders = [path for path in data_folder("ct_edge_cases").rglob("*") if path.is_dir()] + [data_folder("cxr_dicom")]
+    series = [found for folder in sorted(folders) for found in find_series(folder).series]
+    assert len(series) > 15
+    for number, found in enumerate(series):
+        if found.paths[0].name == "bad_sequence.dcm":
+            continue  # its SOP Instance UID is no UID, so that no reference to it can be one
+        uid, folder = found.description.series_instance_uid, tmp_path / str(number)
+        folder.mkdir()
+        reports = [
+            encode_rejection(found.paths, "NO_IMAGES", "There is no volume.", context_of(uid, options=options))
+            for options in (ResultOptions(), EVERYTHING)
+        ]
+        _validate(reports, folder, found.paths[0], broken_source=True)
 
 
 REAL = [
@@ -155,6 +232,7 @@ REAL = [
     pytest.param("ct_lungdx_a0002_thick8mm", [(15, 200, 150)], id="lungdx-8mm", marks=pytest.mark.slow),
     pytest.param("ct_qin_lsc_0055", [(60, 200, 150)], id="qin", marks=pytest.mark.slow),
     pytest.param("ct_lungfcp_0001_slab", [(40, 200, 150)], id="lungfcp", marks=pytest.mark.slow),
+    pytest.param("ct_ricord1a_jpeglossless_slab", [(9, 200, 150)], id="ricord", marks=pytest.mark.slow),
 ]
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
 from pulmo_node.app import Node, SystemClock
@@ -22,6 +24,7 @@ from pulmo_node.dimse import DimseStatus
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.ports import StudyDetail
 from pulmo_node.testing import Answer, SmallPacs
+from tests import fake_pipeline as fake_pipeline_module
 from tests.ct_factory import write_datasets, write_part10
 from tests.encode_factory import chest_datasets
 from tests.fake_pipeline import REJECTED_DESCRIPTION, FakePipeline, fake_pipeline
@@ -34,11 +37,12 @@ SENDER = "SCANNER"
 
 
 def configuration(folder: Path, *pacs: SmallPacs, **changes: Any) -> Config:
-    """A node that is quick to complete and to retry, and delivers to every PACS given."""
+    """A node that is quick to complete and to retry, and delivers SR and SEG to every PACS given."""
     names = [f"pacs{number}" for number in range(len(pacs))]
     raw: dict[str, Any] = {
         "node": {"port": 0, "storage": str(folder / "node")},
         "receive": {"quiet_seconds": 0.3},
+        "results": {"key_images": False},
         "delivery": {"first_delay_seconds": 0.1, "max_delay_seconds": 0.5, "timeout_seconds": 5.0},
         "peers": {
             name: {"ae_title": one.ae_title, "host": "127.0.0.1", "port": one.port}
@@ -94,11 +98,12 @@ def series_files(folder: Path, **elements: str) -> tuple[str, list[Path]]:
 
 def test_results_lie_in_the_pacs_under_the_same_study(tmp_path: Path, pacs: SmallPacs) -> None:
     study, files = series_files(tmp_path / "ct")
-    with running(tmp_path, pacs) as node:
+    everything = {"key_images": True, "presentation_states": True, "pdf_report": True}
+    with running(tmp_path, pacs, results=everything) as node:
         send(node, files)
         detail = wait_for(node, study, in_state("DONE"))
     objects = [dcmread(stored.path) for stored in pacs.stored]
-    assert sorted(found.Modality for found in objects) == ["SEG", "SR"]
+    assert sorted(found.Modality for found in objects) == ["DOC", "OT", "OT", "PR", "SEG", "SR"]
     assert {found.StudyInstanceUID for found in objects} == {study}
     assert {found.PatientID for found in objects} == {"PHANTOM-1"}
     assert {str(d.result.sop_instance_uid) for d in detail.deliveries} == {o.SOPInstanceUID for o in objects}
@@ -168,6 +173,93 @@ def test_a_late_slice_gives_a_new_revision_with_new_uids(tmp_path: Path, pacs: S
     assert detail.series[0].number_of_instances == len(files)
     assert [(job.revision, job.state.value) for job in detail.jobs] == [(1, "DONE"), (2, "DONE")]
     assert len({stored.sop_instance_uid for stored in pacs.stored}) == 4
+
+
+def reports(pacs: SmallPacs) -> list[Dataset]:
+    """The SR of the PACS in order of arrival."""
+    return [found for found in map(dcmread, [stored.path for stored in pacs.stored]) if found.Modality == "SR"]
+
+
+def named_predecessors(report: Dataset) -> list[str]:
+    return [
+        str(instance.ReferencedSOPInstanceUID)
+        for study in report.get("PredecessorDocumentsSequence", ())
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    ]
+
+
+def analyse_again(folder: Path, pacs: SmallPacs, study: str, **changes: Any) -> None:
+    """Requeue a study of a stopped node and let it run to its end."""
+    with Node(configuration(folder, pacs, **changes)) as node:
+        assert node.store.requeue(study_instance_uid=study) == 1
+        wait_for(node, study, in_state("DONE"))
+
+
+def test_a_new_report_names_the_one_that_it_replaces(tmp_path: Path, pacs: SmallPacs) -> None:
+    """By other thresholds, by the first ones again, and by a late slice; the same again is the same object."""
+    study, files = series_files(tmp_path / "ct")
+    files = sorted(files, key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    other = {"pipelines": {"ct-nodules": {"detection_threshold": 0.9}}}
+    with running(tmp_path, pacs) as node:
+        send(node, files[:-1])
+        wait_for(node, study, in_state("DONE"))
+    analyse_again(tmp_path, pacs, study)
+    analyse_again(tmp_path, pacs, study, **other)
+    analyse_again(tmp_path, pacs, study, **other)
+    analyse_again(tmp_path, pacs, study)
+    with running(tmp_path, pacs) as node:
+        send(node, files[-1:])
+        wait_for(node, study, lambda d: d.series[0].revision == 2 and d.summary.state == "DONE")
+    found = reports(pacs)
+    first, again, changed, changed_again, back, late = [str(report.SOPInstanceUID) for report in found]
+    assert (again, changed_again) == (first, changed)
+    assert len({first, changed, back, late}) == 4
+    assert [named_predecessors(report) for report in found] == [[], [], [first], [first], [changed], [back]]
+    assert len({(stored.sop_instance_uid, stored.path.read_bytes()) for stored in pacs.stored}) == len(
+        {stored.sop_instance_uid for stored in pacs.stored}
+    ), "bytes under one UID never change"
+
+
+def test_a_report_that_never_arrived_is_no_predecessor(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    files = sorted(files, key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    with running(tmp_path, pacs) as node:
+        pacs.stop()
+        send(node, files[:-1])
+        wait_for(node, study, lambda d: any(delivery.attempts for delivery in d.deliveries))
+        send(node, files[-1:])
+        wait_for(node, study, lambda d: d.series[0].revision == 2 and d.summary.state == "ENCODED")
+        pacs.start()
+        wait_for(node, study, in_state("DONE"))
+    (report,) = reports(pacs)
+    assert named_predecessors(report) == []
+
+
+def test_the_report_of_a_rejection_is_the_predecessor_of_what_comes_after_it(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, files = series_files(tmp_path / "ct", SeriesDescription=REJECTED_DESCRIPTION)
+    with running(tmp_path, pacs, results={"report_rejected": True}) as node:
+        send(node, files)
+        wait_for(node, study, lambda d: [x.state.value for x in d.deliveries] == ["SENT"])
+    monkeypatch.setattr(fake_pipeline_module, "REJECTED_DESCRIPTION", "none")
+    analyse_again(tmp_path, pacs, study)
+    rejected, report = reports(pacs)
+    assert named_predecessors(rejected) == []
+    assert named_predecessors(report) == [rejected.SOPInstanceUID]
+
+
+def test_the_findings_table_holds_the_numbers_of_findings_json(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        (job,) = wait_for(node, study, in_state("DONE")).jobs
+        (finding,) = node.store.findings(job.id)
+    plain = json.loads(job.findings or "")
+    (nodule,) = plain["nodules"]
+    nodule["centre_x_mm"], nodule["centre_y_mm"], nodule["centre_z_mm"] = nodule.pop("centre_lps_mm")
+    assert asdict(finding) == nodule | {"malignancy_bias": plain["malignancy_bias"]}
 
 
 def test_a_slice_that_comes_during_the_analysis_supersedes_it(

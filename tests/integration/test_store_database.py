@@ -109,7 +109,7 @@ class TestSqlite:
         with SqlStore(url, SetClock()) as store:
             job = Scene(store, SetClock()).queued()
             with pytest.raises(Permanent) as raised:
-                store.job_encoded(job, [result("sr"), result("sr")], "DOE^JANE")
+                store.job_encoded(job, [result("sr"), result("sr")], '{"malignancy_bias": 0, "of": "DOE^JANE"}')
             assert "DOE" not in str(raised.value)
             assert "INSERT" not in str(raised.value)
 

@@ -116,14 +116,15 @@ def test_a_volume_without_lungs_is_rejected(kind: str) -> None:
 
 
 REAL = {
-    "ct_cptac_c3n-00247/dicom": (4.0, 5.5),
-    "ct_lidc_idri_0063/dicom": (3.0, 4.0),
-    "ct_lungdx_a0001/dicom": (5.0, 6.5),
-    "ct_lungdx_a0002_thick8mm/dicom": (2.3, 3.4),
-    "ct_lungfcp_0001_slab/dicom": (1.1, 1.6),
-    "ct_qin_lsc_0055/dicom": (7.5, 9.0),
-    "ct_ricord1a_jpeglossless_slab/dicom": (0.35, 0.55),
+    "ct_cptac_c3n-00247/dicom": (4.0, 5.5, 0.415),
+    "ct_lidc_idri_0063/dicom": (3.0, 4.0, 0.445),
+    "ct_lungdx_a0001/dicom": (5.0, 6.5, 0.421),
+    "ct_lungdx_a0002_thick8mm/dicom": (2.3, 3.4, 0.586),
+    "ct_lungfcp_0001_slab/dicom": (1.1, 1.6, 0.461),
+    "ct_qin_lsc_0055/dicom": (7.5, 9.0, 0.479),
+    "ct_ricord1a_jpeglossless_slab/dicom": (0.35, 0.55, 0.545),
 }
+"""Smallest and largest volume in litres, share of the left lung."""
 
 
 def read_series(folder: str) -> tuple[np.ndarray, tuple[float, float, float]]:
@@ -138,11 +139,16 @@ def read_series(folder: str) -> tuple[np.ndarray, tuple[float, float, float]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", REAL)
 def test_real_chest_series(folder: str) -> None:
-    """The bounds were read off overlays looked at by eye; a leak into bowel, table or outside air breaks them."""
+    """The values were read off overlays looked at by eye; a leak into bowel, table or the other lung breaks them."""
     hu, spacing = read_series(folder)
-    litres = localise_lungs(make_volume(hu, spacing)).volume_ml / 1000
-    low, high = REAL[folder]
-    assert low < litres < high
+    region = localise_lungs(make_volume(hu, spacing))
+    low, high, left_share = REAL[folder]
+    assert low < region.volume_ml / 1000 < high
+    left, right = (region.lungs()[side] for side in ("left", "right"))
+    assert left.voxels.sum() / region.proper.sum() == pytest.approx(left_share, abs=0.005)
+    assert 0.96 < region.proper.sum() / region.mask.sum() < 1.0, "trachea, main bronchi and what lies between the lungs"
+    middles = [np.argwhere(lung.voxels).mean(axis=0) + lung.origin for lung in (left, right)]
+    assert (middles[0] - middles[1])[2] * spacing[2] > 100.0  # columns count towards the patient's left in all of them
 
 
 def test_the_known_nodule_of_the_cptac_series_is_inside() -> None:
@@ -150,6 +156,17 @@ def test_the_known_nodule_of_the_cptac_series_is_inside() -> None:
     around = slice(21, 42)  # z -225..-165 mm, enough lung for a shorter test
     region = localise_lungs(make_volume(hu[around], spacing))
     assert region.mask[31 - 21, 168, 106]
+    assert not region.left[31 - 21, 168, 106], "it is in the right lung"
+
+
+@pytest.mark.slow
+def test_the_trachea_of_a_real_series_is_no_lung() -> None:
+    hu, spacing = read_series("ct_cptac_c3n-00247/dicom")
+    region = localise_lungs(make_volume(hu, spacing))
+    trachea = (86, 219, 259)
+    assert hu[trachea] < -950
+    assert region.mask[trachea]
+    assert not region.proper[trachea]
 
 
 def test_head_slices_are_rejected() -> None:

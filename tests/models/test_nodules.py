@@ -137,9 +137,34 @@ def test_another_orientation_gives_the_same_findings_at_the_same_places(
         assert found.detection_probability == pytest.approx(nodule.detection_probability, abs=1e-6)
         assert found.volume_mm3 == pytest.approx(nodule.volume_mm3)
         assert found.mean_hu == pytest.approx(nodule.mean_hu)
+        assert found.laterality == nodule.laterality
+        assert found.pleura_distance_mm == pytest.approx(nodule.pleura_distance_mm, abs=1e-4)
         np.testing.assert_allclose(
             index_to_lps(affine, found.centre_index), index_to_lps(volume.affine, nodule.centre_index), atol=1e-6
         )
+
+
+def check_sites(findings: Findings, volume: Volume) -> None:
+    """The first of NODULES lies in the right lung, the second in the left one; both are inside."""
+    assert set(findings.lungs) == {"left", "right"}
+    lungs = {side: mask.to_volume(volume.hu.shape) for side, mask in findings.lungs.items()}
+    assert not (lungs["left"] & lungs["right"]).any()
+    for centre, side in zip(NODULES, ("right", "left"), strict=True):
+        truth = np.subtract(centre, (10, 0, 0))
+        nodule = min(findings.nodules, key=lambda n: float(np.linalg.norm((n.centre_index - truth) * SPACING)))
+        assert lungs[side][tuple(truth)]
+        assert nodule.laterality == side
+        assert nodule.pleura_distance_mm is not None
+        assert 0 <= nodule.pleura_distance_mm < 55, "the lungs are 110 mm broad"
+
+
+def test_each_nodule_lies_in_its_lung(result: tuple[Findings, object], volume: Volume) -> None:
+    check_sites(result[0], volume)
+
+
+def test_the_published_protocol_tells_the_lung_as_well(manifest: Path, volume: Volume) -> None:
+    settings = {"weights": str(manifest), "protocol": "published", "peak_threshold": 0.95}
+    check_sites(registry.build("ct-nodules", settings, "cpu")(volume), volume)
 
 
 def test_findings_say_what_made_them(result: tuple[Findings, object], manifest: Path) -> None:

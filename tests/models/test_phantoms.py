@@ -67,3 +67,4 @@ def test_its_lungs_are_found(demo: PhantomScan) -> None:
     for nodule in demo.nodules:
         z, y, x = (round(value) for value in nodule.centre_index)
         assert lungs.mask[z, y, x]
+        assert lungs.left[z, y, x] == (nodule.centre_lps_mm[0] > 0), "the phantom's spine is at x = 0"

@@ -11,6 +11,7 @@ import pytest
 from pulmo_models import registry
 from pulmo_models.weights import load_set
 from pulmo_node.config import Config, load, resolve
+from pulmo_node.encode import ResultOptions
 from pulmo_node.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -49,6 +50,20 @@ def test_the_shipped_file_shows_every_key_of_its_pipelines() -> None:
         for key in (key for key, value in defaults.items() if value is None):
             of_the_weights = getattr(load_set(defaults["weights"]).operating_point, key)
             assert f"\n# {key} = {of_the_weights:g}\n" in text, "a key without a default stands there as a comment"
+
+
+def test_the_results_section_holds_the_options_of_the_encoder_with_their_defaults() -> None:
+    assert Config().results.options == asdict(ResultOptions())
+
+
+def test_a_wrong_result_option_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, '[results]\nsegmentation = "surface"\nnegative_report = "none"\nkey_images = 7\n')
+    found = problems(path)
+    assert {problem.split(":")[0] for problem in found} == {
+        "results.segmentation",
+        "results.negative_report",
+        "results.key_images",
+    }
 
 
 def test_every_key_of_the_shipped_file_has_a_comment() -> None:

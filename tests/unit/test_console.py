@@ -41,6 +41,12 @@ def test_other_volumes_and_cautions_are_named_with_their_codes() -> None:
     assert "caution on nodule 1" not in text
 
 
+def test_the_lung_is_told_where_it_is_known() -> None:
+    nodules = [nodule(laterality="left"), nodule(laterality=None)]
+    rows = [line for line in said({"nodules": nodules, "cautions": []}).splitlines() if "1.0, 2.0, 3.0" in line]
+    assert [[cell.strip() for cell in row.split("│")][3] for row in rows] == ["left", ""]
+
+
 @pytest.mark.parametrize("nodules", [[], [nodule()]])
 def test_results_of_an_earlier_version_are_still_shown(nodules: list[dict[str, Any]]) -> None:
     """Schema version 1: cautions are sentences, nodules have none."""

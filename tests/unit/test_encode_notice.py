@@ -10,8 +10,9 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage
 
-from pulmo_models.types import Volume
+from pulmo_models.types import PipelineInfo, Volume
 from pulmo_node.encode import encode_findings, encode_rejection
+from pulmo_node.encode.identity import ResultOptions
 from pulmo_node.errors import Permanent
 from tests.ct_factory import write_datasets
 from tests.encode_factory import (
@@ -22,6 +23,7 @@ from tests.encode_factory import (
     make_context,
     make_findings,
     make_nodule,
+    measurement_groups,
     read_object,
     read_volume,
 )
@@ -92,6 +94,79 @@ def test_rejection_names_the_pipeline_where_it_is_known(paths: list[Path], volum
     assert report.ManufacturerModelName == INFO.name
 
 
+AIR = ResultOptions(negative_report="air", key_images=False)
+
+
+def _status_by_tid_1500(report: Dataset) -> str:
+    """The coded status, which stands at two places."""
+    (evaluations,) = items_named(report, "Qualitative Evaluations")
+    (group,) = measurement_groups(report)
+    (own,), (of_group,) = (
+        items_named(item, "CAD Processing and Findings Summary")[0].ConceptCodeSequence for item in (evaluations, group)
+    )
+    assert own == of_group
+    assert own.CodingSchemeDesignator == "DCM"
+    return str(own.CodeValue)
+
+
+def _assert_measurement_report_without_numbers(report: Dataset) -> None:
+    assert report.SOPClassUID == Comprehensive3DSRStorage
+    assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+    assert report.ConceptNameCodeSequence[0].CodeValue == "126000"
+    (group,) = measurement_groups(report)
+    assert items_named(group, "Tracking Unique Identifier")[0].UID
+    assert items_named(group, "Finding Site")[0].ConceptCodeSequence[0].CodeValue == "39607008"
+    assert not items_named(group, "Finding")
+    assert not [item for item in group.ContentSequence if item.ValueType in ("NUM", "SCOORD")]
+    (evaluations,) = items_named(report, "Qualitative Evaluations")
+    assert items_named(evaluations, "Comment")[-1].TextValue == "For research use only. Not for diagnosis."
+
+
+def test_no_findings_by_tid_1500(volume: Volume) -> None:
+    context = make_context(volume, options=AIR)
+    (encoded,) = encode_findings(make_findings(volume, (), ("A caution.",)), volume, context)
+    report = read_object(encoded)
+    _assert_measurement_report_without_numbers(report)
+    assert _status_by_tid_1500(report) == "111241"
+    texts = _texts(report)
+    assert "No lung nodules were found." in texts
+    assert "A caution. [THICK_SLICES]" in texts
+    assert f"weights_sha256={WEIGHTS}" in texts
+    (series,) = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert len(series.ReferencedSOPSequence) == len(volume.frames)
+
+
+@pytest.mark.parametrize("info", [None, INFO], ids=["no-pipeline", "pipeline"])
+def test_rejection_by_tid_1500(paths: list[Path], volume: Volume, info: PipelineInfo | None) -> None:
+    context = make_context(volume, options=AIR)
+    report = read_object(encode_rejection(paths, "NO_LUNGS", "There are no lungs in it.", context, info))
+    _assert_measurement_report_without_numbers(report)
+    assert _status_by_tid_1500(report) == "111245"
+    assert "The series was not analysed: There are no lungs in it. [NO_LUNGS]" in _texts(report)
+    name = "ct-nodules" if info is None else info.name
+    assert items_named(measurement_groups(report)[0], "Algorithm Name")[0].TextValue == name
+
+
+def test_both_forms_have_their_own_uids_and_equal_bytes(paths: list[Path], volume: Volume) -> None:
+    contexts = [make_context(volume, options=options) for options in (ResultOptions(key_images=False), AIR)]
+    made = [encode_rejection(paths, "A", "B.", context) for context in contexts]
+    made += [encode_findings(make_findings(volume), volume, context)[0] for context in contexts]
+    assert len({encoded.sop_instance_uid for encoded in made}) == 4
+    assert made[1] == encode_rejection(paths, "A", "B.", contexts[1])
+    assert made[3] == encode_findings(make_findings(volume), volume, contexts[1])[0]
+
+
+def test_the_form_concerns_only_reports_without_findings(volume: Volume) -> None:
+    """A report with findings is the same in both forms, but for its UIDs: the options are part of them."""
+    findings = make_findings(volume, [make_nodule(volume, (5, 15, 20))])
+    safe, air = (
+        read_object(encode_findings(findings, volume, make_context(volume, options=options))[0])
+        for options in (ResultOptions(key_images=False), AIR)
+    )
+    assert [len(measurement_groups(report)) for report in (safe, air)] == [1, 1]
+    assert _texts(safe) == _texts(air)
+
+
 def test_rejection_of_a_series_with_broken_files(tmp_path: Path, volume: Volume) -> None:
     paths = write_datasets(chest_datasets(), tmp_path)
     paths[0].write_bytes(b"no DICOM at all")
@@ -133,6 +208,7 @@ def test_findings_and_no_findings_are_both_readable(paths: list[Path], volume: V
     for encoded in (
         encode_rejection(paths, "A", "B.", context),
         *encode_findings(make_findings(volume), volume, context),
+        *encode_findings(make_findings(volume), volume, make_context(volume, options=AIR)),
         encode_findings(make_findings(volume, [make_nodule(volume, (5, 15, 20))]), volume, context)[0],
     ):
         parsed = hd.sr.srread(BytesIO(encoded.content))

@@ -21,7 +21,10 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
 
 
 def test_keys_and_values(volume: Volume) -> None:
-    nodules = [make_nodule(volume, (3, 10, 12)), make_nodule(volume, (8, 28, 33), seed=2)]
+    nodules = [
+        replace(make_nodule(volume, (3, 10, 12)), laterality="right", pleura_distance_mm=1.23456, min_hu=-812.26),
+        make_nodule(volume, (8, 28, 33), seed=2),
+    ]
     context = make_context(volume)
     uid = volume.series.series_instance_uid
     made = Acquisition(kernel="B50f", slice_thickness_mm=3.0, image_type=("ORIGINAL", "PRIMARY"))
@@ -38,7 +41,7 @@ def test_keys_and_values(volume: Volume) -> None:
         "cautions",
         "nodules",
     ]
-    assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (2, "ct-nodules", WEIGHTS)
+    assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (3, "ct-nodules", WEIGHTS)
     assert (plain["series_instance_uid"], plain["malignancy_bias"]) == (uid, -1.2346)
     assert plain["cautions"] == [{"code": "THICK_SLICES", "sentence": "A caution in Łódź."}]
     assert plain["acquisition"] == {
@@ -59,6 +62,10 @@ def test_keys_and_values(volume: Volume) -> None:
             "short_axis_mm",
             "volume_mm3",
             "mean_hu",
+            "min_hu",
+            "max_hu",
+            "laterality",
+            "pleura_distance_mm",
             "candidate_score",
             "detection_probability",
             "malignancy_probability",
@@ -73,6 +80,8 @@ def test_keys_and_values(volume: Volume) -> None:
         assert record["short_axis_mm"] == round(nodule.short_axis.length_mm, 2)
         assert record["volume_mm3"] == round(nodule.volume_mm3, 1)
         assert record["mean_hu"] == round(nodule.mean_hu, 1)
+        assert (record["min_hu"], record["max_hu"]) == (round(nodule.min_hu, 1), round(nodule.max_hu, 1))
+        assert record["min_hu"] < record["mean_hu"] < record["max_hu"]
         assert record["detection_probability"] == round(nodule.detection_probability, 4)
         assert list(record["concepts"]) == list(CONCEPT_NAMES)
         for concept in nodule.concepts:
@@ -80,6 +89,12 @@ def test_keys_and_values(volume: Volume) -> None:
                 "value": round(concept.value, 2),
                 "contribution": round(concept.contribution, 4),
             }
+
+    assert plain["nodules"][0]["min_hu"] == -812.3
+    assert [(record["laterality"], record["pleura_distance_mm"]) for record in plain["nodules"]] == [
+        ("right", 1.23),
+        (None, None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +116,18 @@ def test_no_findings(volume: Volume) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("field", ["mean_hu", "volume_mm3", "malignancy_probability", "candidate_score"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "mean_hu",
+        "min_hu",
+        "max_hu",
+        "volume_mm3",
+        "malignancy_probability",
+        "candidate_score",
+        "pleura_distance_mm",
+    ],
+)
 def test_numbers_that_are_none_are_refused(volume: Volume, field: str, bad: float) -> None:
     nodule = replace(make_nodule(volume, (3, 10, 12)), **{field: bad})
     with pytest.raises(Permanent, match=r"of nodule 1 in series .* is not a finite number"):

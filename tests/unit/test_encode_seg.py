@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage, SegmentationStorage
+from pydicom.uid import UID, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage, SegmentationStorage
 
-from pulmo_models.types import Mask, Nodule, Volume
+from pulmo_models.types import Laterality, Mask, Nodule, Volume
 from pulmo_node.encode import EncodedObject, encode_findings
+from pulmo_node.encode.identity import ResultOptions
 from pulmo_node.errors import Permanent
 from tests.ct_factory import enhanced_from, write_datasets, write_part10
 from tests.encode_factory import (
     chest_datasets,
+    items_named,
     make_context,
     make_findings,
     make_nodule,
@@ -26,14 +30,20 @@ from tests.encode_factory import (
     write_volume,
 )
 
+LabelMapSegmentationStorage = UID("1.2.840.10008.5.1.4.1.1.66.7")
+
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     return write_volume(chest_datasets(), tmp_path_factory.mktemp("ct"))
 
 
-def _encode(volume: Volume, nodules: list[Nodule]) -> tuple[EncodedObject, EncodedObject]:
-    sr, seg = encode_findings(make_findings(volume, nodules), volume, make_context(volume))
+def _encode(
+    volume: Volume, nodules: list[Nodule], lungs: Mapping[Laterality, Mask] | None = None, **options: Any
+) -> tuple[EncodedObject, EncodedObject]:
+    findings = replace(make_findings(volume, nodules), lungs=lungs or {})
+    context = make_context(volume, options=ResultOptions(**{"key_images": False, **options}))
+    sr, seg = encode_findings(findings, volume, context)
     return sr, seg
 
 
@@ -43,27 +53,38 @@ def _decoded_masks(seg: Dataset, volume: Volume) -> dict[int, npt.NDArray[np.boo
     frames = seg.pixel_array.reshape(seg.NumberOfFrames, seg.Rows, seg.Columns)
     masks: dict[int, npt.NDArray[np.bool_]] = {}
     for frame, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
-        identification = group.get("SegmentIdentificationSequence") or (
-            seg.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
-        )
-        number = identification[0].ReferencedSegmentNumber
         (source,) = group.DerivationImageSequence[0].SourceImageSequence
         k = slice_of[source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")]
-        assert frame.any(), "an empty frame"
         expected = (volume.affine @ [k, 0, 0, 1])[:3]
         np.testing.assert_allclose(group.PlanePositionSequence[0].ImagePositionPatient, expected, atol=1e-3)
-        masks.setdefault(number, np.zeros(volume.hu.shape, dtype=bool))[k] |= frame.astype(bool)
+        for number, pixels in _segments_of_frame(seg, frame, group).items():
+            masks.setdefault(number, np.zeros(volume.hu.shape, dtype=bool))[k] |= pixels
     return masks
 
 
-def _assert_masks_survive(volume: Volume, nodules: list[Nodule]) -> Dataset:
-    seg = read_object(_encode(volume, nodules)[1])
+def _segments_of_frame(seg: Dataset, frame: npt.NDArray[np.uint8], group: Dataset) -> dict[int, npt.NDArray[np.bool_]]:
+    """Segment number -> pixels: all segments of a label map, else the one that the frame is of."""
+    if seg.SegmentationType == "LABELMAP":
+        return {int(number): frame == number for number in np.unique(frame) if number > 0}
+    identification = group.get("SegmentIdentificationSequence") or (
+        seg.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
+    )
+    return {identification[0].ReferencedSegmentNumber: frame.astype(bool)}
+
+
+def _assert_masks_survive(volume: Volume, nodules: list[Nodule], **options: Any) -> Dataset:
+    seg = read_object(_encode(volume, nodules, **options)[1])
     decoded = _decoded_masks(seg, volume)
     assert sorted(decoded) == list(range(1, len(nodules) + 1))
     for number, nodule in enumerate(nodules, start=1):
         np.testing.assert_array_equal(decoded[number], nodule.mask.to_volume(volume.hu.shape))
-    touched = sum(int(nodule.mask.voxels.any(axis=(1, 2)).sum()) for nodule in nodules)
-    assert seg.NumberOfFrames == touched
+    slices = [np.flatnonzero(nodule.mask.to_volume(volume.hu.shape).any(axis=(1, 2))) for nodule in nodules]
+    if seg.SegmentationType == "LABELMAP":
+        assert seg.NumberOfFrames == len(np.unique(np.concatenate(slices)))
+    else:
+        assert seg.NumberOfFrames == sum(map(len, slices))
+    frames = seg.pixel_array.reshape(seg.NumberOfFrames, -1)
+    assert frames.any(axis=1).all(), "an empty frame"
     return seg
 
 
@@ -113,6 +134,85 @@ def test_many_random_masks(volume: Volume, seed: int) -> None:
         for _ in range(12)
     ]
     _assert_masks_survive(volume, nodules)
+
+
+def test_a_label_map_by_the_options(volume: Volume) -> None:
+    nodules = [make_nodule(volume, (3, 10, 12)), make_nodule(volume, (4, 28, 33)), make_nodule(volume, (8, 10, 33))]
+    sr, seg = (read_object(encoded) for encoded in _encode(volume, nodules, segmentation="labelmap"))
+    _assert_masks_survive(volume, nodules, segmentation="labelmap")
+    assert (seg.SOPClassUID, seg.SegmentationType) == (LabelMapSegmentationStorage, "LABELMAP")
+    assert [segment.SegmentNumber for segment in seg.SegmentSequence] == [1, 2, 3]  # no item for the background
+    assert all("RecommendedDisplayCIELabValue" in segment for segment in seg.SegmentSequence)
+    for number, group in enumerate(measurement_groups(sr), start=1):
+        (segment,) = items_named(group, "Referenced Segment")
+        reference = segment.ReferencedSOPSequence[0]
+        assert (reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID) == (
+            LabelMapSegmentationStorage,
+            seg.SOPInstanceUID,
+        )
+        assert reference.ReferencedSegmentNumber == number
+
+
+def test_overlapping_masks_are_never_a_label_map(volume: Volume) -> None:
+    """It would have to cut one of them."""
+    nodules = [make_nodule(volume, (5, 15, 20), radius_mm=5.0), make_nodule(volume, (6, 17, 23), radius_mm=5.0)]
+    seg = _assert_masks_survive(volume, nodules, segmentation="labelmap")
+    assert (seg.SOPClassUID, seg.SegmentationType) == (SegmentationStorage, "BINARY")
+
+
+@pytest.mark.parametrize(("segmentation", "frames"), [("binary", 24), ("labelmap", 12)])
+def test_empty_frames_by_the_options(volume: Volume, segmentation: str, frames: int) -> None:
+    nodules = [make_nodule(volume, (3, 10, 12)), make_nodule(volume, (8, 28, 33))]
+    seg = read_object(_encode(volume, nodules, segmentation=segmentation, empty_frames=True)[1])
+    assert seg.NumberOfFrames == frames
+    assert len(seg.SourceImageSequence) == len(volume.frames)
+    for number, mask in _decoded_masks(seg, volume).items():
+        np.testing.assert_array_equal(mask, nodules[number - 1].mask.to_volume(volume.hu.shape))
+
+
+LUNGS: dict[Laterality, Mask] = {
+    "right": Mask(origin=(1, 4, 4), voxels=np.ones((10, 30, 18), dtype=bool)),
+    "left": Mask(origin=(2, 4, 26), voxels=np.ones((9, 30, 18), dtype=bool)),
+}
+
+
+@pytest.mark.parametrize("segmentation", ["binary", "labelmap"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_lungs_lie_behind_the_nodules(volume: Volume, segmentation: str, overlap: bool) -> None:
+    nodules = [make_nodule(volume, (3, 10, 12)), make_nodule(volume, (5, 14, 26) if overlap else (8, 28, 33))]
+    if overlap:
+        nodules.append(make_nodule(volume, (5, 16, 27)))
+    seg = read_object(_encode(volume, nodules, LUNGS, segmentation=segmentation, lung_segments=True)[1])
+    decoded = _decoded_masks(seg, volume)
+    inside = [nodule.mask.to_volume(volume.hu.shape) for nodule in nodules]
+    for number, mask in enumerate(inside, start=1):
+        np.testing.assert_array_equal(decoded[number], mask)
+    left, right = seg.SegmentSequence[len(nodules) :]
+    for segment, side in ((left, "left"), (right, "right")):
+        expected = LUNGS[side].to_volume(volume.hu.shape) & ~np.logical_or.reduce(inside)
+        np.testing.assert_array_equal(decoded[segment.SegmentNumber], expected)
+        assert segment.SegmentLabel == f"{side.capitalize()} lung"
+        (kind,) = segment.SegmentedPropertyTypeCodeSequence
+        assert (kind.CodeValue, kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning) == (
+            "39607008",
+            side.capitalize(),
+        )
+        assert "TrackingUID" not in segment
+    assert seg.SegmentsOverlap == ("YES" if overlap else "NO")
+
+
+def test_lungs_only_by_the_options(volume: Volume) -> None:
+    seg = read_object(_encode(volume, [make_nodule(volume, (3, 10, 12))], LUNGS)[1])
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["Nodule 1"]
+
+
+@pytest.mark.parametrize("side", ["left", "right", None])
+def test_the_side_of_a_nodule(volume: Volume, side: Laterality | None) -> None:
+    nodule = replace(make_nodule(volume, (3, 10, 12)), laterality=side)
+    (segment,) = read_object(_encode(volume, [nodule])[1]).SegmentSequence
+    (region,) = segment.AnatomicRegionSequence
+    modifiers = [item.CodeMeaning.lower() for item in region.get("AnatomicRegionModifierSequence", [])]
+    assert modifiers == ([] if side is None else [side])
 
 
 def test_tilted_and_shuffled_source(tmp_path: Path) -> None:

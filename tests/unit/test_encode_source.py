@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from pulmo_models.types import SliceSource
 from pulmo_node.encode import encode_findings, encode_rejection
-from pulmo_node.encode.identity import ascii_text
 from pulmo_node.encode.source import read_header
 from pulmo_node.errors import Permanent
 from tests.conftest import data_folder
-from tests.ct_factory import write_part10
+from tests.ct_factory import write_datasets, write_part10
 from tests.encode_factory import (
     chest_datasets,
     context_of,
@@ -82,6 +82,89 @@ def test_names_survive_in_the_character_set_of_the_source(
 def _written(datasets: list[Dataset], folder: Path) -> str:
     volume = write_volume(datasets, folder)
     return volume.frames[0].path or ""
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        pytest.param("ISO_IR 192", "Wang^XiaoDong=王^小東".encode(), id="utf-8"),  # PS3.5 annex J
+        pytest.param("GB18030", b"Wang^XiaoDong=\xcd\xf5^\xd0\xa1\xb6\xab", id="gb18030"),
+        pytest.param(  # PS3.5 H.3.1
+            "\\ISO 2022 IR 87",
+            b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B^\x1b$B$?$m$&\x1b(B",
+            id="japanese",
+        ),
+        pytest.param(  # PS3.5 H.3.2, katakana of one byte first
+            "ISO 2022 IR 13\\ISO 2022 IR 87",
+            b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3=\x1b$B;3ED\x1b(J^\x1b$BB@O:\x1b(J=\x1b$B$d$^$@\x1b(J^\x1b$B$?$m$&\x1b(J",
+            id="katakana",
+        ),
+        pytest.param(  # PS3.5 annex I
+            "\\ISO 2022 IR 149",
+            b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7=\x1b$)C\xc8\xab^\x1b$)C\xb1\xe6\xb5\xbf",
+            id="korean",
+        ),
+        pytest.param("ISO_IR 144", b"\xbb\xee\xda^\xb0\xdd\xdd\xd0", id="cyrillic"),
+        pytest.param("ISO_IR 100", b"Buc^J\xe9r\xf4me", id="latin-1"),
+        pytest.param(None, b"M\xfcller^J\xfcrgen", id="latin-1-undeclared"),
+        pytest.param("ISO_IR 999", b"M\xfcller^J\xfcrgen", id="unknown"),
+    ],
+)
+def test_the_bytes_of_a_name_are_those_of_the_source(tmp_path: Path, character_set: str | None, name: bytes) -> None:
+    """Written as a scanner would, not by pydicom; the node's own texts are ASCII, which all of these sets contain."""
+    name += b" " * (len(name) % 2)
+    stand_in, declared = "N" * len(name), "S" * (len(character_set or "") + len(character_set or "") % 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the stand-in for the character set, and of the unknown one
+        datasets = _with({"PatientName": stand_in, "StudyDescription": "Thorax"})
+        for dataset in datasets:
+            if declared:
+                dataset.SpecificCharacterSet = declared
+        paths = write_datasets(datasets, tmp_path, seed=1)
+        for path in paths:
+            content = path.read_bytes().replace(stand_in.encode(), name)
+            if declared:
+                content = content.replace(declared.encode(), (character_set or "").ljust(len(declared)).encode())
+            path.write_bytes(content)
+        assert dcmread(paths[0]).get_item("PatientName").value == name
+        volume = read_volume(paths)
+        findings = make_findings(volume, [make_nodule(volume, (5, 15, 20))], ("A caution in Łódź.",))
+        objects = [*encode_findings(findings, volume, make_context(volume))]
+        objects.append(encode_rejection(paths, "NO_LUNGS", "Keine Lunge für die Analyse.", make_context(volume)))
+        for encoded in objects:
+            result = read_object(encoded)
+            assert result.get_item("PatientName").value == name
+            said = result.get("SpecificCharacterSet")
+            assert "\\".join([said] if isinstance(said, str) else said or []) == (character_set or "")
+
+
+def test_a_name_that_is_not_in_its_character_set_refuses_nothing(tmp_path: Path) -> None:
+    datasets = _with({"PatientName": "M" + "N" * 5 + "ller", "SpecificCharacterSet": "ISO_IR 192"})
+    paths = write_datasets(datasets, tmp_path, seed=1)
+    for path in paths:
+        path.write_bytes(path.read_bytes().replace(b"MNNNNNller", b"M\xfc\xfc\xfc\xfc\xfcller"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        volume = read_volume(paths)
+        findings = make_findings(volume, [make_nodule(volume, (5, 15, 20))])
+        for encoded in encode_findings(findings, volume, make_context(volume)):
+            assert str(read_object(encoded).PatientName).endswith("ller")
+
+
+def test_texts_of_the_node_are_ascii_whatever_the_source_says(tmp_path: Path) -> None:
+    """Every text item, with a source in a set of many bytes whose description stands in the report too."""
+    datasets = _with({"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "SeriesDescription": "胸部"})
+    for report in _results(datasets, tmp_path):
+        texts = list(_text_values(report))
+        assert bool(texts) == (report.Modality == "SR")
+        assert all(text.isascii() for text in texts)
+
+
+def _text_values(item: Dataset) -> Iterator[str]:
+    if "TextValue" in item:
+        yield item.TextValue
+    for child in item.get("ContentSequence", []):
+        yield from _text_values(child)
 
 
 def test_patient_and_study_attributes_are_copied(tmp_path: Path) -> None:
@@ -216,16 +299,3 @@ def test_rejection_of_real_odd_files(folder: str) -> None:
 def test_a_source_without_a_file_is_named() -> None:
     with pytest.raises(Permanent, match=r"instance 1\.2\.3 has no file"):
         read_header(SliceSource(sop_class_uid="1", sop_instance_uid="1.2.3"))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("plain", "plain"),
-        ("≥ 4 mm × 3 – 2 cm³", ">= 4 mm x 3 - 2 cm3"),
-        ("Größe é", "Gro?e e"),
-        ("王", "?"),
-    ],
-)
-def test_own_texts_are_ascii(text: str, expected: str) -> None:
-    assert ascii_text(text) == expected
