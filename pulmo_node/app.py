@@ -8,16 +8,21 @@ import secrets
 import signal
 import socket
 import threading
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
+from pulmo_node import logs
 from pulmo_node.analyse import Analyser
-from pulmo_node.config import Config
+from pulmo_node.attempt import Analysis, LocalAnalysis
+from pulmo_node.config import Config, TlsSection
 from pulmo_node.deliver import DicomSender
 from pulmo_node.errors import Transient
 from pulmo_node.files import FileInstanceStore, FileOutbox
+from pulmo_node.isolation import IsolatedAnalysis, ProcessSettings
+from pulmo_node.network.access import Access
+from pulmo_node.network.limits import Limits
+from pulmo_node.network.tls import ServerTlsSettings
 from pulmo_node.receive import Receiver, ReceiveSettings
 from pulmo_node.scheduler import Scheduler
 from pulmo_node.store import SqlStore
@@ -74,19 +79,26 @@ def build_analyser(config: Config) -> Analyser:
     return Analyser(config.pipelines, config.analysis.device, config.weights_folder)
 
 
+def build_analysis(config: Config) -> Analysis:
+    """Where the series of a node are analysed: in a process of its own, unless the configuration says otherwise."""
+    if not config.analysis.isolated:
+        return LocalAnalysis(build_analyser(config), FileOutbox(config.storage))
+    return IsolatedAnalysis(
+        ProcessSettings(
+            pipelines=config.pipelines,
+            device=config.analysis.device,
+            weights_folder=config.weights_folder,
+            storage=config.storage,
+            log_level=config.log.level,
+            silence_seconds=config.analysis.silence_seconds,
+            limit_seconds=config.analysis.limit_seconds,
+        )
+    )
+
+
 def configure_logging(config: Config) -> None:
     """One line per event on standard error; libraries only from WARNING on."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    logging.getLogger("pulmo_node").setLevel(config.log.level)
-    logging.getLogger("pulmo_models").setLevel(config.log.level)
-    quiet_libraries()
-
-
-def quiet_libraries() -> None:
-    """Let pydicom say nothing of the values that it reads."""
-    # It quotes the values that it complains of, and they may be a patient's.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="pydicom")
+    logs.configure(config.log.level)
 
 
 class Node:
@@ -110,7 +122,7 @@ class Node:
         # Unique per process, so that a restarted node never mistakes a dead worker's lease for its own.
         worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.store = store
-        self.worker = Worker(config, adapters, build_analyser(config), worker_id)
+        self.worker = Worker(config, adapters, build_analysis(config), worker_id)
         self._scheduler = Scheduler(self.worker, tuple(config.peers))
 
     def __enter__(self) -> Node:
@@ -121,7 +133,7 @@ class Node:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.receiver.stop()
-        self._scheduler.stop()
+        self._scheduler.stop(self.config.node.drain_seconds)
         self.store.close()
         log.info("stopped")
 
@@ -136,15 +148,36 @@ def serve(config: Config) -> None:
 
 
 def _receive_settings(config: Config) -> ReceiveSettings:
+    receive, tls = config.receive, config.tls
+    own = (config.node.ae_title,) if receive.require_called_ae_title else ()
     return ReceiveSettings(
         ae_title=config.node.ae_title,
         bind=config.node.bind,
         port=config.node.port,
-        accept_calling=config.receive.accept_calling,
-        require_called=config.receive.require_called_ae_title,
-        max_associations=config.receive.max_associations,
-        max_pdu=config.receive.max_pdu_bytes,
-        network_timeout_seconds=config.receive.network_timeout_seconds,
+        access=Access(
+            calling=receive.accept_calling, called=own + receive.accept_called, networks=receive.accept_networks
+        ),
+        limits=Limits(
+            associations=receive.max_associations,
+            associations_per_peer=receive.max_associations_per_peer,
+            connections_per_minute=receive.max_connections_per_minute,
+            request_seconds=receive.association_request_seconds,
+            silence_seconds=receive.network_timeout_seconds,
+            association_seconds=receive.max_association_seconds,
+            association_bytes=receive.max_association_bytes,
+            message_bytes=receive.max_instance_bytes,
+            slowest_bytes_per_second=receive.slowest_bytes_per_second,
+        ),
+        max_pdu=receive.max_pdu_bytes,
+        tls=_server_tls(tls) if tls.certificate else None,
+    )
+
+
+def _server_tls(tls: TlsSection) -> ServerTlsSettings:
+    return ServerTlsSettings(
+        certificate=Path(tls.certificate),
+        private_key=Path(tls.private_key),
+        client_ca=Path(tls.client_ca) if tls.client_ca else None,
     )
 
 

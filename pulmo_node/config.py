@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from pulmo_models import registry
 from pulmo_models.errors import UnknownPipeline
-from pulmo_node.domain.deliveries import Peer
+from pulmo_node.domain.deliveries import Peer, PeerTls
 from pulmo_node.domain.retry import RetryPolicy
 from pulmo_node.errors import ConfigError
+from pulmo_node.network.access import is_loopback, parse_network
 
 ENVIRONMENT_PREFIX = "PULMO_NODE__"
 SENDER = "sender"
@@ -33,6 +34,8 @@ AeTitle = Annotated[
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+NetworkText = Annotated[str, AfterValidator(lambda text: str(parse_network(text)))]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 _STRICT = ConfigDict(extra="forbid", strict=False)
 
@@ -46,6 +49,7 @@ class NodeSection:
     bind: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
     port: Port = 11112  # 0: any free port
     storage: Annotated[str, StringConstraints(min_length=1)] = "../var"
+    drain_seconds: Positive = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +67,30 @@ class ReceiveSection:
     __pydantic_config__ = _STRICT
     quiet_seconds: Positive = 10.0
     accept_calling: tuple[AeTitle, ...] = ()
+    accept_networks: tuple[NetworkText, ...] = ()
+    open: bool = False
     require_called_ae_title: bool = False
+    accept_called: tuple[AeTitle, ...] = ()
     max_associations: AtLeastOne = 20
-    max_pdu_bytes: Annotated[int, Field(ge=4096, le=16_777_216)] = 131_072
+    max_associations_per_peer: AtLeastOne = 16
+    max_connections_per_minute: AtLeastOne = 6000
+    max_pdu_bytes: Annotated[int, Field(ge=4096, le=1_048_576)] = 131_072
+    max_instance_bytes: AtLeastOne = 2_147_483_648
+    max_association_bytes: AtLeastOne = 68_719_476_736
+    max_association_seconds: Positive = 14_400.0
+    association_request_seconds: Positive = 15.0
+    slowest_bytes_per_second: Positive = 1000.0
     network_timeout_seconds: Positive = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsSection:
+    """TLS of the receiver; the certificate is also the one shown to peers that ask for one."""
+
+    __pydantic_config__ = _STRICT
+    certificate: str = ""  # empty: no TLS
+    private_key: str = ""
+    client_ca: str = ""  # empty: peers need no certificate
 
 
 class _Retrying:
@@ -75,6 +99,7 @@ class _Retrying:
     max_attempts: AtLeastOne
     first_delay_seconds: Positive
     max_delay_seconds: Positive
+    jitter: Share
 
     @property
     def retry(self) -> RetryPolicy:
@@ -83,6 +108,7 @@ class _Retrying:
             max_attempts=self.max_attempts,
             first_delay_seconds=self.first_delay_seconds,
             max_delay_seconds=self.max_delay_seconds,
+            jitter=self.jitter,
         )
 
 
@@ -93,10 +119,14 @@ class AnalysisSection(_Retrying):
     __pydantic_config__ = _STRICT
     device: Literal["auto", "cuda", "cpu"] = "auto"
     weights_folder: str = ""  # empty: "weights" in the storage directory
+    isolated: bool = True
+    silence_seconds: Positive = 120.0
+    limit_seconds: Positive = 3600.0
     lease_seconds: Positive = 60.0
     max_attempts: AtLeastOne = 3
     first_delay_seconds: Positive = 30.0
     max_delay_seconds: Positive = 3600.0
+    jitter: Share = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +137,16 @@ class DeliverySection(_Retrying):
     max_attempts: AtLeastOne = 20
     first_delay_seconds: Positive = 5.0
     max_delay_seconds: Positive = 3600.0
+    jitter: Share = 0.2
+    probe_seconds: Positive = 60.0
     lease_seconds: Positive = 300.0
     timeout_seconds: Positive = 30.0
+
+    @property
+    def probing(self) -> RetryPolicy:
+        """When a destination that does not answer is tried again."""
+        longest = min(self.probe_seconds, self.max_delay_seconds)
+        return replace(self.retry, max_delay_seconds=longest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +187,9 @@ class PeerSection:
     ae_title: AeTitle
     host: Annotated[str, StringConstraints(min_length=1)]
     port: Annotated[int, Field(ge=1, le=65535)]
+    tls: bool = False
+    tls_ca: str = ""  # empty: the issuers that the system trusts
+    tls_hostname: str = ""  # empty: host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +219,7 @@ class Config:
     node: NodeSection = NodeSection()
     database: DatabaseSection = DatabaseSection()
     receive: ReceiveSection = ReceiveSection()
+    tls: TlsSection = TlsSection()
     analysis: AnalysisSection = AnalysisSection()
     delivery: DeliverySection = DeliverySection()
     results: ResultsSection = ResultsSection()
@@ -204,7 +246,13 @@ class Config:
     def peer(self, name: str) -> Peer:
         """A configured destination by name."""
         found = self.peers[name]
-        return Peer(name=name, ae_title=found.ae_title, host=found.host, port=found.port)
+        own = self.tls
+        tls = PeerTls(
+            ca=found.tls_ca, certificate=own.certificate, private_key=own.private_key, hostname=found.tls_hostname
+        )
+        return Peer(
+            name=name, ae_title=found.ae_title, host=found.host, port=found.port, tls=tls if found.tls else None
+        )
 
     def peer_of_ae_title(self, ae_title: str) -> str | None:
         """Name of the destination with that AE title."""
@@ -276,7 +324,12 @@ def resolve(raw: Mapping[str, Any], *, base: Path, problems: list[str] | None = 
     analysis = config.analysis
     if analysis.weights_folder:
         analysis = replace(analysis, weights_folder=_absolute(base, analysis.weights_folder))
-    return replace(config, node=node, analysis=analysis)
+    files = {key: _absolute(base, value) for key, value in asdict(config.tls).items() if value}
+    peers = {
+        name: replace(peer, tls_ca=_absolute(base, peer.tls_ca)) if peer.tls_ca else peer
+        for name, peer in config.peers.items()
+    }
+    return replace(config, node=node, analysis=analysis, tls=replace(config.tls, **files), peers=peers)
 
 
 def _absolute(base: Path, folder: str) -> str:
@@ -292,7 +345,7 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 def _inconsistencies(config: Config, *, peers: Collection[str]) -> list[str]:
     """What the types cannot say: names that point nowhere, settings that a pipeline does not know."""
-    problems: list[str] = []
+    problems = _network_problems(config)
     for label, settings in config.pipelines.items():
         try:
             entry = registry.entry(label)
@@ -312,6 +365,27 @@ def _inconsistencies(config: Config, *, peers: Collection[str]) -> list[str]:
         for destination in rule.destinations:
             if destination != SENDER and destination not in peers:
                 problems.append(f"rules[{number}].destinations: there is no [peers.{destination}]")
+    return problems
+
+
+def _network_problems(config: Config) -> list[str]:
+    """A node that others can reach must say who may come; TLS needs certificate and key together."""
+    problems: list[str] = []
+    receive = config.receive
+    if not (is_loopback(config.node.bind) or receive.accept_calling or receive.accept_networks or receive.open):
+        problems.append(
+            f"node.bind: {config.node.bind} can be reached from other machines; name who may send in"
+            " receive.accept_calling or receive.accept_networks, or set receive.open = true"
+        )
+    if bool(config.tls.certificate) != bool(config.tls.private_key):
+        problems.append("tls.certificate, tls.private_key: both are needed, or none")
+    if config.tls.client_ca and not config.tls.certificate:
+        problems.append("tls.client_ca: needs tls.certificate and tls.private_key")
+    problems += [
+        f"peers.{name}.tls: must be true where tls_ca or tls_hostname is given"
+        for name, peer in config.peers.items()
+        if not peer.tls and (peer.tls_ca or peer.tls_hostname)
+    ]
     return problems
 
 

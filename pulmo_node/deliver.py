@@ -44,6 +44,7 @@ from pulmo_node.dimse import (
 )
 from pulmo_node.domain.deliveries import Peer, ResultObject
 from pulmo_node.errors import Permanent, PulmoError, Transient
+from pulmo_node.network.tls import client_context, handshake_failure
 
 _MOST_CONTEXTS = 128  # of one association (PS3.8 9.3.2.2: odd numbers of one byte)
 _SLOWEST_BYTES_PER_SECOND = 250_000  # a slower network counts as a peer that does not answer
@@ -221,18 +222,23 @@ class DicomSender:
 
     @contextmanager
     def _associate(self, peer: Peer, contexts: list[PresentationContext]) -> Iterator[Association]:
+        tls_context = None if peer.tls is None else client_context(peer.tls)
         try:
             association = self._entity.associate(
                 peer.host,
                 peer.port,
                 contexts=contexts,
                 ae_title=peer.ae_title,
+                tls_args=None
+                if tls_context is None or peer.tls is None
+                else (tls_context, peer.tls.hostname or peer.host),
                 evt_handlers=[(evt.EVT_CONN_OPEN, prepare_connection, [self._timeout_seconds])],
             )
         except OSError as exc:  # the name of the host cannot be resolved
             raise Transient(f"{peer.name} ({peer.host}:{peer.port}) cannot be reached: {_reason(exc)}") from exc
         if not association.is_established:
-            raise Transient(_why_not(association, peer))
+            failure = None if tls_context is None else handshake_failure(tls_context)
+            raise Transient(_why_not(association, peer) if failure is None else f"{peer.name}: TLS: {failure}")
         try:
             yield association
         finally:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import threading
 import time
 import zlib
@@ -30,7 +31,6 @@ from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.transport import ThreadedAssociationServer
 
 from pulmo_node.dimse import (
     IMAGE_SOP_CLASSES,
@@ -41,11 +41,14 @@ from pulmo_node.dimse import (
     configure_pynetdicom,
     decodable_transfer_syntaxes,
     error_comment,
-    listen,
     prepare_connection,
 )
 from pulmo_node.domain.series import StoredInstance
 from pulmo_node.errors import PulmoError, Transient
+from pulmo_node.network.access import Access
+from pulmo_node.network.limits import Limits
+from pulmo_node.network.server import GuardedServer, listen_guarded
+from pulmo_node.network.tls import ServerTls, ServerTlsSettings
 from pulmo_node.ports import Clock, InstanceStore, ReceiveStore
 
 log = logging.getLogger(__name__)
@@ -70,11 +73,10 @@ class ReceiveSettings:
     ae_title: str
     bind: str = "127.0.0.1"
     port: int = 11112  # 0: any free port
-    accept_calling: tuple[str, ...] = ()  # calling AE titles; empty: any
-    require_called: bool = False  # reject associations that call another AE title than ours
-    max_associations: int = 20
-    max_pdu: int = 131_072  # bytes
-    network_timeout_seconds: float = 60.0  # of silence, after which an association is aborted
+    access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)
+    max_pdu: int = 131_072  # bytes, offered at negotiation
+    tls: ServerTlsSettings | None = None  # None: in the clear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class Receiver:
         self._store = store
         self._instances = instances
         self._clock = clock
-        self._server: ThreadedAssociationServer | None = None
+        self._server: GuardedServer | None = None
         self._transfers: dict[Association, _Transfer] = {}
         self._lock = threading.Lock()
 
@@ -129,21 +131,26 @@ class Receiver:
 
         Raises:
             Transient: the address is in use or not one of this machine.
+            ConfigError: certificate or key cannot be used.
         """
         configure_pynetdicom()
+        settings = self._settings
+        tls = None if settings.tls is None else ServerTls(settings.tls)
         try:
-            self._server = listen(
+            self._server = listen_guarded(
                 self._application_entity(),
-                (self._settings.bind, self._settings.port),
+                (settings.bind, settings.port),
                 [
-                    (evt.EVT_CONN_OPEN, prepare_connection, [self._settings.network_timeout_seconds]),
+                    (evt.EVT_CONN_OPEN, prepare_connection, [settings.limits.silence_seconds]),
                     (evt.EVT_ESTABLISHED, self._on_established),
                     (evt.EVT_C_ECHO, self._on_c_echo),
                     (evt.EVT_C_STORE, self._on_c_store),
-                    (evt.EVT_REJECTED, self._on_rejected),
                     (evt.EVT_RELEASED, self._on_end, ["released"]),
                     (evt.EVT_ABORTED, self._on_end, ["aborted"]),
                 ],
+                access=settings.access,
+                limits=settings.limits,
+                tls=tls,
             )
         except OSError as exc:
             where = f"{self._settings.bind}:{self._settings.port}"
@@ -155,6 +162,7 @@ class Receiver:
             return
         server, self._server = self._server, None
         server.shutdown()
+        server.end_half_open()
         deadline = time.monotonic() + drain_seconds
         for association in server.active_associations:
             association.join(max(0.0, deadline - time.monotonic()))
@@ -175,13 +183,11 @@ class Receiver:
         entity = AE(ae_title=settings.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        entity.require_calling_aet = list(settings.accept_calling)
-        entity.require_called_aet = settings.require_called
-        entity.maximum_associations = settings.max_associations
+        entity.maximum_associations = sys.maxsize  # the guarded server counts them
         entity.maximum_pdu_size = settings.max_pdu
-        entity.network_timeout = settings.network_timeout_seconds
-        entity.acse_timeout = settings.network_timeout_seconds
-        entity.dimse_timeout = settings.network_timeout_seconds
+        entity.network_timeout = settings.limits.silence_seconds
+        entity.acse_timeout = settings.limits.silence_seconds
+        entity.dimse_timeout = settings.limits.silence_seconds
         entity.add_supported_context(VERIFICATION)
         transfer_syntaxes = list(decodable_transfer_syntaxes())
         for sop_class in IMAGE_SOP_CLASSES:
@@ -194,9 +200,6 @@ class Receiver:
             for association in [known for known in self._transfers if not known.is_alive()]:
                 del self._transfers[association]
             self._transfers[event.assoc] = _Transfer(calling_ae_title=str(event.assoc.requestor.ae_title).strip())
-
-    def _on_rejected(self, event: evt.Event) -> None:
-        log.warning("association from %s rejected", str(event.assoc.requestor.ae_title).strip())
 
     def _on_end(self, event: evt.Event, how: str) -> None:
         with self._lock:

@@ -109,7 +109,7 @@ class LogWatch(logging.Handler):
 
 
 @contextmanager
-def watched(logger: str = "pulmo_node.receive") -> Iterator[LogWatch]:
+def watched(logger: str = "pulmo_node") -> Iterator[LogWatch]:
     """Every line of a logger, from DEBUG on."""
     watch = LogWatch()
     target = logging.getLogger(logger)

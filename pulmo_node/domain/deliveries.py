@@ -25,6 +25,7 @@ class DeliveryEvent(StrEnum):
     SENT = "sent"
     COMMITTED = "committed"
     DEFERRED = "deferred"
+    RELEASED = "released"  # its sender stopped and gave it back; no attempt
     FAILED = "failed"
     REQUEUED = "requeued"
     CANCELLED = "cancelled"
@@ -34,6 +35,7 @@ class DeliveryEvent(StrEnum):
 TRANSITIONS: dict[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
     (DeliveryState.PENDING, DeliveryEvent.SENT): DeliveryState.SENT,
     (DeliveryState.PENDING, DeliveryEvent.DEFERRED): DeliveryState.PENDING,  # attempts + 1, not_before
+    (DeliveryState.PENDING, DeliveryEvent.RELEASED): DeliveryState.PENDING,
     (DeliveryState.PENDING, DeliveryEvent.FAILED): DeliveryState.FAILED,
     (DeliveryState.PENDING, DeliveryEvent.CANCELLED): DeliveryState.CANCELLED,
     (DeliveryState.PENDING, DeliveryEvent.SUPERSEDED): DeliveryState.CANCELLED,
@@ -51,6 +53,16 @@ def transition(state: DeliveryState, event: DeliveryEvent) -> DeliveryState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeerTls:
+    """How a peer is spoken to by TLS; paths of PEM files, empty where there is none."""
+
+    ca: str = ""  # issuers of the peer's certificate; empty: those that the system trusts
+    certificate: str = ""  # the node's own, for a peer that asks for one
+    private_key: str = ""
+    hostname: str = ""  # that the peer's certificate must name; empty: the peer's host
+
+
+@dataclass(frozen=True, kw_only=True)
 class Peer:
     """A DICOM application entity that results are sent to."""
 
@@ -58,6 +70,7 @@ class Peer:
     ae_title: str
     host: str
     port: int
+    tls: PeerTls | None = None  # None: in the clear
 
 
 REPORT_KIND = "sr"

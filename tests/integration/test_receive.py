@@ -25,6 +25,8 @@ from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import IMPLEMENTATION_CLASS_UID
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.errors import Transient
+from pulmo_node.network.access import Access
+from pulmo_node.network.limits import Limits
 from pulmo_node.receive import Receiver, ReceiveSettings
 from pulmo_node.testing import ManualClock
 from tests.conftest import data_folder
@@ -181,17 +183,17 @@ class TestNegotiation:
             assert context.transfer_syntax == [syntax]
 
     def test_only_the_calling_titles_of_the_list(self, tmp_path: Path) -> None:
-        with receiving_node(tmp_path, accept_calling=("CT1", "CT2")) as node:
+        with receiving_node(tmp_path, access=Access(calling=("CT1", "CT2"))) as node:
             with association(node.port, calling="CT2") as sender:
                 assert sender.is_established
             with association(node.port, calling="STRANGER") as sender:
                 assert sender.is_rejected
                 answer = sender.acceptor.primitive
                 assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, 3)
-            node.log.wait_for("association from STRANGER rejected")
+            node.log.wait_for("association from STRANGER at 127.0.0.1 rejected: calling AE title not in the list")
 
     def test_only_our_own_title_where_required(self, tmp_path: Path) -> None:
-        with receiving_node(tmp_path, require_called=True) as node:
+        with receiving_node(tmp_path, access=Access(called=("PULMO",))) as node:
             with association(node.port, called="PULMO") as sender:
                 assert sender.is_established
             with association(node.port, called="OTHER") as sender:
@@ -199,7 +201,7 @@ class TestNegotiation:
                 assert sender.acceptor.primitive.diagnostic == 7
 
     def test_associations_beyond_the_limit_are_rejected_for_now(self, tmp_path: Path) -> None:
-        with receiving_node(tmp_path, max_associations=1) as node, association(node.port) as first:
+        with receiving_node(tmp_path, limits=Limits(associations=1)) as node, association(node.port) as first:
             assert first.is_established
             with association(node.port) as second:
                 assert second.is_rejected
@@ -221,7 +223,7 @@ class TestNegotiation:
                     return "lost"
                 return "stored" if sender.send_c_store(file).Status == 0 else "not stored"
 
-        with receiving_node(tmp_path, max_associations=5) as node:
+        with receiving_node(tmp_path, limits=Limits(associations=5)) as node:
             with ThreadPoolExecutor(40) as pool:
                 outcomes = set(pool.map(attempt, range(40)))
             assert outcomes <= {"stored", "rejected"}
@@ -428,7 +430,7 @@ def association_is_accepted(port: int) -> bool:
 
 class TestLife:
     def test_a_peer_that_stops_in_the_middle_of_a_pdu_is_let_go(self, tmp_path: Path) -> None:
-        with receiving_node(tmp_path, network_timeout_seconds=0.5) as node:
+        with receiving_node(tmp_path, limits=Limits(silence_seconds=0.5, request_seconds=0.5)) as node:
             with socket.create_connection(("127.0.0.1", node.port), timeout=20) as stalled:
                 stalled.sendall(b"\x01\x00\x00\x00\x10\x00half of a request")
                 assert stalled.recv(1024) == b""  # closed by the node

@@ -1,0 +1,274 @@
+"""The server before pynetdicom's: a connection becomes an association only once its whole request was read and found
+admissible. Until then it costs one waiting thread, no reactor and no slot, so that slow or silent strangers (slow
+loris) keep nobody out. Afterwards every byte is counted, and what breaks a limit is aborted.
+
+Input: connections. Output: pynetdicom associations. Errors: none leave it; each refusal is one line of the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from typing import Any, cast
+
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+from pulmo_node.network.access import Access, Refusal
+from pulmo_node.network.limits import MOST_UNANSWERED, Connection, Ledger, Limits
+from pulmo_node.network.tls import ServerTls
+
+log = logging.getLogger(__name__)
+
+_HEADER_BYTES = 6
+_ASSOCIATE_RQ = 0x01
+_TITLES_END = 42  # header, protocol version, reserved, called (16) and calling AE title (16): PS3.8 table 9-11
+_READ_BYTES = 65_536
+_GOODBYE_SECONDS = 2.0
+_A_ABORT = struct.pack(">BBIBBBB", 7, 0, 4, 0, 0, 2, 0)  # by the service provider, no reason given (PS3.8 9.3.8)
+_QUIET_LINES_SECONDS = 10.0
+# A pynetdicom requestor whose rejection is there before it looks at its connection again takes it for never made.
+_BEFORE_REJECTION_SECONDS = 0.05
+
+
+class _Lost(Exception):
+    """The connection brings no request: closed, too slow, or no DICOM. The text says which."""
+
+
+class MeteredSocket(AssociationSocket):
+    """The socket of an association whose request was read already: gives it again, then reads on and counts."""
+
+    def __init__(self, association: Association, connection: Connection, request: bytes, limits: Limits) -> None:
+        super().__init__(association, client_socket=connection.socket)
+        self.connection = connection
+        self._again = bytearray(request)
+        self._limits = limits
+
+    @property
+    def ready(self) -> bool:
+        """Whether something can be read."""
+        return bool(self._again) or bool(super().ready)
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """That many bytes, fewer where the connection ended. What breaks a limit ends it."""
+        if nr_bytes > self._limits.pdu_bytes:
+            self._abort(f"a PDU of {nr_bytes} bytes")
+            return bytearray()
+        if self._again:
+            part, self._again = self._again[:nr_bytes], self._again[nr_bytes:]
+            return part
+        read = bytearray()
+        while len(read) < nr_bytes:
+            came = cast(socket.socket, self.socket).recv(min(_READ_BYTES, nr_bytes - len(read)))
+            if not came:
+                break
+            read += came
+            self.connection.count(len(came))
+            reason = self.connection.violation(self._limits, time.monotonic())
+            if reason is not None:
+                self._abort(reason)
+        return read
+
+    def message_came(self) -> None:
+        """A message is whole; a peer that sends far ahead of the answers would fill the memory."""
+        self.connection.message_came()
+        if self.assoc.dimse.msg_queue.qsize() >= MOST_UNANSWERED:
+            self._abort("requests are sent without waiting for the answers")
+
+    def _abort(self, reason: str) -> None:
+        """Tell the peer where it still listens, then end the connection. By the reading thread only."""
+        if self.connection.ended is None:
+            _tell_end(self.connection, reason)
+            sock = cast(socket.socket, self.socket)
+            with suppress(OSError):
+                sock.settimeout(_GOODBYE_SECONDS)
+                sock.send(_A_ABORT)
+            self.connection.end(reason)
+
+
+class _Handler(RequestHandler):
+    """One connection, in a thread of its own, from its first byte to the end of its association."""
+
+    server: GuardedServer
+
+    def handle(self) -> None:
+        connection = self.server.connection_of(self.request)
+        try:
+            request = self._read_request(connection)
+            called, calling = (_title(request[start : start + 16]) for start in (10, 26))
+            refusal = self.server.access.refusal(calling=calling, called=called)
+            refusal = refusal or self.server.ledger.admit(connection, calling)
+            if refusal is not None:
+                log.warning("association from %s at %s rejected: %s", calling, connection.address, refusal.reason)
+                _reject(connection.socket, refusal)
+                return
+            self._associate(connection, request)
+        except (_Lost, OSError) as exc:
+            reason = connection.ended or (str(exc) if isinstance(exc, _Lost) else type(exc).__name__)
+            log.debug("connection from %s closed: %s", connection.address, reason)
+        finally:
+            self.server.forget(connection)
+
+    def _read_request(self, connection: Connection) -> bytes:
+        """The whole A-ASSOCIATE-RQ PDU, behind the TLS handshake where there is one."""
+        limits = self.server.limits
+        deadline = connection.opened_at + limits.request_seconds
+        if self.server.tls is not None:
+            connection.socket = wrapped = self.server.tls.wrap(connection.socket)
+            wrapped.settimeout(max(0.001, deadline - time.monotonic()))
+            wrapped.do_handshake()
+        header = _read(connection.socket, _HEADER_BYTES, deadline)
+        pdu_type, _, length = struct.unpack(">BBL", header)
+        if pdu_type != _ASSOCIATE_RQ or not _HEADER_BYTES + length >= _TITLES_END or length > limits.pdu_bytes:
+            connection.socket.send(_A_ABORT)
+            raise _Lost("no request for an association")
+        return header + _read(connection.socket, length, deadline)
+
+    def _associate(self, connection: Connection, request: bytes) -> None:
+        self.request = connection.socket
+        association = self._create_association()
+        association.dul.event_queue.get_nowait()  # the new connection was told with the socket that is replaced here
+        association.dul.socket = MeteredSocket(association, connection, request, self.server.limits)
+        association.bind(evt.EVT_DIMSE_RECV, _on_message)
+        for event in (evt.EVT_RELEASED, evt.EVT_ABORTED):  # the slot is free before the thread has ended
+            association.bind(event, self._on_end)
+        evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
+        association.start()
+        association.join()
+
+    def _on_end(self, event: evt.Event) -> None:
+        self.server.ledger.closed(cast(MeteredSocket, event.assoc.dul.socket).connection)
+
+
+class GuardedServer(ThreadedAssociationServer):
+    """pynetdicom's server behind the guard; quick to stop, and with room for a burst of connections."""
+
+    request_queue_size = 128  # as delivered 5: a connection beyond waits for a second or more for its next try
+    daemon_threads = True
+
+    def __init__(self, *args: Any, access: Access, limits: Limits, tls: ServerTls | None = None, **kwargs: Any) -> None:
+        self.access = access
+        self.limits = limits
+        self.tls = tls
+        self.ledger = Ledger(limits)
+        self._by_socket: dict[int, Connection] = {}
+        self._told_at: dict[str, float] = {}
+        super().__init__(*args, **{**kwargs, "request_handler": _Handler})
+
+    def serve_forever(self, poll_interval: float = 0.05) -> None:
+        """Look for the request to stop and for broken limits every 50 ms."""
+        self._gc = [0, 599]  # polls from one of pynetdicom's garbage collections to the next: every 30 s, as before
+        super().serve_forever(poll_interval)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether a new connection is looked at, by its address alone."""
+        address = str(client_address[0])
+        if not self.access.admits_address(address):
+            self._tell_seldom(address, "not in the networks that may connect")
+            return False
+        if self.ledger.too_often(address):
+            self._tell_seldom(address, "too many connections in a minute")
+            return False
+        connection = Connection(address=address, socket=request)
+        self._by_socket[id(request)] = connection
+        in_the_way = self.ledger.opened(connection)
+        if in_the_way is not None:
+            _tell_end(in_the_way, "too many connections without a request for an association")
+            in_the_way.end("made room for another connection")
+        return True
+
+    def service_actions(self) -> None:
+        """End what breaks a limit while nothing is read of it."""
+        super().service_actions()
+        for connection, reason in self.ledger.violations():
+            _tell_end(connection, reason)
+            connection.end(reason)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A fault in the thread of one connection: nothing of it goes to standard error."""
+        log.error("connection from %s: unexpected error", client_address[0])
+
+    def connection_of(self, request: Any) -> Connection:
+        """The entry of a socket that `verify_request` let pass."""
+        return self._by_socket.pop(id(request))
+
+    def forget(self, connection: Connection) -> None:
+        """It is over: free its slot and its descriptor."""
+        self.ledger.closed(connection)
+        self.shutdown_request(connection.socket)
+
+    def end_half_open(self) -> None:
+        """For the end of the server: nothing more becomes an association."""
+        for connection in self.ledger.all():
+            if connection.admitted_at is None:
+                connection.end("the node stops")
+
+    def _tell_seldom(self, address: str, reason: str) -> None:
+        """One line an address and some seconds: who is kept out must not fill the log."""
+        now = time.monotonic()
+        self._told_at = {one: at for one, at in self._told_at.items() if now - at < _QUIET_LINES_SECONDS}
+        if address not in self._told_at:
+            self._told_at[address] = now
+            log.warning("connection from %s refused: %s", address, reason)
+
+
+def listen_guarded(
+    entity: AE, address: tuple[str, int], handlers: list[evt.EventHandlerType], **guard: Any
+) -> GuardedServer:
+    """Accept associations in a thread of its own; returns when the port is open. `guard`: see `GuardedServer`.
+
+    Raises:
+        OSError: the address is in use or not one of this machine.
+    """
+    server = cast(
+        GuardedServer, entity.make_server(address, evt_handlers=handlers, server_class=GuardedServer, **guard)
+    )
+    entity._servers.append(server)  # from where its shutdown removes it
+    threading.Thread(
+        target=server.serve_forever, name=f"AcceptorServer:{server.server_address[1]}", daemon=True
+    ).start()
+    return server
+
+
+def _on_message(event: evt.Event) -> None:
+    cast(MeteredSocket, event.assoc.dul.socket).message_came()
+
+
+def _read(sock: socket.socket, number: int, deadline: float) -> bytes:
+    read = bytearray()
+    while len(read) < number:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise _Lost("no request for an association in time")
+        sock.settimeout(left)
+        part = sock.recv(min(_READ_BYTES, number - len(read)))
+        if not part:
+            raise _Lost("closed by the peer")
+        read += part
+    return bytes(read)
+
+
+def _title(padded: bytes) -> str:
+    """An AE title as it may stand in a log line."""
+    return "".join(chr(c) if 32 <= c < 127 and c != 92 else "?" for c in padded).strip()
+
+
+def _reject(sock: socket.socket, refusal: Refusal) -> None:
+    """Answer A-ASSOCIATE-RJ and let the peer close, as PS3.8 9.2.3 (AA-8) has it; not for long."""
+    time.sleep(_BEFORE_REJECTION_SECONDS)
+    sock.settimeout(_GOODBYE_SECONDS)
+    sock.sendall(struct.pack(">BBIBBBB", 3, 0, 4, 0, refusal.result, refusal.source, refusal.diagnostic))
+    with suppress(TimeoutError):
+        sock.recv(1)
+
+
+def _tell_end(connection: Connection, reason: str) -> None:
+    if connection.admitted_at is None:
+        log.info("connection from %s ended: %s", connection.address, reason)
+    else:
+        log.warning("association from %s aborted: %s", connection.calling_ae_title, reason)
