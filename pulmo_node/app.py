@@ -108,7 +108,7 @@ class Node:
         self.config = config
         clock = SystemClock()
         store = open_store(config)
-        instances = FileInstanceStore(config.storage)
+        instances = FileInstanceStore(config.storage, min_free_bytes=config.receive.min_free_bytes)
         self.receiver = Receiver(_receive_settings(config), store, instances, clock)
         adapters = Adapters(
             clock=clock,

@@ -34,6 +34,7 @@ AeTitle = Annotated[
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 NetworkText = Annotated[str, AfterValidator(lambda text: str(parse_network(text)))]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -76,6 +77,8 @@ class ReceiveSection:
     max_connections_per_minute: AtLeastOne = 6000
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1_048_576)] = 131_072
     max_instance_bytes: AtLeastOne = 2_147_483_648
+    min_free_bytes: NotNegative = 1_073_741_824
+    low_free_bytes: NotNegative = 5_368_709_120
     max_association_bytes: AtLeastOne = 68_719_476_736
     max_association_seconds: Positive = 14_400.0
     association_request_seconds: Positive = 15.0

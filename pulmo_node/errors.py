@@ -44,6 +44,18 @@ class Transient(PulmoError):
     """It may work later: peer unreachable or busy (0xA7xx), device out of memory, disk full."""
 
 
+class AnalysisLost(Transient):
+    """The process that analysed a series ended, or was ended, before it answered."""
+
+
+class Stopped(PulmoError):
+    """The node stops; what was running is given back as it was."""
+
+
+class StorageFull(Transient):
+    """There is too little space left to take anything new."""
+
+
 class Permanent(PulmoError):
     """It will not work by trying again: peer refused (0xA9xx, 0xCxxx), encoding failed, weights missing."""
 

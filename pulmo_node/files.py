@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -28,8 +29,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from pulmo_node.domain.deliveries import ResultObject
-from pulmo_node.errors import Permanent, Transient
+from pulmo_node.errors import Permanent, StorageFull, Transient
 from pulmo_node.ports import OutboxItem, WrittenInstance
+
+log = logging.getLogger(__name__)
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -43,8 +46,11 @@ _REMEMBERED_FOLDERS = 4096
 class FileInstanceStore:
     """Received Part 10 files (port `InstanceStore`)."""
 
-    def __init__(self, storage: Path) -> None:
+    def __init__(self, storage: Path, *, min_free_bytes: int = 0) -> None:
+        """With less than `min_free_bytes` free, nothing new is written: the rest is for results and the database."""
         self._storage = storage
+        self._min_free_bytes = min_free_bytes
+        self._is_full = False
         self._incoming = _prepare(storage, "instances")
         self._folders_lock = threading.Lock()
         self._durable_folders: set[Path] = set()
@@ -57,6 +63,7 @@ class FileInstanceStore:
         The first bytes under a SOP Instance UID keep the plain name; other bytes get a name of their own, once.
 
         Raises:
+            StorageFull: it is new and too little space is left; what is there already can be sent again.
             Transient: the disk refuses.
             ValueError: `meta` is not preamble, prefix and a meta header that begins with its group length.
         """
@@ -96,9 +103,21 @@ class FileInstanceStore:
                 self._durable_folders.clear()
             self._durable_folders.add(folder)
 
+    def _check_space(self, size_bytes: int) -> None:
+        """Asked of the disk each time, so that the node goes on by itself once there is space again."""
+        free = shutil.disk_usage(self._storage).free
+        full = free - size_bytes < self._min_free_bytes
+        if full != self._is_full:
+            self._is_full = full
+            words = "nothing new is accepted" if full else "new instances are accepted again"
+            log.log(logging.ERROR if full else logging.INFO, "%d MiB free in storage: %s", free // 1024**2, words)
+        if full:
+            raise StorageFull("storage is almost full")
+
     def _place(self, path: Path, meta: bytes, data_set: bytes, digest: str) -> bool:
         """Whether `path` now holds the data set: put there, or found there with the same bytes."""
         if not path.exists():
+            self._check_space(len(meta) + len(data_set))
             part = self._incoming / f"{uuid4().hex}.part"
             try:
                 _write_durably(part, meta, data_set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from pulmo_node.dimse import decoder_gaps
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.errors import Permanent, PulmoError, Transient
 
-_LOW_DISK_BYTES = 5 * 1024**3
+_ANY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
+_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,9 @@ def _storage(config: Config) -> str:
         free = shutil.disk_usage(config.storage).free
     except OSError as exc:
         raise Permanent(f"{config.storage}: {exc.strerror}") from exc
-    if free < _LOW_DISK_BYTES:
+    if free < config.receive.min_free_bytes:
+        raise Permanent(f"{config.storage}: only {free / 1024**3:.1f} GiB free, nothing new is accepted")
+    if free < config.receive.low_free_bytes:
         raise Permanent(f"{config.storage}: only {free / 1024**3:.1f} GiB free")
     return f"{config.storage}: {free / 1024**3:.1f} GiB free"
 
@@ -79,11 +83,19 @@ def _decoders() -> str:
 def _receiver(config: Config) -> str:
     if config.node.port == 0:
         return "takes any free port"
-    node = Peer(name="node", ae_title=config.node.ae_title, host=config.node.bind, port=config.node.port)
+    host = "localhost" if config.node.bind in _ANY_ADDRESS else config.node.bind
+    try:
+        with socket.create_connection((host, config.node.port), timeout=_CONNECT_SECONDS):
+            pass
+    except OSError:
+        return f"port {config.node.port} does not answer: the node is not running"
+    if config.tls.certificate:
+        return f"the node listens on port {config.node.port}, by TLS"
+    node = Peer(name="node", ae_title=config.node.ae_title, host=host, port=config.node.port)
     try:
         seconds = build_sender(config).echo(node)
-    except Transient:
-        return f"port {config.node.port} does not answer: the node is not running"
+    except Transient as exc:
+        return f"the node listens on port {config.node.port} and does not let this machine in: {exc}"
     return f"the node answers on port {config.node.port} in {seconds * 1000:.0f} ms"
 
 

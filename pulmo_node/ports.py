@@ -44,6 +44,7 @@ class InstanceStore(Protocol):
         bytes is kept too, and the new bytes are written beside it under a name of their own (a conflict).
 
         Raises:
+            StorageFull: it is new and there is too little space.
             Transient: the disk refuses.
         """
         ...
@@ -200,10 +201,18 @@ class JobStore(Protocol):
         """QUEUED -> QUEUED, attempts + 1, lease given up. Raises StaleJob."""
         ...
 
+    def release_leases(self, worker_id: str) -> int:
+        """Give up every lease of a worker that stops, without counting an attempt; the number of rows."""
+        ...
+
     def claim_deliveries(
         self, destination: str, worker_id: str, *, now: datetime, lease_until: datetime
     ) -> tuple[Delivery, ...]:
         """Lease the due PENDING deliveries of the oldest job that has any for that destination."""
+        ...
+
+    def hasten_deliveries(self, destination: str) -> int:
+        """Make every deferred PENDING delivery to a destination due now: it answers again. Their number."""
         ...
 
     def delivery_sent(self, delivery: Delivery, detail: str) -> None:

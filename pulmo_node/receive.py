@@ -44,7 +44,7 @@ from pulmo_node.dimse import (
     prepare_connection,
 )
 from pulmo_node.domain.series import StoredInstance
-from pulmo_node.errors import PulmoError, Transient
+from pulmo_node.errors import PulmoError, StorageFull, Transient
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.server import GuardedServer, listen_guarded
@@ -221,6 +221,8 @@ class Receiver:
             outcome = self._receive(event, transfer)
         except _Refused as exc:
             status, comment = exc.status, str(exc)
+        except StorageFull:  # the store itself tells when it begins and ends
+            status, comment = DimseStatus.OUT_OF_RESOURCES, "storage is almost full, try again later"
         except PulmoError as exc:
             status, comment = DimseStatus.OUT_OF_RESOURCES, "not stored, try again later"
             log.error("instance %s not stored: %s", sop_instance_uid, exc)

@@ -157,11 +157,11 @@ class ReceivingNode:
 
 
 @contextmanager
-def receiving_node(folder: Path, **settings: object) -> Iterator[ReceivingNode]:
+def receiving_node(folder: Path, *, min_free_bytes: int = 0, **settings: object) -> Iterator[ReceivingNode]:
     """A receiver with real storage and a real database below `folder`."""
     clock = ManualClock()
     with SqlStore(f"sqlite:///{folder / 'node.sqlite'}", clock) as store, watched() as log:
-        instances = FileInstanceStore(folder / "storage")
+        instances = FileInstanceStore(folder / "storage", min_free_bytes=min_free_bytes)
         receive_settings = ReceiveSettings(ae_title="PULMO", port=0, **settings)  # type: ignore[arg-type]
         receiver = Receiver(receive_settings, store, instances, clock)
         receiver.start()

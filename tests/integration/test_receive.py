@@ -335,6 +335,25 @@ class TestRefusals:
             assert sender.send_c_store(files[1]).Status == 0
         assert [data_set_part(path) for path in node.stored(SERIES_A)] == [data_set_part(file) for file in files]
 
+    def test_below_the_watermark_nothing_new_then_recovery(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = [part10(tmp_path / f"{n}.dcm", ct_slice(n, series=SERIES_A)) for n in (1, 2)]
+        usage = shutil.disk_usage(tmp_path)
+        with receiving_node(tmp_path, min_free_bytes=1_000_000) as node, association(node.port) as sender:
+            assert sender.send_c_store(files[0]).Status == 0
+            with monkeypatch.context() as patched:
+                patched.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+                for _ in range(3):
+                    answer = sender.send_c_store(files[1])
+                    assert (answer.Status, answer.ErrorComment) == (0xA700, "storage is almost full, try again later")
+                assert sender.send_c_store(files[0]).Status == 0, "it is there already"
+                patched.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_001 + 2000))
+                assert sender.send_c_store(files[1]).Status == 0
+            assert [data_set_part(path) for path in node.stored(SERIES_A)] == [data_set_part(file) for file in files]
+        assert sum("nothing new is accepted" in line for line in node.log.lines) == 1
+        assert sum("new instances are accepted again" in line for line in node.log.lines) == 1
+
     def test_row_not_committed_then_recovery(self, tmp_path: Path) -> None:
         with receiving_node(tmp_path) as node:
             flaky = UncommittedOnce(node.store)
