@@ -24,6 +24,7 @@ from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.tls import ServerTlsSettings
 from pulmo_node.receive import Receiver, ReceiveSettings
+from pulmo_node.reconcile import reconcile
 from pulmo_node.scheduler import Scheduler
 from pulmo_node.store import SqlStore
 from pulmo_node.worker import Adapters, Worker
@@ -122,10 +123,12 @@ class Node:
         # Unique per process, so that a restarted node never mistakes a dead worker's lease for its own.
         worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.store = store
+        self._instances = instances
         self.worker = Worker(config, adapters, build_analysis(config), worker_id)
         self._scheduler = Scheduler(self.worker, tuple(config.peers))
 
     def __enter__(self) -> Node:
+        reconcile(self._instances, self.store, SystemClock())
         self.receiver.start()
         self._scheduler.start()
         log.info("%s listens on %s:%d", self.config.node.ae_title, self.config.node.bind, self.receiver.port)

@@ -76,13 +76,49 @@ class FileInstanceStore:
             self._make_folder(folder)
             path = folder / f"{name}.dcm"
             if not self._place(path, meta, data_set, digest):
-                path = folder / f"{name}.conflict-{digest[:_CONFLICT_DIGITS]}.dcm"
+                path = folder / Path(self.conflict_path(path.name, digest))
                 if not self._place(path, meta, data_set, digest):
                     raise Transient(f"instance {name}: {path.name} on disk does not hold the bytes that it is named by")
             _fsync_folder(folder)  # also for a file that was there: who named it may not have come to this
         return WrittenInstance(
             path=path.relative_to(self._storage).as_posix(), sha256=digest, size_bytes=len(meta) + len(data_set)
         )
+
+    def paths(self) -> Iterator[str]:
+        """Every instance on disk, relative to storage, conflicts included; in no order. Raises `Transient`."""
+        with _disk_refusal("listing instances"):
+            for study in _folders(self._storage / "instances"):
+                for series in _folders(study):
+                    prefix = f"instances/{study.name}/{series.name}/"
+                    with os.scandir(series) as entries:
+                        yield from (prefix + entry.name for entry in entries if entry.name.endswith(".dcm"))
+
+    def read(self, path: str) -> tuple[bytes, bytes]:
+        """Meta header with all before it, and data set, of a file that is durable on return.
+
+        It may have been put there by a process that died before it synchronised the folder.
+
+        Raises:
+            Transient: the disk refuses.
+            Permanent: it is no Part 10 file as `write` makes them.
+        """
+        absolute = self._storage / path
+        with _disk_refusal(f"reading {absolute.name}"):
+            content = absolute.read_bytes()
+            _fsync_upwards(absolute.parent, self._storage)
+        length = _meta_length(content[:_GROUP_LENGTH_END])
+        if length is None or length > len(content):
+            raise Permanent(f"{absolute.name} is no whole Part 10 file")
+        return content[:length], content[length:]
+
+    def path_of(self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> str:
+        """Where the first bytes of that instance lie, relative to storage."""
+        names = map(_uid_name, (study_instance_uid, series_instance_uid, sop_instance_uid))
+        return f"instances/{'/'.join(names)}.dcm"
+
+    def conflict_path(self, plain: str, sha256: str) -> str:
+        """Where other bytes under the name of `path_of` lie."""
+        return f"{plain.removesuffix('.dcm')}.conflict-{sha256[:_CONFLICT_DIGITS]}.dcm"
 
     def absolute(self, path: str) -> Path:
         """A path of `WrittenInstance` or `ResultObject` on this machine."""
@@ -203,6 +239,11 @@ class FileOutbox:
         if len({result.path for result in results}) != len(results):
             raise Permanent(f"outbox {_key_name(key)}: two objects have one SOP Instance UID")
         return results
+
+
+def _folders(parent: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(parent) as entries:
+        return [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _prepare(storage: Path, folder: str) -> Path:

@@ -152,6 +152,25 @@ class ReceiveStore(Protocol):
         ...
 
 
+class ReconcileStore(Protocol):
+    """What the comparison of disk and database at the start of the node needs."""
+
+    def recorded_paths(self) -> tuple[set[str], set[str]]:
+        """Paths of the instances in use, and paths of conflicts that were kept aside; relative to storage."""
+        ...
+
+    def record_instance(self, instance: StoredInstance) -> InstanceOutcome:
+        """As `ReceiveStore` has it."""
+        ...
+
+    def drop_lost(self, paths: Collection[str]) -> tuple[str, ...]:
+        """Drop the rows of instances in use whose file is gone, one transaction a series; these Series Instance UIDs.
+
+        The series goes back to RECEIVING with what is left; a COMPLETE one as a new revision, as for a late instance.
+        """
+        ...
+
+
 class JobStore(Protocol):
     """What the worker needs. Every change is one compare-and-set on the state seen, with its event row."""
 

@@ -90,7 +90,7 @@ class InstanceHead:
     modality: str
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The instance is answered with a failure status; the text becomes the Error Comment."""
 
     def __init__(self, status: DimseStatus, comment: str) -> None:
@@ -219,7 +219,7 @@ class Receiver:
         sop_instance_uid = named if _UID.fullmatch(named) else "(no valid UID)"  # any text may stand there
         try:
             outcome = self._receive(event, transfer)
-        except _Refused as exc:
+        except Refused as exc:
             status, comment = exc.status, str(exc)
         except StorageFull:  # the store itself tells when it begins and ends
             status, comment = DimseStatus.OUT_OF_RESOURCES, "storage is almost full, try again later"
@@ -276,7 +276,7 @@ def read_head(data_set: bytes, transfer_syntax_uid: UID) -> InstanceHead:
     """Identity of an encoded data set. Nothing behind (0020,000E) is read, and pixel data is never touched.
 
     Raises:
-        _Refused: with 0xC000, where it cannot be parsed or a UID is missing or malformed.
+        Refused: with 0xC000, where it cannot be parsed or a UID is missing or malformed.
     """
     try:
         encoded = _inflated(data_set) if transfer_syntax_uid.is_deflated else data_set
@@ -291,7 +291,7 @@ def read_head(data_set: bytes, transfer_syntax_uid: UID) -> InstanceHead:
         values = {int(tag): _text(head.get_item(tag)) for tag in head.keys()}  # noqa: SIM118
     except Exception as exc:
         # Boundary: bytes of a stranger. Whatever the parser raises on them, they cannot be understood.
-        raise _Refused(DimseStatus.CANNOT_UNDERSTAND, "data set cannot be parsed") from exc
+        raise Refused(DimseStatus.CANNOT_UNDERSTAND, "data set cannot be parsed") from exc
     return InstanceHead(
         study_instance_uid=_checked_uid(values.get(_STUDY_INSTANCE_UID, ""), "Study Instance UID"),
         series_instance_uid=_checked_uid(values.get(_SERIES_INSTANCE_UID, ""), "Series Instance UID"),
@@ -328,9 +328,9 @@ def _inflated(data_set: bytes) -> bytes:
 
 def _checked_uid(value: str, name: str) -> str:
     if not value:
-        raise _Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is missing")
+        raise Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is missing")
     if len(value) > 64 or not _UID.fullmatch(value):
-        raise _Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is no valid UID")
+        raise Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is no valid UID")
     return value
 
 
@@ -338,8 +338,8 @@ def _check_identity(head: InstanceHead, event: evt.Event) -> None:
     mismatch = DimseStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS
     command = cast(C_STORE, event.request)
     if command.AffectedSOPClassUID != event.context.abstract_syntax:
-        raise _Refused(mismatch, "SOP Class UID of the command is not the one negotiated")
+        raise Refused(mismatch, "SOP Class UID of the command is not the one negotiated")
     if head.sop_class_uid != command.AffectedSOPClassUID:
-        raise _Refused(mismatch, "SOP Class UID differs between command and data set")
+        raise Refused(mismatch, "SOP Class UID differs between command and data set")
     if head.sop_instance_uid != command.AffectedSOPInstanceUID:
-        raise _Refused(mismatch, "SOP Instance UID differs between command and data set")
+        raise Refused(mismatch, "SOP Instance UID differs between command and data set")

@@ -21,6 +21,7 @@ class SeriesEvent(StrEnum):
 
     INSTANCE = "instance"  # a new instance was stored (a re-sent one is no event)
     QUIET = "quiet"  # nothing came for the quiet period and no association is sending it
+    LOST = "lost"  # files of instances are gone from the disk; their rows were dropped, so they can be sent again
     REQUEUED = "requeued"  # an administrator wants the rules applied again to a series that got no job
 
 
@@ -28,6 +29,8 @@ TRANSITIONS: dict[tuple[SeriesState, SeriesEvent], SeriesState] = {
     (SeriesState.RECEIVING, SeriesEvent.INSTANCE): SeriesState.RECEIVING,
     (SeriesState.RECEIVING, SeriesEvent.QUIET): SeriesState.COMPLETE,
     (SeriesState.COMPLETE, SeriesEvent.INSTANCE): SeriesState.RECEIVING,  # revision + 1, open jobs superseded
+    (SeriesState.RECEIVING, SeriesEvent.LOST): SeriesState.RECEIVING,
+    (SeriesState.COMPLETE, SeriesEvent.LOST): SeriesState.RECEIVING,  # revision + 1, open jobs superseded
     (SeriesState.COMPLETE, SeriesEvent.REQUEUED): SeriesState.RECEIVING,  # the quiet check takes it from there
 }
 

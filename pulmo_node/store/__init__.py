@@ -1,18 +1,20 @@
 """Persistence on SQLAlchemy: SQLite (WAL) by default, PostgreSQL by URL.
 
 In reading order: `schema` (the tables), `database` (connections, transactions, migrations), `rows` (rows as values),
-`moves` (the one way in which a state changes), then a module for each port: `receiving`, `working`, `administration`.
+`moves` (the one way in which a state changes), then a module for each port: `receiving`, `working`, `administration`,
+`reconciling`.
 """
 
 from __future__ import annotations
 
 from pulmo_node.store.administration import SqlAdminStore
 from pulmo_node.store.receiving import SqlReceiveStore
+from pulmo_node.store.reconciling import SqlReconcileStore
 from pulmo_node.store.working import SqlJobStore
 
 
-class SqlStore(SqlReceiveStore, SqlJobStore, SqlAdminStore):
-    """`ReceiveStore`, `JobStore` and `AdminStore` on one database; safe to share between threads.
+class SqlStore(SqlReceiveStore, SqlJobStore, SqlAdminStore, SqlReconcileStore):
+    """`ReceiveStore`, `JobStore`, `AdminStore` and `ReconcileStore` on one database; safe to share between threads.
 
     Constructed with a database URL and a clock. Every method may raise `Transient` (locked, full, unreachable) and
     `Permanent` (damaged).

@@ -17,6 +17,10 @@ from pulmo_node.store.moves import add_event, add_row, move_series, supersede_jo
 from pulmo_node.store.rows import AnyRow, to_series
 
 
+KEPT_ASIDE = " kept aside as "
+"""Before the path in the event of a conflict."""
+
+
 class SqlReceiveStore(Database):
     """What the receiver and the quiet-period check need."""
 
@@ -58,6 +62,7 @@ class SqlReceiveStore(Database):
             .where(
                 schema.series.c.state == SeriesState.RECEIVING.value,
                 schema.series.c.last_instance_at < before,
+                schema.series.c.number_of_instances > 0,  # none where all of them were lost
             )
             .order_by(schema.series.c.last_instance_at, schema.series.c.id)
         )
@@ -190,7 +195,7 @@ class SqlReceiveStore(Database):
         """One event for each set of other bytes, in the history of what is in use; sent again it adds nothing."""
         detail = (
             f"{instance.sop_instance_uid} came from {instance.calling_ae_title} in study {instance.study_instance_uid},"
-            f" series {instance.series_instance_uid}, unlike what is in use; kept aside as {instance.path}"
+            f" series {instance.series_instance_uid}, unlike what is in use;{KEPT_ASIDE}{instance.path}"
         )
         table = schema.events
         seen = sa.select(table.c.id).where(

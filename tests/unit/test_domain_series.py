@@ -30,12 +30,12 @@ class EveryEvent:
 
 class TestReceiving(EveryEvent):
     state = SeriesState.RECEIVING
-    allowed: ClassVar = {"instance": "RECEIVING", "quiet": "COMPLETE"}
+    allowed: ClassVar = {"instance": "RECEIVING", "quiet": "COMPLETE", "lost": "RECEIVING"}
 
 
 class TestComplete(EveryEvent):
     state = SeriesState.COMPLETE
-    allowed: ClassVar = {"instance": "RECEIVING", "requeued": "RECEIVING"}
+    allowed: ClassVar = {"instance": "RECEIVING", "requeued": "RECEIVING", "lost": "RECEIVING"}
 
 
 def test_every_state_has_its_class() -> None:
