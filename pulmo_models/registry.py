@@ -57,6 +57,11 @@ def entries() -> tuple[PipelineEntry, ...]:
     return tuple(_ENTRIES[label] for label in sorted(_ENTRIES))
 
 
+def register(entry: PipelineEntry) -> None:
+    """Add a pipeline, or put another in the place of the one under its label."""
+    _ENTRIES[entry.label] = entry
+
+
 def entry(label: str) -> PipelineEntry:
     """The entry of one pipeline.
 

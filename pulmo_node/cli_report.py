@@ -44,7 +44,7 @@ def report(
 
 def _of_file(path: Path) -> list[ReadResult]:
     from pulmo_node import reading  # noqa: PLC0415
-    from pulmo_node.app import quiet_libraries  # noqa: PLC0415
+    from pulmo_node.logs import quiet_libraries  # noqa: PLC0415
 
     quiet_libraries()
     return [reading.read_result(path)]
@@ -53,7 +53,8 @@ def _of_file(path: Path) -> list[ReadResult]:
 def _of_study(study_instance_uid: str, config: Path | None) -> list[ReadResult]:
     """The reports of a study among the node's own results, each with what belongs to it."""
     from pulmo_node import reading  # noqa: PLC0415
-    from pulmo_node.app import quiet_libraries, stored_results  # noqa: PLC0415
+    from pulmo_node.app import stored_results  # noqa: PLC0415
+    from pulmo_node.logs import quiet_libraries  # noqa: PLC0415
 
     quiet_libraries()
     stored = stored_results(read_config(config), study_instance_uid)

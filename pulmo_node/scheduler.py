@@ -17,6 +17,8 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from pulmo_node import logs
+from pulmo_node.errors import PulmoError
 from pulmo_node.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ class Scheduler:
     def __init__(self, worker: Worker, destinations: Sequence[str]) -> None:
         self._worker = worker
         self._stopping = threading.Event()
+        self._running = 0  # duties, guarded by `_ended`
+        self._ended = threading.Condition()
         self._deliver = {f"deliver {name}": name for name in destinations}
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
@@ -47,20 +51,44 @@ class Scheduler:
             self._add(duty, partial(self._deliver_to, destination))
         self._scheduler.start()
 
-    def stop(self) -> None:
-        """Finish the step that is running and stop."""
+    def stop(self, drain_seconds: float) -> None:
+        """Let the steps that are running finish and stop; an analysis that needs longer than that is broken off."""
         self._stopping.set()
+        self._worker.stop()
+        limit = threading.Timer(drain_seconds, self._worker.break_off)
+        limit.daemon = True
+        limit.start()
         if self._scheduler.running:
-            self._scheduler.shutdown(wait=True)
+            # Its own waiting would hold a lock that a duty needs which is just waking another.
+            self._scheduler.shutdown(wait=False)
+        with self._ended:
+            self._ended.wait_for(lambda: not self._running)
+        limit.cancel()
+        self._worker.release()
 
     def _add(self, duty: str, step: Callable[[], None]) -> None:
         self._scheduler.add_job(
-            _guarded(duty, step),
+            partial(self._run, duty, step),
             "interval",
             seconds=_INTERVAL_SECONDS,
             id=duty,
             next_run_time=datetime.now(UTC),
         )
+
+    def _run(self, duty: str, step: Callable[[], None]) -> None:
+        with self._ended:
+            if self._stopping.is_set():
+                return
+            self._running += 1
+        try:
+            step()
+        except Exception as exc:  # noqa: BLE001
+            # The boundary of one run of a duty: a locked database or a full disk must not end the duty for good.
+            log.error("%s: unexpected error, tried again in %g s: %s", duty, _INTERVAL_SECONDS, _told(exc))
+        finally:
+            with self._ended:
+                self._running -= 1
+                self._ended.notify_all()
 
     def _wake(self, *duties: str) -> None:
         for duty in duties:
@@ -82,12 +110,5 @@ class Scheduler:
             pass
 
 
-def _guarded(duty: str, step: Callable[[], None]) -> Callable[[], None]:
-    def run() -> None:
-        try:
-            step()
-        except Exception:
-            # The boundary of one run of a duty: a locked database or a full disk must not end the duty for good.
-            log.exception("%s: unexpected error; tried again in %g s", duty, _INTERVAL_SECONDS)
-
-    return run
+def _told(exc: Exception) -> str:
+    return str(exc) if isinstance(exc, PulmoError) else logs.places(exc)

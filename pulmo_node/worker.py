@@ -6,30 +6,30 @@ A crash at any moment leaves states that are true: the lease of the job or deliv
 
 from __future__ import annotations
 
-import json
 import logging
+import random
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from time import perf_counter
 
-from pulmo_node import assemble, encode, select
-from pulmo_node.analyse import Analyser
+from pulmo_node import assemble, encode, logs, select
+from pulmo_node.attempt import Analysis, SeriesRequest, SeriesResult, outbox_item
 from pulmo_node.config import Config
+from pulmo_node.domain.circuit import Circuit
 from pulmo_node.domain.deliveries import Delivery, ResultObject
 from pulmo_node.domain.jobs import Job
 from pulmo_node.domain.retry import Defer, GiveUp, decide
 from pulmo_node.domain.series import Series
-from pulmo_node.errors import Permanent, PulmoError, Rejected, StaleJob, Transient
+from pulmo_node.errors import AnalysisLost, Permanent, PulmoError, Rejected, StaleJob, Stopped, Transient
 from pulmo_node.ports import (
     Clock,
     InstanceStore,
     JobStore,
     Outbox,
-    OutboxItem,
     ReceiveStore,
     ResultLink,
     ResultSender,
@@ -50,16 +50,36 @@ class Adapters:
     outbox: Outbox
     sender: ResultSender
     transfers: Transfers
+    monotonic_seconds: Callable[[], float] = field(default=time.monotonic)  # never set, unlike `clock`
 
 
 class Worker:
     """One worker of the node; several may share a database, each with a `worker_id` of its own."""
 
-    def __init__(self, config: Config, adapters: Adapters, analyser: Analyser, worker_id: str) -> None:
+    def __init__(self, config: Config, adapters: Adapters, analysis: Analysis, worker_id: str) -> None:
         self._config = config
         self._ports = adapters
-        self._analyser = analyser
+        self._analysis = analysis
         self._worker_id = worker_id
+        self._stopping = threading.Event()
+        self._circuits: dict[str, Circuit] = {}  # by destination, each changed by its own duty only
+        self._chance = random.SystemRandom()
+
+    def stop(self) -> None:
+        """Begin nothing more: what is between two steps ends there."""
+        self._stopping.set()
+
+    def break_off(self) -> None:
+        """End the analysis that is running; its job stays queued."""
+        self._stopping.set()
+        self._analysis.stop()
+
+    def release(self) -> None:
+        """Give back what this worker holds, so that the next start need not wait for its leases to expire."""
+        self._analysis.close()
+        released = self._ports.jobs.release_leases(self._worker_id)
+        if released:
+            log.info("%d leases given back", released)
 
     def complete_quiet_series(self) -> int:
         """Complete every series that is quiet, and queue its jobs; the number of jobs queued."""
@@ -115,7 +135,9 @@ class Worker:
 
     def _analyse(self, job: Job) -> None:
         try:
-            results, findings_json, timings = self._results(job)
+            result = self._results(job)
+        except Stopped:
+            log.info("job %d of series %s: broken off, the node stops", job.id, job.series_instance_uid)
         except Rejected as exc:
             wanted = self._config.results.report_rejected
             report = self._report(job, exc.code, exc.reason) if wanted else ()
@@ -123,20 +145,19 @@ class Worker:
             log.info("job %d of series %s rejected: %s", job.id, job.series_instance_uid, exc)
         except PulmoError as exc:
             self._attempt_failed(job, exc)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001
             # The boundary of one job: whatever a decoder or a network throws must not end the node.
-            log.exception("job %d of series %s: unexpected error", job.id, job.series_instance_uid)
+            log.error("job %d of series %s: unexpected %s", job.id, job.series_instance_uid, logs.places(exc))
             self._attempt_failed(job, Permanent(f"unexpected {type(exc).__name__}; the log has the details"))
         else:
-            self._ports.jobs.job_encoded(job, results, findings_json)
-            spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in timings.items())
-            log.info(
-                "job %d of series %s encoded: %d objects; %s", job.id, job.series_instance_uid, len(results), spent
-            )
+            self._ports.jobs.job_encoded(job, result.objects, result.findings_json)
+            spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings_seconds.items())
+            number = len(result.objects)
+            log.info("job %d of series %s encoded: %d objects; %s", job.id, job.series_instance_uid, number, spent)
 
-    def _results(self, job: Job) -> tuple[tuple[ResultObject, ...], str, Mapping[str, float]]:
-        """Result objects of a job in the outbox, with findings.json and the seconds that each step took."""
-        info = self._analyser.info(job.pipeline)
+    def _results(self, job: Job) -> SeriesResult:
+        """Result objects of a job in the outbox, those of an earlier attempt where there are any."""
+        info = self._analysis.info(job.pipeline)
 
         def key_of(context: encode.ResultContext) -> str:
             return context.uid("outbox", info.weights_sha256)
@@ -145,21 +166,17 @@ class Worker:
         key = key_of(context)
         present = self._ports.outbox.get(key)
         if present is not None:
-            return *present, {}
-        timings: dict[str, float] = {}
-        paths = self._paths(job.series_instance_uid)
-        with _timed(timings, "assemble"):
-            study = self._ports.series.study_paths(job.series_instance_uid)
-            assemble.check_one_patient([self._ports.instances.absolute(path) for path in study])
-            image = assemble.assemble(paths, assemble.describe(paths))
-        findings = self._analyser.analyse(job.pipeline, image)
-        timings.update(findings.timings_seconds)
-        with _timed(timings, "encode"):
-            items = [_item(encoded) for encoded in encode.encode_findings(findings, image, context)]
-            plain = encode.findings_to_json(findings, image, context)
-        with _timed(timings, "outbox"):
-            stored = self._ports.outbox.put(key, items, json.dumps(plain))
-        return *stored, timings
+            return SeriesResult(objects=present[0], findings_json=present[1], timings_seconds={})
+        study = self._ports.series.study_paths(job.series_instance_uid)
+        return self._analysis.run(
+            SeriesRequest(
+                pipeline=job.pipeline,
+                paths=tuple(self._paths(job.series_instance_uid)),
+                study_paths=tuple(self._ports.instances.absolute(path) for path in study),
+                context=context,
+                outbox_key=key,
+            )
+        )
 
     def _context(self, job: Job, key_of: Callable[[encode.ResultContext], str]) -> encode.ResultContext:
         """The context of what a job makes; `key_of` gives its key in the outbox.
@@ -171,7 +188,7 @@ class Worker:
             series_instance_uid=job.series_instance_uid,
             revision=job.revision,
             pipeline=job.pipeline,
-            settings_sha256=self._analyser.settings_sha256(job.pipeline),
+            settings_sha256=self._analysis.settings_sha256(job.pipeline),
             content_datetime=self._ports.clock.now(),
             options=encode.ResultOptions(**self._config.results.options),
         )
@@ -187,10 +204,16 @@ class Worker:
         return context
 
     def _attempt_failed(self, job: Job, error: PulmoError) -> None:
-        decision = decide(self._config.analysis.retry, error, attempts=job.attempts + 1, now=self._ports.clock.now())
+        policy, attempts = self._config.analysis.retry, job.attempts + 1
+        chance = self._chance.random()
+        decision = decide(policy, error, attempts=attempts, now=self._ports.clock.now(), chance=chance)
         if isinstance(decision, Defer):
             self._ports.jobs.job_deferred(job, str(error), decision.not_before)
             log.warning("job %d of series %s deferred: %s", job.id, job.series_instance_uid, error)
+            return
+        if isinstance(error, AnalysisLost):
+            self._ports.jobs.job_quarantined(job, decision.reason)
+            log.error("job %d of series %s quarantined: %s", job.id, job.series_instance_uid, decision.reason)
             return
         code = "GAVE_UP" if isinstance(error, Transient) else "ANALYSIS_FAILED"
         wanted = self._config.results.report_failed
@@ -207,7 +230,7 @@ class Worker:
         try:
             context = self._context(job, key_of)
             report = encode.encode_rejection(self._paths(job.series_instance_uid), code, reason, context)
-            return self._ports.outbox.put(key_of(context), [_item(report)], "")[0]
+            return self._ports.outbox.put(key_of(context), [outbox_item(report)], "")[0]
         except PulmoError as exc:
             log.warning("job %d: no report of %s: %s", job.id, code, exc)
             return ()
@@ -237,7 +260,14 @@ class Worker:
             thread.join()
 
     def deliver_next(self, destination: str) -> bool:
-        """Send the due objects of one job to one destination; False where there was nothing to do."""
+        """Send the due objects of one job to one destination; False where there was nothing to do, or it is not tried.
+
+        A destination that cannot be reached is left alone for a while: what waits for it loses neither time nor
+        attempts to it. All of that is due at once when it answers again.
+        """
+        circuit = self._circuits.get(destination, Circuit())
+        if not circuit.allows(self._ports.monotonic_seconds()):
+            return False
         now = self._ports.clock.now()
         lease = now + timedelta(seconds=self._config.delivery.lease_seconds)
         deliveries = self._ports.jobs.claim_deliveries(destination, self._worker_id, now=now, lease_until=lease)
@@ -246,13 +276,29 @@ class Worker:
         pending = list(deliveries)
         try:
             with self._ports.sender.open(self._config.peer(destination)) as link:
-                while pending:
+                while pending and not self._stopping.is_set():
                     self._deliver(link, pending[0])
                     pending.pop(0)
         except Transient as exc:
+            self._open_circuit(destination, circuit, exc)
             for delivery in pending:
                 self._delivery_failed(delivery, exc)
+        else:
+            self._close_circuit(destination, circuit)
         return True
+
+    def _open_circuit(self, destination: str, circuit: Circuit, error: Transient) -> None:
+        policy = self._config.delivery.probing
+        opened = circuit.after_failure(policy, self._ports.monotonic_seconds(), self._chance.random())
+        self._circuits[destination] = opened
+        if circuit.failures == 0:
+            log.warning("%s is left alone until it answers again: %s", destination, error)
+
+    def _close_circuit(self, destination: str, circuit: Circuit) -> None:
+        self._circuits[destination] = Circuit()
+        if circuit.failures:
+            due = self._ports.jobs.hasten_deliveries(destination)
+            log.info("%s answers again after %d attempts; %d deliveries are due", destination, circuit.failures, due)
 
     def _deliver(self, link: ResultLink, delivery: Delivery) -> None:
         try:
@@ -275,9 +321,9 @@ class Worker:
         )
 
     def _delivery_failed(self, delivery: Delivery, error: PulmoError) -> None:
-        decision = decide(
-            self._config.delivery.retry, error, attempts=delivery.attempts + 1, now=self._ports.clock.now()
-        )
+        policy, attempts = self._config.delivery.retry, delivery.attempts + 1
+        chance = self._chance.random()
+        decision = decide(policy, error, attempts=attempts, now=self._ports.clock.now(), chance=chance)
         try:
             if isinstance(decision, GiveUp):
                 self._ports.jobs.delivery_failed(delivery, decision.reason)
@@ -287,22 +333,3 @@ class Worker:
                 log.warning("delivery %d to %s deferred: %s", delivery.id, delivery.destination, error)
         except StaleJob as exc:
             log.info("delivery %d: no longer wanted: %s", delivery.id, exc)
-
-
-def _item(encoded: encode.EncodedObject) -> OutboxItem:
-    return OutboxItem(
-        kind=encoded.kind,
-        sop_class_uid=encoded.sop_class_uid,
-        sop_instance_uid=encoded.sop_instance_uid,
-        series_instance_uid=encoded.series_instance_uid,
-        content=encoded.content,
-    )
-
-
-@contextmanager
-def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    begun = perf_counter()
-    try:
-        yield
-    finally:
-        timings[name] = perf_counter() - begun

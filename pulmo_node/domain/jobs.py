@@ -30,6 +30,7 @@ class JobEvent(StrEnum):
     FAILED = "failed"
     QUARANTINED = "quarantined"
     DEFERRED = "deferred"
+    RELEASED = "released"  # its worker stopped and gave it back; no attempt
     DELIVERED = "delivered"  # the last of its deliveries is delivered
     UNDELIVERABLE = "undeliverable"  # all deliveries ended, at least one of them FAILED
     REQUEUED = "requeued"  # analyse again
@@ -50,6 +51,7 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.QUEUED, JobEvent.FAILED): JobState.FAILED,
     (JobState.QUEUED, JobEvent.QUARANTINED): JobState.QUARANTINED,
     (JobState.QUEUED, JobEvent.DEFERRED): JobState.QUEUED,  # attempts + 1, not_before
+    (JobState.QUEUED, JobEvent.RELEASED): JobState.QUEUED,
     (JobState.ENCODED, JobEvent.DELIVERED): JobState.DONE,
     (JobState.ENCODED, JobEvent.UNDELIVERABLE): JobState.FAILED,
     (JobState.DONE, JobEvent.REDELIVERED): JobState.ENCODED,

@@ -10,17 +10,22 @@ from pulmo_node.errors import Transient
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """Growing delay with an upper limit."""
+    """Growing delay with an upper limit, spread by chance so that many failures do not all come back at one moment."""
 
     max_attempts: int
     first_delay_seconds: float
     factor: float = 2.0
     max_delay_seconds: float = 3600.0
+    jitter: float = 0.0  # share of the delay, 0..1, by which it may be shorter or longer
 
-    def delay_seconds(self, attempts: int) -> float:
-        """Delay before the next attempt after `attempts` failed ones (1 or more)."""
+    def delay_seconds(self, attempts: int, chance: float = 0.5) -> float:
+        """Delay before the next attempt after `attempts` failed ones (1 or more).
+
+        `chance`, 0..1, is a draw from the uniform distribution: 0 gives the shortest delay, 0.5 the one in the middle.
+        """
         exponent = min(attempts - 1, 64)  # beyond that the float overflows long after the limit was reached
-        return min(self.first_delay_seconds * self.factor**exponent, self.max_delay_seconds)
+        delay = min(self.first_delay_seconds * self.factor**exponent, self.max_delay_seconds)
+        return delay * (1 + self.jitter * (2 * chance - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +42,10 @@ class GiveUp:
     reason: str
 
 
-def decide(policy: RetryPolicy, error: Exception, *, attempts: int, now: datetime) -> Defer | GiveUp:
-    """The decision after an attempt failed with `error`; `attempts` counts it.
+def decide(
+    policy: RetryPolicy, error: Exception, *, attempts: int, now: datetime, chance: float = 0.5
+) -> Defer | GiveUp:
+    """The decision after an attempt failed with `error`; `attempts` counts it; `chance` as for the delay.
 
     Only `Transient` is tried again: every other error would come back unchanged.
     """
@@ -46,4 +53,4 @@ def decide(policy: RetryPolicy, error: Exception, *, attempts: int, now: datetim
         return GiveUp(reason=str(error))
     if attempts >= policy.max_attempts:
         return GiveUp(reason=f"{error} (attempt {attempts} of {policy.max_attempts})")
-    return Defer(not_before=now + timedelta(seconds=policy.delay_seconds(attempts)))
+    return Defer(not_before=now + timedelta(seconds=policy.delay_seconds(attempts, chance)))

@@ -25,10 +25,12 @@ from pulmo_node.store.moves import (
     replace_results,
     settle_job,
 )
-from pulmo_node.store.rows import DELIVERIES, to_delivery, to_result
+from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_job, to_result
 
 TAKEN_OVER = "taken over"
 """Event of a lease that ended with its worker; no state changes."""
+
+_STOPPED = "the node stopped before it was through"
 
 
 class SqlJobStore(Database):
@@ -133,6 +135,23 @@ class SqlJobStore(Database):
         with self._write() as connection:
             move_job(connection, job, JobEvent.DEFERRED, at=self._clock.now(), detail=detail, changes=changes)
 
+    def release_leases(self, worker_id: str) -> int:
+        """Give up every lease of a worker that stops, without counting an attempt; the number of rows."""
+        at = self._clock.now()
+        jobs = JOBS.where(schema.jobs.c.worker_id == worker_id, schema.jobs.c.state == JobState.QUEUED.value)
+        deliveries = DELIVERIES.where(
+            schema.deliveries.c.worker_id == worker_id, schema.deliveries.c.state == DeliveryState.PENDING.value
+        )
+        with self._write() as connection:
+            leased = [to_job(row) for row in connection.execute(jobs.order_by(schema.jobs.c.id))]
+            for job in leased:
+                move_job(connection, job, JobEvent.RELEASED, at=at, detail=_STOPPED)
+            sending = [to_delivery(row) for row in connection.execute(deliveries.order_by(schema.deliveries.c.id))]
+            for delivery in sending:
+                job = job_by_id(connection, delivery.job_id)
+                move_delivery(connection, delivery, DeliveryEvent.RELEASED, at=at, job=job, detail=_STOPPED)
+        return len(leased) + len(sending)
+
     def claim_deliveries(
         self, destination: str, worker_id: str, *, now: datetime, lease_until: datetime
     ) -> tuple[Delivery, ...]:
@@ -166,6 +185,18 @@ class SqlJobStore(Database):
                     _add_takeover(connection, job, subject, delivery.state.value, delivery.worker_id, now)
             claimed = DELIVERIES.where(table.c.id.in_([delivery.id for delivery in seen])).order_by(table.c.id)
             return tuple(to_delivery(row) for row in connection.execute(claimed))
+
+    def hasten_deliveries(self, destination: str) -> int:
+        """Make every deferred PENDING delivery to a destination due now: it answers again. Their number."""
+        table = schema.deliveries
+        waiting = (
+            table.c.destination == destination,
+            table.c.state == DeliveryState.PENDING.value,
+            table.c.not_before.is_not(None),
+            table.c.worker_id.is_(None),
+        )
+        with self._write() as connection:
+            return connection.execute(table.update().where(*waiting).values(not_before=None)).rowcount
 
     def delivery_sent(self, delivery: Delivery, detail: str) -> None:
         """PENDING -> SENT; the job follows to DONE or FAILED when this was its last. Raises `StaleJob`."""

@@ -37,7 +37,7 @@ def configuration(storage: Path, pacs_port: int) -> Config:
     raw: dict[str, Any] = {
         "node": {"port": 0, "storage": str(storage)},
         "receive": {"quiet_seconds": 0.01},
-        "analysis": {"lease_seconds": 0.2, "max_attempts": 5},
+        "analysis": {"isolated": False, "lease_seconds": 0.2, "max_attempts": 5},
         "delivery": {"lease_seconds": 0.2, "first_delay_seconds": 0.05, "timeout_seconds": 5.0},
         "peers": {"pacs": {"ae_title": "SMALLPACS", "host": "127.0.0.1", "port": pacs_port}},
         "results": {"key_images": False},  # every object is a few steps more, and no other kind of step

@@ -42,6 +42,7 @@ def configuration(folder: Path, *pacs: SmallPacs, **changes: Any) -> Config:
     raw: dict[str, Any] = {
         "node": {"port": 0, "storage": str(folder / "node")},
         "receive": {"quiet_seconds": 0.3},
+        "analysis": {"isolated": False},  # so that a test can put its own pipeline in
         "results": {"key_images": False},
         "delivery": {"first_delay_seconds": 0.1, "max_delay_seconds": 0.5, "timeout_seconds": 5.0},
         "peers": {
@@ -469,3 +470,23 @@ def test_requeue_analyses_again_and_keeps_bytes_under_a_uid(tmp_path: Path, pacs
     for stored in pacs.stored:
         contents.setdefault(stored.sop_instance_uid, set()).add(stored.path.read_bytes())
     assert [len(versions) for versions in contents.values()] == [1, 1]
+
+
+def test_a_destination_that_cannot_be_reached_costs_few_attempts_and_gets_all_when_it_answers(
+    tmp_path: Path, pacs: SmallPacs
+) -> None:
+    """Ten series wait for it; without the circuit each of them would be tried again and again on its own."""
+    series = [series_files(tmp_path / f"ct{number}") for number in range(10)]
+    slow = {"first_delay_seconds": 1.0, "max_delay_seconds": 600.0, "probe_seconds": 1.0}
+    with running(tmp_path, pacs, delivery=slow) as node:
+        pacs.stop()
+        for _, files in series:
+            send(node, files)
+        for study, _ in series:
+            wait_for(node, study, in_state("ENCODED"))
+        tried = [node.store.study(study) for study, _ in series]
+        assert sum(detail is not None and any(d.attempts for d in detail.deliveries) for detail in tried) < 10
+        pacs.start()
+        for study, _ in series:
+            wait_for(node, study, in_state("DONE"))
+    assert len(pacs.stored) == 20

@@ -438,3 +438,42 @@ class TestAnalysedAgain:
         moved = replace(result("sr"), path="outbox/elsewhere.dcm")
         scene.store.job_encoded(self.requeued(scene), [moved], FINDINGS)
         assert [each.result for each in scene.claim_deliveries()] == [moved]
+
+
+class TestRelease:
+    """A worker that stops gives back what it holds."""
+
+    def test_a_job_is_due_at_once_and_no_attempt_is_counted(self, scene: Scene) -> None:
+        job = scene.queued()
+        assert scene.store.release_leases("another") == 0
+        assert scene.no_claim("next")
+        assert scene.store.release_leases(job.worker_id or "") == 1
+        assert scene.history(f"job {job.id}")[-1] == ("released", "QUEUED")
+        assert scene.claim("next").attempts == 0
+        with pytest.raises(StaleJob):
+            scene.store.job_encoded(job, [result()], FINDINGS)
+
+    def test_deliveries_too(self, scene: Scene) -> None:
+        scene.encoded("sr", "seg")
+        sr, seg = scene.claim_deliveries()
+        scene.store.delivery_sent(sr, "0x0000")
+        assert scene.store.release_leases("sender") == 1
+        (again,) = scene.claim_deliveries(worker_id="next")
+        assert (again.id, again.attempts) == (seg.id, 0)
+        with pytest.raises(StaleJob):
+            scene.store.delivery_sent(seg, "0x0000")
+
+
+class TestHasten:
+    """A destination that answers again."""
+
+    def test_what_was_deferred_is_due_at_once(self, scene: Scene) -> None:
+        scene.encoded(destinations=("pacs", "archive"))
+        due = scene.clock.now() + timedelta(hours=1)
+        for destination in ("pacs", "archive"):
+            (delivery,) = scene.claim_deliveries(destination)
+            scene.store.delivery_deferred(delivery, "connection refused", due)
+        assert scene.store.hasten_deliveries("pacs") == 1
+        assert [each.attempts for each in scene.claim_deliveries("pacs")] == [1]
+        assert scene.claim_deliveries("archive") == ()
+        assert scene.store.hasten_deliveries("pacs") == 0  # being sent

@@ -33,6 +33,7 @@ class TestPending(EveryEvent):
     allowed: ClassVar = {
         "sent": "SENT",
         "deferred": "PENDING",
+        "released": "PENDING",
         "failed": "FAILED",
         "cancelled": "CANCELLED",
         "superseded": "CANCELLED",

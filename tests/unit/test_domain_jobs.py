@@ -36,6 +36,7 @@ class TestQueued(EveryEvent):
         "failed": "FAILED",
         "quarantined": "QUARANTINED",
         "deferred": "QUEUED",
+        "released": "QUEUED",
         "superseded": "SUPERSEDED",
         "cancelled": "CANCELLED",
     }

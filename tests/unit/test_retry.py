@@ -27,6 +27,17 @@ class TestDelay:
         assert policy.delay_seconds(10**6) == 3600
 
 
+    def test_chance_spreads_it_to_both_sides(self) -> None:
+        policy = RetryPolicy(max_attempts=3, first_delay_seconds=10, max_delay_seconds=20, jitter=0.2)
+        assert [policy.delay_seconds(1, chance) for chance in (0.0, 0.5, 1.0)] == pytest.approx([8, 10, 12])
+        assert policy.delay_seconds(9, 1.0) == pytest.approx(24)
+
+    def test_the_decision_carries_it(self) -> None:
+        policy = RetryPolicy(max_attempts=3, first_delay_seconds=10, jitter=0.5)
+        decision = decide(policy, Transient("peer busy"), attempts=1, now=NOW, chance=0.0)
+        assert decision == Defer(not_before=NOW + timedelta(seconds=5))
+
+
 class TestDecide:
     @pytest.mark.parametrize(("attempts", "seconds"), [(1, 10), (2, 30), (3, 60)])
     def test_transient_is_tried_again_later(self, attempts: int, seconds: float) -> None:
