@@ -44,6 +44,10 @@ class Transient(PulmoError):
     """It may work later: peer unreachable or busy (0xA7xx), device out of memory, disk full."""
 
 
+class DiskFull(Transient):
+    """No space on the disk: that is no fault of what was being done, so it costs no attempt."""
+
+
 class AnalysisLost(Transient):
     """The process that analysed a series ended, or was ended, before it answered."""
 

@@ -26,7 +26,6 @@ class TestDelay:
         policy = RetryPolicy(max_attempts=10**7, first_delay_seconds=5, factor=1000)
         assert policy.delay_seconds(10**6) == 3600
 
-
     def test_chance_spreads_it_to_both_sides(self) -> None:
         policy = RetryPolicy(max_attempts=3, first_delay_seconds=10, max_delay_seconds=20, jitter=0.2)
         assert [policy.delay_seconds(1, chance) for chance in (0.0, 0.5, 1.0)] == pytest.approx([8, 10, 12])
