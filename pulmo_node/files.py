@@ -13,6 +13,7 @@ Layout below the storage directory::
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -29,7 +30,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pulmo_node.domain.deliveries import ResultObject
-from pulmo_node.errors import Permanent, StorageFull, Transient
+from pulmo_node.errors import DiskFull, Permanent, StorageFull, Transient
 from pulmo_node.ports import OutboxItem, WrittenInstance
 
 log = logging.getLogger(__name__)
@@ -342,4 +343,5 @@ def _disk_refusal(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise Transient(f"{action}: {exc.strerror or exc}") from exc
+        kind = DiskFull if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Transient
+        raise kind(f"{action}: {exc.strerror or exc}") from exc

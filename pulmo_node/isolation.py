@@ -29,7 +29,7 @@ from pulmo_models.types import PipelineInfo
 from pulmo_node import logs
 from pulmo_node.analyse import Analyser
 from pulmo_node.attempt import Analysis, LocalAnalysis, SeriesRequest, SeriesResult
-from pulmo_node.errors import AnalysisLost, Permanent, PulmoError, Rejected, Stopped, Transient
+from pulmo_node.errors import AnalysisLost, DiskFull, Permanent, PulmoError, Rejected, Stopped, Transient
 from pulmo_node.files import FileOutbox
 
 log = logging.getLogger(__name__)
@@ -252,7 +252,8 @@ def _answer_to(analysis: Analysis, method: str, argument: Any) -> _Answer | _Pro
     except Rejected as exc:
         return _Problem(kind=Rejected, message="", rejection=(exc.code, exc.sentence, exc.file, exc.tag))
     except PulmoError as exc:
-        return _Problem(kind=Transient if isinstance(exc, Transient) else Permanent, message=str(exc))
+        kind = next(each for each in (DiskFull, Transient, PulmoError) if isinstance(exc, each))
+        return _Problem(kind=Permanent if kind is PulmoError else kind, message=str(exc))
     except MemoryError:
         return _Problem(kind=Transient, message="memory was not enough for the analysis", spent=True)
     except Exception as exc:  # noqa: BLE001

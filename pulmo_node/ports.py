@@ -216,8 +216,8 @@ class JobStore(Protocol):
         """QUEUED -> QUARANTINED. Raises StaleJob."""
         ...
 
-    def job_deferred(self, job: Job, reason: str, not_before: datetime) -> None:
-        """QUEUED -> QUEUED, attempts + 1, lease given up. Raises StaleJob."""
+    def job_deferred(self, job: Job, reason: str, not_before: datetime, *, counts: bool = True) -> None:
+        """QUEUED -> QUEUED, attempts + 1 where it counts, lease given up. Raises StaleJob."""
         ...
 
     def release_leases(self, worker_id: str) -> int:

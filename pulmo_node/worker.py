@@ -208,7 +208,7 @@ class Worker:
         chance = self._chance.random()
         decision = decide(policy, error, attempts=attempts, now=self._ports.clock.now(), chance=chance)
         if isinstance(decision, Defer):
-            self._ports.jobs.job_deferred(job, str(error), decision.not_before)
+            self._ports.jobs.job_deferred(job, str(error), decision.not_before, counts=decision.counts)
             log.warning("job %d of series %s deferred: %s", job.id, job.series_instance_uid, error)
             return
         if isinstance(error, AnalysisLost):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pulmo_node.errors import Transient
+from pulmo_node.errors import DiskFull, Transient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Defer:
     """Try again, not before that time."""
 
     not_before: datetime
+    counts: bool = True  # False: the attempt did not fail for what was attempted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,12 @@ def decide(
 ) -> Defer | GiveUp:
     """The decision after an attempt failed with `error`; `attempts` counts it; `chance` as for the delay.
 
-    Only `Transient` is tried again: every other error would come back unchanged.
+    Only `Transient` is tried again: every other error would come back unchanged. A full disk is waited for, however long.
     """
     if not isinstance(error, Transient):
         return GiveUp(reason=str(error))
+    if isinstance(error, DiskFull):
+        return Defer(not_before=now + timedelta(seconds=policy.delay_seconds(1, chance)), counts=False)
     if attempts >= policy.max_attempts:
         return GiveUp(reason=f"{error} (attempt {attempts} of {policy.max_attempts})")
     return Defer(not_before=now + timedelta(seconds=policy.delay_seconds(attempts, chance)))

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import Connection, Engine
 
-from pulmo_node.errors import ConfigError, Permanent, Transient
+from pulmo_node.errors import ConfigError, DiskFull, Permanent, Transient
 from pulmo_node.ports import Clock
 from pulmo_node.store.schema import HEAD_REVISION
 
@@ -186,7 +186,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (sa_exc.OperationalError, sa_exc.TimeoutError) as exc:  # locked, full, unreachable, no free connection
-        raise Transient(f"database: {_first_line(exc)}") from exc
+        line = _first_line(exc)
+        raise (DiskFull if "is full" in line or "No space" in line else Transient)(f"database: {line}") from exc
     except sa_exc.SQLAlchemyError as exc:
         raise Permanent(f"database: {_first_line(exc)}") from exc
 

@@ -128,9 +128,9 @@ class SqlJobStore(Database):
         """QUEUED -> QUARANTINED. Raises `StaleJob`."""
         self._end(job, JobEvent.QUARANTINED, None, reason, ())
 
-    def job_deferred(self, job: Job, reason: str, not_before: datetime) -> None:
-        """QUEUED -> QUEUED, attempts + 1, lease given up. Raises `StaleJob`."""
-        changes = {"attempts": job.attempts + 1, "reason": reason, "not_before": not_before}
+    def job_deferred(self, job: Job, reason: str, not_before: datetime, *, counts: bool = True) -> None:
+        """QUEUED -> QUEUED, attempts + 1 where it counts, lease given up. Raises `StaleJob`."""
+        changes = {"attempts": job.attempts + counts, "reason": reason, "not_before": not_before}
         detail = f"{reason}; again not before {not_before.isoformat(timespec='seconds')}"
         with self._write() as connection:
             move_job(connection, job, JobEvent.DEFERRED, at=self._clock.now(), detail=detail, changes=changes)

@@ -421,11 +421,11 @@ def test_a_full_disk_at_the_outbox_is_tried_again(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
-    with running(tmp_path, pacs, analysis={"first_delay_seconds": 0.1, "max_attempts": 100}) as node:
+    with running(tmp_path, pacs, analysis={"first_delay_seconds": 0.1, "max_attempts": 1}) as node:
         monkeypatch.setattr(os, "fsync", no_space)
         send(node, files)
-        detail = wait_for(node, study, lambda d: any(job.attempts >= 1 for job in d.jobs))
-        assert [job.state.value for job in detail.jobs] == ["QUEUED"]
+        detail = wait_for(node, study, lambda d: [event.event for event in d.events].count("deferred") >= 2)
+        assert [(job.state.value, job.attempts) for job in detail.jobs] == [("QUEUED", 0)]
         assert any("No space left" in (event.detail or "") for event in detail.events)
         full.clear()
         wait_for(node, study, in_state("DONE"))

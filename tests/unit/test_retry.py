@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pulmo_node.domain.retry import Defer, GiveUp, RetryPolicy, decide
-from pulmo_node.errors import ConfigError, InvalidTransition, Permanent, Rejected, StaleJob, Transient
+from pulmo_node.errors import ConfigError, DiskFull, InvalidTransition, Permanent, Rejected, StaleJob, Transient
 
 NOW = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)
 POLICY = RetryPolicy(max_attempts=4, first_delay_seconds=10, factor=3, max_delay_seconds=60)
@@ -42,6 +42,11 @@ class TestDecide:
     def test_transient_is_tried_again_later(self, attempts: int, seconds: float) -> None:
         decision = decide(POLICY, Transient("peer busy"), attempts=attempts, now=NOW)
         assert decision == Defer(not_before=NOW + timedelta(seconds=seconds))
+
+    @pytest.mark.parametrize("attempts", [1, 4, 1000])
+    def test_a_full_disk_is_waited_for_and_costs_no_attempt(self, attempts: int) -> None:
+        decision = decide(POLICY, DiskFull("no space left"), attempts=attempts, now=NOW)
+        assert decision == Defer(not_before=NOW + timedelta(seconds=10), counts=False)
 
     @pytest.mark.parametrize("attempts", [4, 5])
     def test_transient_is_given_up_after_the_last_attempt(self, attempts: int) -> None:
