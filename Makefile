@@ -1,5 +1,5 @@
-# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, benchmark, benchmark-encoding, lint.
-# Everything happens in .venv; see README.md.
+# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, benchmark,
+# benchmark-encoding, lint. Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,14 +8,15 @@ CT ?=
 OUT ?= demo-out
 FILES ?= 20000
 SEED ?= 1
+MINUTES ?= 30
 SERIES ?=
 VIEWER ?=
 DICOM ?=
 DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
 DEBIAN_TEST_PACKAGES := dcmtk dicom3tools $(DEBIAN_VIEWER_PACKAGES)
 
-.PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz benchmark \
-  benchmark-encoding lint format clean
+.PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak \
+  benchmark benchmark-encoding lint format clean
 
 install: $(VENV)/.installed
 
@@ -76,6 +77,15 @@ test-all: install-dev debian-packages viewer-tools lint
 # 20,000 spoiled series through receive and assemble; a quarter of an hour on two free processors.
 fuzz: install-dev
 	$(BIN)/python -m tests.fuzz --files $(FILES) --seed $(SEED)
+
+# What must not happen, made to happen: kill -9, full disk, PACS in trouble, load, hostile network. Half an hour on two
+# processors; prints the table of docs/reliability.md. The full disk is a tmpfs, which only root may mount.
+faults: install-dev debian-packages
+	$(BIN)/python -m tests.faults --seed $(SEED)
+
+# Half an hour of one study after the other; nothing that the node holds may grow.
+soak: install-dev
+	$(BIN)/python -m tests.faults --only soak --seed $(SEED) --minutes $(MINUTES)
 
 # Time and memory of assembly beside SimpleITK; SERIES is a folder of a CT series whose slices are taken.
 benchmark: install-dev
