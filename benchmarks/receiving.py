@@ -3,7 +3,7 @@
     python -m benchmarks.receiving associations --number 10 --slices 100
     python -m benchmarks.receiving reconcile --instances 100000
 
-`associations` sends CT slices of 512 x 512 pixels from processes of their own, as fast as the node answers; every answer
+`associations` sends CT slices of 512 x 512 pixels from processes of their own, as fast as the node answers; each answer
 stands for file and row on disk. `reconcile` makes the files and rows of that many instances first, 300 in a series.
 Both work in a temporary folder: set TMPDIR to the disk that is to be measured.
 """

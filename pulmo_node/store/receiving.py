@@ -11,11 +11,12 @@ from sqlalchemy.engine import Connection
 
 from pulmo_node.domain.jobs import JobState, NewJob
 from pulmo_node.domain.series import InstanceOutcome, Series, SeriesEvent, SeriesState, StoredInstance
+from pulmo_node.ports import Clock
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database
+from pulmo_node.store.grouping import GroupCommit
 from pulmo_node.store.moves import add_event, add_row, move_series, supersede_jobs
 from pulmo_node.store.rows import AnyRow, to_series
-
 
 KEPT_ASIDE = " kept aside as "
 """Before the path in the event of a conflict."""
@@ -24,36 +25,48 @@ KEPT_ASIDE = " kept aside as "
 class SqlReceiveStore(Database):
     """What the receiver and the quiet-period check need."""
 
+    def __init__(self, url: str, clock: Clock) -> None:
+        """As `Database` has it."""
+        super().__init__(url, clock)
+        self._arriving = GroupCommit(self._record_all)
+
     def record_instance(self, instance: StoredInstance) -> InstanceOutcome:
         """One transaction: the instance row, the series row and its event; committed on return.
 
-        The first bytes, study and series under a SOP Instance UID stay; so does the first study of a series.
+        Instances that come at the same moment share the transaction. The first bytes, study and series under a SOP
+        Instance UID stay; so does the first study of a series.
         """
+        return self._arriving.write(instance)
+
+    def _record_all(self, instances: Sequence[StoredInstance]) -> list[InstanceOutcome]:
         with self._write() as connection:
-            known = _known_instance(connection, instance.sop_instance_uid)
-            series = _series(connection, instance.series_instance_uid)
-            if known is not None:
-                if _is_same(known, instance):
-                    return InstanceOutcome.DUPLICATE
-                self._add_conflict(connection, instance, known.study_instance_uid, known.series_instance_uid)
-                return InstanceOutcome.CONFLICT
-            if series is not None and series.study_instance_uid != instance.study_instance_uid:
-                self._add_conflict(connection, instance, series.study_instance_uid, series.series_instance_uid)
-                return InstanceOutcome.CONFLICT
-            series_id = self._add_to_series(connection, instance, series)
-            add_row(
-                connection,
-                schema.instances,
-                series_id=series_id,
-                sop_instance_uid=instance.sop_instance_uid,
-                sop_class_uid=instance.sop_class_uid,
-                transfer_syntax_uid=instance.transfer_syntax_uid,
-                path=instance.path,
-                sha256=instance.sha256,
-                size_bytes=instance.size_bytes,
-                received_at=instance.received_at,
-            )
-            return InstanceOutcome.NEW
+            return [self._record(connection, instance) for instance in instances]
+
+    def _record(self, connection: Connection, instance: StoredInstance) -> InstanceOutcome:
+        known = _known_instance(connection, instance.sop_instance_uid)
+        series = _series(connection, instance.series_instance_uid)
+        if known is not None:
+            if _is_same(known, instance):
+                return InstanceOutcome.DUPLICATE
+            self._add_conflict(connection, instance, known.study_instance_uid, known.series_instance_uid)
+            return InstanceOutcome.CONFLICT
+        if series is not None and series.study_instance_uid != instance.study_instance_uid:
+            self._add_conflict(connection, instance, series.study_instance_uid, series.series_instance_uid)
+            return InstanceOutcome.CONFLICT
+        series_id = self._add_to_series(connection, instance, series)
+        add_row(
+            connection,
+            schema.instances,
+            series_id=series_id,
+            sop_instance_uid=instance.sop_instance_uid,
+            sop_class_uid=instance.sop_class_uid,
+            transfer_syntax_uid=instance.transfer_syntax_uid,
+            path=instance.path,
+            sha256=instance.sha256,
+            size_bytes=instance.size_bytes,
+            received_at=instance.received_at,
+        )
+        return InstanceOutcome.NEW
 
     def quiet_series(self, *, before: datetime, excluding: Collection[str]) -> tuple[Series, ...]:
         """RECEIVING series whose last instance came before that time, without those Series Instance UIDs."""
