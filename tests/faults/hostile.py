@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import IMPLEMENTATION_CLASS_UID, VERIFICATION
 from pulmo_node.errors import PulmoError
 from pulmo_node.testing import SmallPacs
-from tests.faults.node import AE_TITLE, NodeProcess, wait_for
+from tests.faults.node import AE_TITLE, NodeProcess, Resources, wait_for
 from tests.faults.studies import Study, make_study
 from tests.faults.table import Outcome
 
@@ -68,13 +68,15 @@ def run(folder: Path, seed: int, *, cases: int, slow: int, most_growth_bytes: in
         pid = node.pid
         conversation = valid_conversation(study)
         failures: list[str] = []
-        attack(node, conversation, seed, range(min(cases, 200)), failures)  # what is loaded only once, is loaded now
-        before = node.resources()
+        # What is loaded only once, and the analysis process, are there before anything is measured.
+        assert _delivers(node, study)
+        at_rest = node.resources()
+        attack(node, conversation, seed, range(min(cases, 200)), failures)
+        before = _settled(node, at_rest)
         answers = attack(node, conversation, seed, range(cases), failures)
-        wait_for(lambda: _sockets_settled(node, before.descriptors), 60.0, "the end of the attackers' connections")
-        after = node.resources()
+        after = _settled(node, at_rest)
         served = _slow_loris(node, slow, failures)
-        if not failures and not _delivers(node, pacs, study):
+        if not _delivers(node, make_study(folder / "studies", seed, 1)):
             failures.append("a study sent afterwards came to no result")
         if not node.running or node.pid != pid:
             failures.append("the node ended")
@@ -258,16 +260,14 @@ def attack(node: NodeProcess, conversation: list[bytes], seed: int, cases: range
 def _converse(port: int, content: bytes) -> bytes:
     """Send, and what came back until the node closed or said nothing more."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=30.0) as connection:
-        try:
-            connection.sendall(content)
-            while select.select([connection], [], [], _PATIENCE_SECONDS)[0]:
-                chunk = connection.recv(65536)
-                if not chunk:
-                    break
-                answer += chunk
-        except (ConnectionError, TimeoutError):
-            pass  # the node may close whenever it likes
+    # The node may close whenever it likes.
+    with suppress(ConnectionError, TimeoutError), socket.create_connection(("127.0.0.1", port), timeout=30.0) as peer:
+        peer.sendall(content)
+        while select.select([peer], [], [], _PATIENCE_SECONDS)[0]:
+            chunk = peer.recv(65536)
+            if not chunk:
+                break
+            answer += chunk
     return answer
 
 
@@ -281,8 +281,10 @@ def _kind(answer: bytes) -> str:
     return kinds.get(last, "no answer")
 
 
-def _sockets_settled(node: NodeProcess, before: int) -> bool:
-    return node.resources().descriptors <= before + 2
+def _settled(node: NodeProcess, at_rest: Resources) -> Resources:
+    """What the node holds once the connections have ended; some descriptors more are the pool of the database."""
+    wait_for(lambda: node.resources().descriptors <= at_rest.descriptors + 10, 60.0, "the end of the connections")
+    return node.resources()
 
 
 def _slow_loris(node: NodeProcess, number: int, failures: list[str]) -> int:
@@ -327,6 +329,13 @@ def _closed(connection: socket.socket) -> bool:
     return True
 
 
-def _delivers(node: NodeProcess, pacs: SmallPacs, study: Study) -> bool:
+def _delivers(node: NodeProcess, study: Study) -> bool:
     answers = DicomSender("HONEST").send_files(node.peer, list(study.files))
-    return all(answer.error is None for answer in answers) and pacs.wait_for(1, 60.0)
+    if any(answer.error is not None for answer in answers):
+        return False
+    state = (
+        "SELECT jobs.state FROM jobs JOIN series ON series.id = series_id "  # noqa: S608
+        f"WHERE series_instance_uid = '{study.series_instance_uid}'"
+    )
+    wait_for(lambda: node.query(state) == [("DONE",)], 60.0, "the result of a study sent after the attack")
+    return True
