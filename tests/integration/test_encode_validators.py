@@ -66,7 +66,7 @@ def _findings(volume: Volume, centres: Centres) -> Findings:
     return replace(make_findings(volume, nodules, ("A caution.",)), lungs=lungs)
 
 
-def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
+def _all_objects(volume: Volume, findings: Findings) -> list[EncodedObject]:
     """Every kind of object, in every form that the options know."""
     nothing = make_findings(volume, (), ("A caution.",))
     paths = sorted({Path(source.path) for source in volume.frames if source.path})
@@ -74,7 +74,7 @@ def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
     for options in (ResultOptions(key_images=False), EVERYTHING):
         context = make_context(volume, options=options, predecessors=(EARLIER,))
         encoded += [
-            *encode_findings(_findings(volume, centres), volume, context),
+            *encode_findings(findings, volume, context),
             *encode_findings(nothing, volume, context),
             encode_rejection(paths, "NO_LUNGS", "There are no lungs in it.", context),
             encode_rejection(paths, "ANALYSIS_FAILED", "Out of memory.", context, INFO),
@@ -82,11 +82,11 @@ def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
     return encoded
 
 
-def _objects_on_images(volume: Volume, centres: Centres) -> list[EncodedObject]:
+def _objects_on_images(volume: Volume, findings: Findings) -> list[EncodedObject]:
     """The kinds of object that refer to pixels of the source images."""
     encoded = []
     for options in (ResultOptions(key_images=False, presentation_states=True, lung_segments=True), LABEL_MAP_ONLY):
-        encoded += encode_findings(_findings(volume, centres), volume, make_context(volume, options=options))
+        encoded += encode_findings(findings, volume, make_context(volume, options=options))
     return encoded
 
 
@@ -125,7 +125,7 @@ def _rewritten(dataset: Dataset) -> bytes:
 def test_objects_of_a_single_frame_series(tmp_path: Path) -> None:
     """All that there is: every kind of object, in every form."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    objects = _all_objects(volume, [(3, 10, 12), (8, 28, 33)])
+    objects = _all_objects(volume, _findings(volume, [(3, 10, 12), (8, 28, 33)]))
     assert {encoded.kind for encoded in objects} == {"sr", "seg", "key-image", "gsps", "pdf"}
     assert {encoded.sop_class_uid for encoded in objects if encoded.kind == "seg"} == {SegmentationStorage, LABEL_MAP}
     _validate(objects, tmp_path)
@@ -145,7 +145,7 @@ def test_objects_of_a_repaired_series(tmp_path: Path, repair: str) -> None:
             dataset.ImagePositionPatient = [x, y + k * 0.6, z]
     volume = write_volume(datasets, tmp_path / "ct")
     assert not volume.native
-    _validate(_objects_on_images(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    _validate(_objects_on_images(volume, _findings(volume, [(3, 10, 12), (8, 28, 33)])), tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -156,15 +156,24 @@ def test_objects_of_a_multi_frame_series(tmp_path: Path, count: int) -> None:
     for number, path in enumerate(paths):
         write_part10(enhanced_from(datasets[number * size : (number + 1) * size]), path)
     volume = read_volume(paths)
-    _validate(_objects_on_images(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    _validate(_objects_on_images(volume, _findings(volume, [(3, 10, 12), (8, 28, 33)])), tmp_path)
 
 
-def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        pytest.param("ISO_IR 192", "Wang^XiaoDong=王^小东", id="utf-8"),
+        pytest.param(["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう", id="iso-2022"),
+    ],
+)
+def test_objects_with_a_multibyte_name(tmp_path: Path, character_set: str | list[str], name: str) -> None:
     datasets = chest_datasets()
     for dataset in datasets:
-        dataset.SpecificCharacterSet = "ISO_IR 192"
-        dataset.PatientName = "Wang^XiaoDong=王^小东"
-    _validate(_objects_on_images(write_volume(datasets, tmp_path / "ct"), [(3, 10, 12)]), tmp_path)
+        dataset.SpecificCharacterSet, dataset.PatientName = character_set, name
+    volume = write_volume(datasets, tmp_path / "ct")
+    objects = _objects_on_images(volume, _findings(volume, [(3, 10, 12)]))
+    assert {str(read_object(encoded).PatientName) for encoded in objects} == {name}
+    _validate(objects, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +186,7 @@ def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
 def test_the_validator_sees_a_broken_object(tmp_path: Path, keyword: str) -> None:
     """The check itself can fail."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    dataset = read_object(_objects_on_images(volume, [(3, 10, 12)])[0])
+    dataset = read_object(_objects_on_images(volume, _findings(volume, [(3, 10, 12)]))[0])
     delattr(dataset, keyword)
     dataset.save_as(tmp_path / "broken.dcm")
     assert complaints(tmp_path / "broken.dcm")
@@ -185,7 +194,7 @@ def test_the_validator_sees_a_broken_object(tmp_path: Path, keyword: str) -> Non
 
 def test_the_iod_check_sees_a_broken_object(tmp_path: Path) -> None:
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    sr, seg = (read_object(encoded) for encoded in _objects_on_images(volume, [(3, 10, 12)])[:2])
+    sr, seg = (read_object(encoded) for encoded in _objects_on_images(volume, _findings(volume, [(3, 10, 12)]))[:2])
     del sr.CompletionFlag
     sr.InstanceNumber = None
     sr.Rows = 1
@@ -239,11 +248,12 @@ REAL = [
 @pytest.mark.parametrize(("folder", "centres"), REAL)
 def test_objects_of_a_real_series(tmp_path: Path, folder: str, centres: list[tuple[int, int, int]]) -> None:
     volume = read_volume(sorted(data_folder(f"{folder}/dicom").glob("*.dcm")))
-    objects = _all_objects(volume, centres)
+    findings = _findings(volume, centres)
+    objects = _all_objects(volume, findings)
     _validate(objects, tmp_path, Path(volume.frames[0].path or ""))
     seg = hd.seg.segread(BytesIO(objects[1].content))
-    for number, centre in enumerate(centres, start=1):
-        expected = make_nodule(volume, centre, seed=number - 1).mask.to_volume(volume.hu.shape)
+    for number, nodule in enumerate(findings.nodules, start=1):
+        expected = nodule.mask.to_volume(volume.hu.shape)
         decoded = seg.get_pixels_by_source_instance(
             [source.sop_instance_uid for source in volume.frames],
             segment_numbers=[number],
