@@ -1,4 +1,4 @@
-"""What other programs say of the result objects: dciodvfy (dicom3tools), dsrdump (DCMTK), highdicom's readers, pydicom,
+"""What other programs say of the result objects: dciodvfy (dicom3tools), DCMTK's tools, highdicom's readers, pydicom,
 and the IOD tables of the standard.
 """
 
@@ -33,7 +33,15 @@ from tests.encode_factory import (
     write_volume,
 )
 from tests.iod_check import iod_errors
-from tests.validators import LABEL_MAP, complaints, dciodvfy, dsrdump_errors
+from tests.validators import (
+    LABEL_MAP,
+    complaints,
+    dciodvfy,
+    dcmpschk_errors,
+    dsrdump_errors,
+    read_by_dcm2pdf,
+    read_by_dcm2pnm,
+)
 
 Centres = Sequence[tuple[int, int, int]]
 
@@ -112,6 +120,14 @@ def _validate(
             hd.sr.srread(BytesIO(encoded.content))
         elif encoded.kind == "seg":
             hd.seg.segread(BytesIO(encoded.content))
+        elif encoded.kind == "gsps":
+            assert dcmpschk_errors(path) == []
+        elif encoded.kind == "pdf":
+            document = read_by_dcm2pdf(path)
+            assert document.startswith(b"%PDF-")
+            assert document == dataset.EncapsulatedDocument[: dataset.EncapsulatedDocumentLength]
+        else:
+            np.testing.assert_array_equal(read_by_dcm2pnm(path), dataset.pixel_array)
 
 
 def _rewritten(dataset: Dataset) -> bytes:
@@ -217,6 +233,7 @@ def test_the_iod_check_sees_a_broken_object(tmp_path: Path) -> None:
     assert len(iod_errors(seg)) == 2
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of values that are broken on purpose
 def test_reports_on_odd_series(tmp_path: Path) -> None:
     """Real files that are rejected for many reasons, broken ones and radiographs among them: the reports are sound."""
     folders = [path for path in data_folder("ct_edge_cases").rglob("*") if path.is_dir()] + [data_folder("cxr_dicom")]
