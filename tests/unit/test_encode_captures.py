@@ -213,10 +213,8 @@ class TestWords:
     def test_a_nodule_at_the_pleura(self, volume: Volume) -> None:
         findings = make_findings(volume, [replace(make_nodule(volume, (3, 10, 12)), pleura_distance_mm=0.0)])
         (record,) = nodule_records(findings, make_context(volume))
-        assert (
-            numbers(findings.nodules[0], record, _numbered(volume, None))["place"]
-            == "slice 4 of 12\ntouches the pleura"
-        )
+        said = numbers(findings.nodules[0], record, _numbered(volume, None))
+        assert said["place"] == "slice 4 of 12\ntouches the pleura"
 
     def test_what_is_not_known_is_not_said(self, volume: Volume) -> None:
         findings = make_findings(volume, [make_nodule(volume, (3, 10, 12))])
