@@ -4,4 +4,4 @@ Usable on its own, from a notebook: build a :class:`pulmo_models.types.Volume`, 
 :mod:`pulmo_models.registry`, call it, read :class:`pulmo_models.types.Findings`.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -67,6 +67,7 @@ class SourceFrame(SliceSource):
     origin_lps_mm: tuple[float, float, float]
     row_step_lps_mm: tuple[float, float, float]  # from one row to the next
     column_step_lps_mm: tuple[float, float, float]  # from one column to the next
+    instance_number: int | None = None  # by which a viewer lists it; of a frame, that of the frame
 
 
 @dataclass(frozen=True, kw_only=True)

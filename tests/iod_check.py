@@ -1,9 +1,9 @@
 """What the DICOM standard asks of an object, read offline from the tables of modules that highdicom ships (PS3.3).
 
 It knows the newest IODs (a Label Map Segmentation), which the dciodvfy of Debian does not. Judged are attributes of
-type 1 and 2 of every mandatory module (and of the optional modules that an object names itself), attributes that no
-module of the IOD has, and the content items of a structured report by their value types (PS3.3 C.17.3). Conditions
-(types 1C and 2C) are not judged: the tables do not hold them.
+type 1 and 2 of every mandatory module, attributes that no module of the IOD has, and the content items of a structured
+report by their value types (PS3.3 C.17.3). Conditions (types 1C and 2C, conditional modules) are not judged: the tables
+do not hold them.
 """
 
 from __future__ import annotations

@@ -151,7 +151,8 @@ def _leftward_mm(volume: Volume, coarse: _Coarse) -> _FloatVolume:
     """Position of the voxels of the working grid along the patient's right-to-left axis (x of LPS)."""
     steps = volume.affine[0, :3] * coarse.factors
     z, y, x = np.ogrid[tuple(slice(size) for size in coarse.lungs.shape)]
-    return (volume.affine[0, 3] + z * steps[0] + y * steps[1] + x * steps[2]).astype(np.float32)
+    leftward: _FloatVolume = (volume.affine[0, 3] + z * steps[0] + y * steps[1] + x * steps[2]).astype(np.float32)
+    return leftward
 
 
 def _block_mean(hu: _FloatVolume, factors: tuple[int, ...]) -> _FloatVolume:

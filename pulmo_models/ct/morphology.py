@@ -30,7 +30,8 @@ def depth_mm(mask: BoolArray, spacing_mm: tuple[float, ...]) -> _FloatVolume:
 def distance_mm(mask: BoolArray, spacing_mm: tuple[float, ...]) -> _FloatVolume:
     """Distance of each voxel to the mask, which is not empty: 0 inside; between voxel centres."""
     distance = sitk.SignedMaurerDistanceMap(_image(mask, spacing_mm), squaredDistance=False, useImageSpacing=True)
-    return np.maximum(sitk.GetArrayFromImage(distance), 0.0)
+    outside: _FloatVolume = np.maximum(sitk.GetArrayFromImage(distance), 0.0)
+    return outside
 
 
 def dilate(mask: BoolArray, spacing_mm: tuple[float, ...], radius_mm: float) -> BoolArray:

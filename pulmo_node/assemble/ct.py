@@ -69,6 +69,7 @@ def _source(frame: Frame, axes: Axes) -> SourceFrame:
         origin_lps_mm=_triple(frame.position_lps_mm),
         row_step_lps_mm=_triple(axes.column * between_rows_mm),
         column_step_lps_mm=_triple(axes.row * between_columns_mm),
+        instance_number=frame.instance_number or None,
     )
 
 

@@ -28,7 +28,6 @@ from pulmo_models.types import Findings, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.finish import finish
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext, ascii_text, library_errors
-from pulmo_node.encode.keyimage import key_slice
 from pulmo_node.encode.pictures import nodule_pictures, numbers, page_notes, page_title, places_picture
 from pulmo_node.encode.report import NoduleRecord
 from pulmo_node.encode.source import read_header
@@ -130,8 +129,7 @@ def _picture(picture: Image.Image, width: float) -> Picture:
 def _table(findings: Findings, records: Sequence[NoduleRecord], volume: Volume) -> Table:
     rows = [["nodule", *_COLUMNS]]
     for nodule, record in zip(findings.nodules, records, strict=True):
-        slice_index, _ = key_slice(volume, nodule.mask)
-        said = numbers(record, slice_index + 1, len(volume.hu))
+        said = numbers(nodule, record, volume)
         rows.append([str(record.segment_number), *(said[name] for name in _COLUMNS)])
     style = [
         ("FONTSIZE", (0, 0), (-1, -1), 9),

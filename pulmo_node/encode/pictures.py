@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from pulmo_models.types import Findings, Nodule, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.identity import RESEARCH_USE, ResultContext, ascii_text
-from pulmo_node.encode.keyimage import TEXT_RGB, key_slice, render_views
+from pulmo_node.encode.keyimage import TEXT_RGB, render_views
 from pulmo_node.encode.planes import render_planes
+from pulmo_node.encode.presentation import key_mask
 from pulmo_node.encode.report import (
     NoduleRecord,
     acquisition_text,
@@ -118,9 +119,9 @@ def page_notes(findings: Findings, volume: Volume, context: ResultContext) -> li
     ]
 
 
-def numbers(record: NoduleRecord, slice_number: int, slices: int) -> dict[str, str]:
+def numbers(nodule: Nodule, record: NoduleRecord, volume: Volume) -> dict[str, str]:
     """The numbers of a nodule as people read them, by the names of the columns of the page."""
-    places = [f"slice {slice_number} of {slices}"]
+    places = [_where(nodule, volume)]
     if record.laterality is not None:
         places.insert(0, f"{record.laterality} lung")
     if record.pleura_distance_mm is not None:
@@ -136,11 +137,17 @@ def numbers(record: NoduleRecord, slice_number: int, slices: int) -> dict[str, s
     }
 
 
+def _where(nodule: Nodule, volume: Volume) -> str:
+    """The image that the report draws on, by the number that a viewer lists it under, where the files give numbers."""
+    frame = key_mask(nodule, volume).frame
+    number = volume.frames[frame].instance_number
+    return f"slice {frame + 1} of {len(volume.frames)}" if number is None else f"image {number}"
+
+
 def _nodule_picture(
     nodule: Nodule, record: NoduleRecord, volume: Volume, scale: float, findings: Findings
 ) -> Image.Image:
-    slice_index, _ = key_slice(volume, nodule.mask)
-    said = numbers(record, slice_index + 1, len(volume.hu))
+    said = numbers(nodule, record, volume)
     lines = [
         ", ".join(said[name].replace("\n", ", ") for name in ("size", "attenuation", "place")),
         f"detection {said['detection']}, candidate score {record.candidate_score:.2f}",
@@ -191,8 +198,7 @@ def _draw_row(picture: Image.Image, top: int, nodule: Nodule, record: NoduleReco
     draw.line([_MARGIN, top - 4, WIDTH_PIXELS - _MARGIN, top - 4], fill=LINE_RGB)
     _, detail = render_views(volume, nodule.mask, _THUMBNAIL)
     picture.paste(detail, (_MARGIN, top))
-    slice_index, _ = key_slice(volume, nodule.mask)
-    said = numbers(record, slice_index + 1, len(volume.hu))
+    said = numbers(nodule, record, volume)
     strongest = (
         f"{codes.CONCEPTS[concept.name].meaning} {concept.contribution:+.2f}" for concept in nodule.top_concepts()
     )

@@ -1,4 +1,4 @@
-"""What other programs say of the result objects: dciodvfy (dicom3tools), dsrdump (DCMTK), highdicom's readers, pydicom,
+"""What other programs say of the result objects: dciodvfy (dicom3tools), DCMTK's tools, highdicom's readers, pydicom,
 and the IOD tables of the standard.
 """
 
@@ -33,7 +33,15 @@ from tests.encode_factory import (
     write_volume,
 )
 from tests.iod_check import iod_errors
-from tests.validators import LABEL_MAP, complaints, dciodvfy, dsrdump_errors
+from tests.validators import (
+    LABEL_MAP,
+    complaints,
+    dciodvfy,
+    dcmpschk_errors,
+    dsrdump_errors,
+    read_by_dcm2pdf,
+    read_by_dcm2pnm,
+)
 
 Centres = Sequence[tuple[int, int, int]]
 
@@ -66,7 +74,7 @@ def _findings(volume: Volume, centres: Centres) -> Findings:
     return replace(make_findings(volume, nodules, ("A caution.",)), lungs=lungs)
 
 
-def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
+def _all_objects(volume: Volume, findings: Findings) -> list[EncodedObject]:
     """Every kind of object, in every form that the options know."""
     nothing = make_findings(volume, (), ("A caution.",))
     paths = sorted({Path(source.path) for source in volume.frames if source.path})
@@ -74,7 +82,7 @@ def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
     for options in (ResultOptions(key_images=False), EVERYTHING):
         context = make_context(volume, options=options, predecessors=(EARLIER,))
         encoded += [
-            *encode_findings(_findings(volume, centres), volume, context),
+            *encode_findings(findings, volume, context),
             *encode_findings(nothing, volume, context),
             encode_rejection(paths, "NO_LUNGS", "There are no lungs in it.", context),
             encode_rejection(paths, "ANALYSIS_FAILED", "Out of memory.", context, INFO),
@@ -82,11 +90,11 @@ def _all_objects(volume: Volume, centres: Centres) -> list[EncodedObject]:
     return encoded
 
 
-def _objects_on_images(volume: Volume, centres: Centres) -> list[EncodedObject]:
+def _objects_on_images(volume: Volume, findings: Findings) -> list[EncodedObject]:
     """The kinds of object that refer to pixels of the source images."""
     encoded = []
     for options in (ResultOptions(key_images=False, presentation_states=True, lung_segments=True), LABEL_MAP_ONLY):
-        encoded += encode_findings(_findings(volume, centres), volume, make_context(volume, options=options))
+        encoded += encode_findings(findings, volume, make_context(volume, options=options))
     return encoded
 
 
@@ -112,6 +120,14 @@ def _validate(
             hd.sr.srread(BytesIO(encoded.content))
         elif encoded.kind == "seg":
             hd.seg.segread(BytesIO(encoded.content))
+        elif encoded.kind == "gsps":
+            assert dcmpschk_errors(path) == []
+        elif encoded.kind == "pdf":
+            document = read_by_dcm2pdf(path)
+            assert document.startswith(b"%PDF-")
+            assert document == dataset.EncapsulatedDocument[: dataset.EncapsulatedDocumentLength]
+        else:
+            np.testing.assert_array_equal(read_by_dcm2pnm(path), dataset.pixel_array)
 
 
 def _rewritten(dataset: Dataset) -> bytes:
@@ -125,7 +141,7 @@ def _rewritten(dataset: Dataset) -> bytes:
 def test_objects_of_a_single_frame_series(tmp_path: Path) -> None:
     """All that there is: every kind of object, in every form."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    objects = _all_objects(volume, [(3, 10, 12), (8, 28, 33)])
+    objects = _all_objects(volume, _findings(volume, [(3, 10, 12), (8, 28, 33)]))
     assert {encoded.kind for encoded in objects} == {"sr", "seg", "key-image", "gsps", "pdf"}
     assert {encoded.sop_class_uid for encoded in objects if encoded.kind == "seg"} == {SegmentationStorage, LABEL_MAP}
     _validate(objects, tmp_path)
@@ -145,7 +161,7 @@ def test_objects_of_a_repaired_series(tmp_path: Path, repair: str) -> None:
             dataset.ImagePositionPatient = [x, y + k * 0.6, z]
     volume = write_volume(datasets, tmp_path / "ct")
     assert not volume.native
-    _validate(_objects_on_images(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    _validate(_objects_on_images(volume, _findings(volume, [(3, 10, 12), (8, 28, 33)])), tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -156,15 +172,24 @@ def test_objects_of_a_multi_frame_series(tmp_path: Path, count: int) -> None:
     for number, path in enumerate(paths):
         write_part10(enhanced_from(datasets[number * size : (number + 1) * size]), path)
     volume = read_volume(paths)
-    _validate(_objects_on_images(volume, [(3, 10, 12), (8, 28, 33)]), tmp_path)
+    _validate(_objects_on_images(volume, _findings(volume, [(3, 10, 12), (8, 28, 33)])), tmp_path)
 
 
-def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        pytest.param("ISO_IR 192", "Wang^XiaoDong=王^小东", id="utf-8"),
+        pytest.param(["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう", id="iso-2022"),
+    ],
+)
+def test_objects_with_a_multibyte_name(tmp_path: Path, character_set: str | list[str], name: str) -> None:
     datasets = chest_datasets()
     for dataset in datasets:
-        dataset.SpecificCharacterSet = "ISO_IR 192"
-        dataset.PatientName = "Wang^XiaoDong=王^小东"
-    _validate(_objects_on_images(write_volume(datasets, tmp_path / "ct"), [(3, 10, 12)]), tmp_path)
+        dataset.SpecificCharacterSet, dataset.PatientName = character_set, name
+    volume = write_volume(datasets, tmp_path / "ct")
+    objects = _objects_on_images(volume, _findings(volume, [(3, 10, 12)]))
+    assert {str(read_object(encoded).PatientName) for encoded in objects} == {name}
+    _validate(objects, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +202,7 @@ def test_objects_with_a_multibyte_name(tmp_path: Path) -> None:
 def test_the_validator_sees_a_broken_object(tmp_path: Path, keyword: str) -> None:
     """The check itself can fail."""
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    dataset = read_object(_objects_on_images(volume, [(3, 10, 12)])[0])
+    dataset = read_object(_objects_on_images(volume, _findings(volume, [(3, 10, 12)]))[0])
     delattr(dataset, keyword)
     dataset.save_as(tmp_path / "broken.dcm")
     assert complaints(tmp_path / "broken.dcm")
@@ -185,7 +210,7 @@ def test_the_validator_sees_a_broken_object(tmp_path: Path, keyword: str) -> Non
 
 def test_the_iod_check_sees_a_broken_object(tmp_path: Path) -> None:
     volume = write_volume(chest_datasets(), tmp_path / "ct")
-    sr, seg = (read_object(encoded) for encoded in _objects_on_images(volume, [(3, 10, 12)])[:2])
+    sr, seg = (read_object(encoded) for encoded in _objects_on_images(volume, _findings(volume, [(3, 10, 12)]))[:2])
     del sr.CompletionFlag
     sr.InstanceNumber = None
     sr.Rows = 1
@@ -208,6 +233,7 @@ def test_the_iod_check_sees_a_broken_object(tmp_path: Path) -> None:
     assert len(iod_errors(seg)) == 2
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of values that are broken on purpose
 def test_reports_on_odd_series(tmp_path: Path) -> None:
     """Real files that are rejected for many reasons, broken ones and radiographs among them: the reports are sound."""
     folders = [path for path in data_folder("ct_edge_cases").rglob("*") if path.is_dir()] + [data_folder("cxr_dicom")]
@@ -239,11 +265,12 @@ REAL = [
 @pytest.mark.parametrize(("folder", "centres"), REAL)
 def test_objects_of_a_real_series(tmp_path: Path, folder: str, centres: list[tuple[int, int, int]]) -> None:
     volume = read_volume(sorted(data_folder(f"{folder}/dicom").glob("*.dcm")))
-    objects = _all_objects(volume, centres)
+    findings = _findings(volume, centres)
+    objects = _all_objects(volume, findings)
     _validate(objects, tmp_path, Path(volume.frames[0].path or ""))
     seg = hd.seg.segread(BytesIO(objects[1].content))
-    for number, centre in enumerate(centres, start=1):
-        expected = make_nodule(volume, centre, seed=number - 1).mask.to_volume(volume.hu.shape)
+    for number, nodule in enumerate(findings.nodules, start=1):
+        expected = nodule.mask.to_volume(volume.hu.shape)
         decoded = seg.get_pixels_by_source_instance(
             [source.sop_instance_uid for source in volume.frames],
             segment_numbers=[number],

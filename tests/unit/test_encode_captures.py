@@ -48,6 +48,13 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     return write_volume(chest_datasets(), tmp_path_factory.mktemp("ct"))
 
 
+def _numbered(volume: Volume, first: int | None) -> Volume:
+    """The images numbered from the last one on, as many scanners do; None: without numbers."""
+    last = len(volume.frames) - 1
+    frames = (replace(f, instance_number=first and first + last - k) for k, f in enumerate(volume.frames))
+    return replace(volume, frames=tuple(frames))
+
+
 def _objects(volume: Volume, centres: list[tuple[int, int, int]]) -> tuple[EncodedObject, ...]:
     findings = make_findings(volume, [make_nodule(volume, centre, seed=n) for n, centre in enumerate(centres)])
     return encode_findings(findings, volume, make_context(volume, options=PICTURES))
@@ -197,8 +204,8 @@ class TestWords:
         )
         findings = make_findings(volume, [nodule])
         (record,) = nodule_records(findings, make_context(volume))
-        said = numbers(record, 4, 12)
-        assert said["place"] == "left lung\nslice 4 of 12\n3.2 mm from the pleura"
+        said = numbers(nodule, record, _numbered(volume, 101))
+        assert said["place"] == "left lung\nimage 109\n3.2 mm from the pleura"
         assert said["size"] == f"{nodule.long_axis.length_mm:.1f} x {nodule.short_axis.length_mm:.1f} mm\n812 mm3"
         assert said["attenuation"] == "mean -123 HU\n-900 to 40 HU"
         assert said["malignancy"] == "55 %"
@@ -206,12 +213,13 @@ class TestWords:
     def test_a_nodule_at_the_pleura(self, volume: Volume) -> None:
         findings = make_findings(volume, [replace(make_nodule(volume, (3, 10, 12)), pleura_distance_mm=0.0)])
         (record,) = nodule_records(findings, make_context(volume))
-        assert numbers(record, 4, 12)["place"] == "slice 4 of 12\ntouches the pleura"
+        said = numbers(findings.nodules[0], record, _numbered(volume, None))
+        assert said["place"] == "slice 4 of 12\ntouches the pleura"
 
     def test_what_is_not_known_is_not_said(self, volume: Volume) -> None:
         findings = make_findings(volume, [make_nodule(volume, (3, 10, 12))])
         (record,) = nodule_records(findings, make_context(volume))
-        assert numbers(record, 4, 12)["place"] == "slice 4 of 12"
+        assert numbers(findings.nodules[0], record, _numbered(volume, None))["place"] == "slice 4 of 12"
 
     def test_cautions_and_maker_are_on_the_page(self, volume: Volume) -> None:
         caution = Caution(code=CautionCode.TOUCHES_INTERPOLATED, sentence="It lies on a slice that was filled in.")

@@ -288,6 +288,7 @@ def test_an_odd_group_spoils_nothing(
         assert "Group 1" in shown
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of values that are broken on purpose
 def test_a_spoiled_report_is_read_or_refused(volume: Volume, findings: Findings, tmp_path: Path) -> None:
     """Bytes changed, removed and put in: what comes of it is a report or a `Permanent`, never another error."""
     whole = encode_findings(findings, volume, make_context(volume))[0].content
