@@ -15,8 +15,11 @@ from types import TracebackType
 from pulmo_node import logs
 from pulmo_node.analyse import Analyser
 from pulmo_node.attempt import Analysis, LocalAnalysis
+from pulmo_node.audit import AuditTrail, operator
+from pulmo_node.commitment import CommitmentScp
 from pulmo_node.config import Config, TlsSection
 from pulmo_node.deliver import DicomSender
+from pulmo_node.domain.deliveries import Peer
 from pulmo_node.errors import Transient
 from pulmo_node.files import FileInstanceStore, FileOutbox
 from pulmo_node.isolation import IsolatedAnalysis, ProcessSettings
@@ -25,6 +28,7 @@ from pulmo_node.network.limits import Limits
 from pulmo_node.network.tls import ServerTlsSettings
 from pulmo_node.receive import Receiver, ReceiveSettings
 from pulmo_node.reconcile import reconcile
+from pulmo_node.retention import Purge
 from pulmo_node.scheduler import Scheduler
 from pulmo_node.store import SqlStore
 from pulmo_node.worker import Adapters, Worker
@@ -40,10 +44,23 @@ class SystemClock:
         return datetime.now(UTC)
 
 
-def open_store(config: Config) -> SqlStore:
+def open_store(config: Config, who: str | None = None) -> SqlStore:
     """The database of a configuration, migrated to the newest schema. Raises `PulmoError`."""
     _make_storage(config)
-    return SqlStore(config.database_url, SystemClock())
+    store = SqlStore(config.database_url, SystemClock())
+    store.journal = open_audit(config, who)
+    return store
+
+
+def open_audit(config: Config, who: str | None = None) -> AuditTrail:
+    """The audit trail; `who` is the operator at the command line where it is not said."""
+    return AuditTrail(config.audit_file, who or operator(), SystemClock())
+
+
+def build_purge(config: Config, store: SqlStore) -> Purge:
+    """The limits of the storage."""
+    limits = config.retention
+    return Purge(config.storage, store, SystemClock(), delivered_days=limits.delivered_days, max_gib=limits.max_gib)
 
 
 def stored_files(config: Config, series_instance_uid: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -108,9 +125,17 @@ class Node:
     def __init__(self, config: Config) -> None:
         self.config = config
         clock = SystemClock()
-        store = open_store(config)
+        store = open_store(config, who=f"node {config.node.ae_title}")
         instances = FileInstanceStore(config.storage, min_free_bytes=config.receive.min_free_bytes)
-        self.receiver = Receiver(_receive_settings(config), store, instances, clock)
+        self._commitment = CommitmentScp(
+            store,
+            instances,
+            build_sender(config),
+            clock,
+            peer_of=lambda ae_title: _peer_of(config, ae_title),
+            retry=config.delivery.retry,
+        )
+        self.receiver = Receiver(_receive_settings(config), store, instances, clock, self._commitment)
         adapters = Adapters(
             clock=clock,
             series=store,
@@ -125,17 +150,19 @@ class Node:
         self.store = store
         self._instances = instances
         self.worker = Worker(config, adapters, build_analysis(config), worker_id)
-        self._scheduler = Scheduler(self.worker, tuple(config.peers))
+        self._scheduler = Scheduler(self.worker, tuple(config.peers), build_purge(config, store).run)
 
     def __enter__(self) -> Node:
         reconcile(self._instances, self.store, SystemClock())
         self.receiver.start()
+        self._commitment.start()
         self._scheduler.start()
         log.info("%s listens on %s:%d", self.config.node.ae_title, self.config.node.bind, self.receiver.port)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.receiver.stop()
+        self._commitment.stop()
         self._scheduler.stop(self.config.node.drain_seconds)
         self.store.close()
         log.info("stopped")
@@ -182,6 +209,11 @@ def _server_tls(tls: TlsSection) -> ServerTlsSettings:
         private_key=Path(tls.private_key),
         client_ca=Path(tls.client_ca) if tls.client_ca else None,
     )
+
+
+def _peer_of(config: Config, ae_title: str) -> Peer | None:
+    name = config.peer_of_ae_title(ae_title)
+    return None if name is None else config.peer(name)
 
 
 def _make_storage(config: Config) -> None:

@@ -24,9 +24,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, build_context, evt
+from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.dsutils import encode_file_meta, split_dataset
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 
 from pulmo_node.dimse import (
@@ -34,14 +35,18 @@ from pulmo_node.dimse import (
     IMPLEMENTATION_VERSION_NAME,
     RESULT_SOP_CLASSES,
     RESULT_TRANSFER_SYNTAXES,
+    STORAGE_COMMITMENT,
+    STORAGE_COMMITMENT_INSTANCE,
     VERIFICATION,
     DimseStatus,
     StatusKind,
+    commitment_information,
     configure_pynetdicom,
     prepare_connection,
     status_in_words,
     status_kind,
 )
+from pulmo_node.domain.commitments import CommitmentReport
 from pulmo_node.domain.deliveries import Peer, ResultObject
 from pulmo_node.errors import Permanent, PulmoError, Transient
 from pulmo_node.network.tls import client_context, handshake_failure
@@ -198,6 +203,28 @@ class DicomSender:
                 raise Transient(f"{peer.name} answered {status_in_words(int(answer.Status))}")
             return time.monotonic() - started
 
+    def report_commitment(self, peer: Peer, report: CommitmentReport) -> None:
+        """N-EVENT-REPORT on a request for storage commitment, by an association of its own (PS3.4 J.3.3).
+
+        Raises:
+            Transient: the peer cannot be reached, rejects, or does not answer with Success.
+        """
+        event_type, information = commitment_information(report)
+        # The one who calls is the SCP here, which must be said at negotiation (PS3.7 D.3.3.4).
+        role = build_role(STORAGE_COMMITMENT, scp_role=True)
+        contexts = [build_context(STORAGE_COMMITMENT)]
+        with self._associate(peer, contexts, roles=[role]) as association:
+            try:
+                answer, _ = association.send_n_event_report(
+                    information, event_type, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+                )
+            except (RuntimeError, ValueError) as exc:  # it ended since
+                raise Transient(f"association with {peer.name} lost") from exc
+            if "Status" not in answer:
+                raise Transient(f"{peer.name} did not answer: association lost or timed out")
+            if answer.Status != DimseStatus.SUCCESS:
+                raise Transient(f"{peer.name} answered {status_in_words(int(answer.Status))}")
+
     def send_files(self, peer: Peer, paths: Iterable[Path]) -> Iterator[SentFile]:
         """C-STORE any DICOM instances, each under the UIDs of its data set; one result a file, as they are sent.
 
@@ -221,7 +248,9 @@ class DicomSender:
                     yield _send(link, instance)
 
     @contextmanager
-    def _associate(self, peer: Peer, contexts: list[PresentationContext]) -> Iterator[Association]:
+    def _associate(
+        self, peer: Peer, contexts: list[PresentationContext], *, roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = ()
+    ) -> Iterator[Association]:
         tls_context = None if peer.tls is None else client_context(peer.tls)
         try:
             association = self._entity.associate(
@@ -229,6 +258,7 @@ class DicomSender:
                 peer.port,
                 contexts=contexts,
                 ae_title=peer.ae_title,
+                ext_neg=list(roles),
                 tls_args=None
                 if tls_context is None or peer.tls is None
                 else (tls_context, peer.tls.hostname or peer.host),

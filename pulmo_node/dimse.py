@@ -12,6 +12,7 @@ import threading
 from enum import Enum, IntEnum
 
 from pydicom import uid
+from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 from pynetdicom import AE, evt
@@ -19,6 +20,7 @@ from pynetdicom import _config as pynetdicom_config
 from pynetdicom.transport import ThreadedAssociationServer
 
 from pulmo_models import __version__
+from pulmo_node.domain.commitments import CommitmentReport
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.173950946663202943339343307336040725090")
 """Names this software in associations and in the meta header of the files that it writes (PS3.7 D.3.3.2)."""
@@ -34,9 +36,11 @@ class DimseStatus(IntEnum):
     SUCCESS = 0x0000
     ATTRIBUTE_LIST_ERROR = 0x0107
     PROCESSING_FAILURE = 0x0110
+    INVALID_ARGUMENT = 0x0115
     ATTRIBUTE_VALUE_OUT_OF_RANGE = 0x0116
     INVALID_SOP_INSTANCE = 0x0117
     SOP_CLASS_NOT_SUPPORTED = 0x0122
+    NO_SUCH_ACTION = 0x0123
     NOT_AUTHORISED = 0x0124
     DUPLICATE_INVOCATION = 0x0210
     UNRECOGNISED_OPERATION = 0x0211
@@ -100,6 +104,39 @@ def error_comment(text: str) -> str:
 
 
 VERIFICATION = UID("1.2.840.10008.1.1")
+
+STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
+"""Storage Commitment Push Model SOP Class (PS3.4 J.3)."""
+
+STORAGE_COMMITMENT_INSTANCE = UID("1.2.840.10008.1.20.1.1")
+"""Its one well-known SOP Instance."""
+
+_ALL_STORED, _FAILURES_EXIST = 1, 2  # Event Type ID, PS3.4 table J.3-2
+
+
+def commitment_information(report: CommitmentReport) -> tuple[int, Dataset]:
+    """Event Type ID and Event Information of the N-EVENT-REPORT on a request for storage commitment."""
+    information = Dataset()
+    information.TransactionUID = report.transaction_uid
+    if report.stored:
+        information.ReferencedSOPSequence = [_reference(*pair) for pair in report.stored]
+    if not report.failed:
+        return _ALL_STORED, information
+    failed = []
+    for sop_class, sop_instance, reason in report.failed:
+        item = _reference(sop_class, sop_instance)
+        item.FailureReason = int(reason)
+        failed.append(item)
+    information.FailedSOPSequence = failed
+    return _FAILURES_EXIST, information
+
+
+def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = sop_class_uid
+    item.ReferencedSOPInstanceUID = sop_instance_uid
+    return item
+
 
 IMAGE_SOP_CLASSES: tuple[UID, ...] = (
     uid.CTImageStorage,

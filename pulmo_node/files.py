@@ -117,6 +117,18 @@ class FileInstanceStore:
         names = map(_uid_name, (study_instance_uid, series_instance_uid, sop_instance_uid))
         return f"instances/{'/'.join(names)}.dcm"
 
+    def digest(self, path: str) -> str | None:
+        """sha256 of the data set in a file as it is now; None where there is no such file, or no whole one.
+
+        Raises:
+            Transient: it cannot be read.
+        """
+        with _disk_refusal(f"reading {Path(path).name}"):
+            try:
+                return _data_set_digest(self._storage / path)
+            except FileNotFoundError:
+                return None
+
     def conflict_path(self, plain: str, sha256: str) -> str:
         """Where other bytes under the name of `path_of` lie."""
         return f"{plain.removesuffix('.dcm')}.conflict-{sha256[:_CONFLICT_DIGITS]}.dcm"
@@ -224,6 +236,12 @@ class FileOutbox:
             return tuple(ResultObject(**entry) for entry in json.loads(index)), findings_json
         except (ValueError, TypeError) as exc:
             raise Permanent(f"outbox {folder.name}/objects.json is damaged: {exc}") from exc
+
+    def discard(self, key: str) -> None:
+        """Remove what lies under `key`: its study was erased meanwhile. Raises `Transient`."""
+        with _disk_refusal(f"removing outbox {_key_name(key)}"):
+            if (self._outbox / _key_name(key)).is_dir():
+                shutil.rmtree(self._outbox / _key_name(key))
 
     def _results(self, key: str, items: Sequence[OutboxItem]) -> tuple[ResultObject, ...]:
         results = tuple(

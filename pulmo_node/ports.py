@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from pulmo_node.domain.commitments import Commitment, CommitmentReport, KeptInstance
 from pulmo_node.domain.deliveries import Delivery, Peer, ResultObject
 from pulmo_node.domain.findings import Finding
 from pulmo_node.domain.jobs import Job, NewJob
+from pulmo_node.domain.priority import Priority
 from pulmo_node.domain.series import InstanceOutcome, Series, StoredInstance
 
 
@@ -49,6 +51,14 @@ class InstanceStore(Protocol):
         """
         ...
 
+    def digest(self, path: str) -> str | None:
+        """sha256 of the data set in a file as it is now; None where there is no such file, or no whole one.
+
+        Raises:
+            Transient: it cannot be read.
+        """
+        ...
+
     def absolute(self, path: str) -> Path:
         """A path of `WrittenInstance` or `ResultObject` on this machine."""
         ...
@@ -81,6 +91,10 @@ class Outbox(Protocol):
 
     def get(self, key: str) -> tuple[tuple[ResultObject, ...], str] | None:
         """What lies under `key`, or None."""
+        ...
+
+    def discard(self, key: str) -> None:
+        """Remove what lies under `key`: its study was erased meanwhile. Raises `Transient`."""
         ...
 
 
@@ -120,6 +134,69 @@ class StudyDetail:
     events: tuple[EventRow, ...]
 
 
+class Journal(Protocol):
+    """The audit trail."""
+
+    def record(self, entries: Sequence[Mapping[str, object]], *, durable: bool = False) -> None:
+        """Append entries: `action` and what it was done to. Raises `Transient`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFiles:
+    """What lies on disk of a study. Paths are relative to the storage directory."""
+
+    series: int
+    instances: tuple[str, ...]
+    results: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurgeableStudy:
+    """A study of which nothing is unsent, failed or still to be done."""
+
+    study_instance_uid: str
+    size_bytes: int
+    touched_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurgedSeries:
+    """A series whose images were removed."""
+
+    series_instance_uid: str
+    calling_ae_title: str  # of who sent them
+    images: int
+
+
+class MaintenanceStore(Protocol):
+    """What erasure and purge need."""
+
+    def study_files(self, study_instance_uid: str) -> StudyFiles | None:
+        """What lies on disk of a study; None where it is unknown. Raises `Transient` while it is being received."""
+        ...
+
+    def erase(self, study_instance_uid: str) -> None:
+        """Remove every row of a study. Raises `Transient` while it is being received."""
+        ...
+
+    def known_outbox_paths(self) -> set[str]:
+        """Paths of all result objects that a row knows."""
+        ...
+
+    def purgeable(self) -> tuple[PurgeableStudy, ...]:
+        """Studies whose images can go, the longest untouched first."""
+        ...
+
+    def purge(self, study_instance_uid: str) -> tuple[str, ...]:
+        """Mark the images of a study as purged; the paths to be removed, none where that is no longer allowed."""
+        ...
+
+    def stored_bytes(self) -> int:
+        """Size of the received images on disk, in bytes."""
+        ...
+
+
 class ReceiveStore(Protocol):
     """What the receiver and the quiet-period check need."""
 
@@ -156,7 +233,7 @@ class ReconcileStore(Protocol):
     """What the comparison of disk and database at the start of the node needs."""
 
     def recorded_paths(self) -> tuple[set[str], set[str]]:
-        """Paths of the instances in use, and paths of conflicts that were kept aside; relative to storage."""
+        """Paths of the instances in use, and those of conflicts and of purged instances; relative to storage."""
         ...
 
     def record_instance(self, instance: StoredInstance) -> InstanceOutcome:
@@ -171,11 +248,45 @@ class ReconcileStore(Protocol):
         ...
 
 
+class CommitmentStore(Protocol):
+    """What storage commitment as SCP needs."""
+
+    def add_commitment(
+        self, transaction_uid: str, calling_ae_title: str, instances: Sequence[tuple[str, str]], *, at: datetime
+    ) -> bool:
+        """Keep a request, committed on return; False where another one of that peer has the same transaction UID."""
+        ...
+
+    def due_commitments(self, now: datetime) -> tuple[Commitment, ...]:
+        """Requests that are to be answered now, oldest first."""
+        ...
+
+    def commitment_deferred(self, commitment: Commitment, not_before: datetime) -> None:
+        """The peer could not be told: attempts + 1."""
+        ...
+
+    def commitment_ended(self, commitment: Commitment) -> None:
+        """It was answered, or given up."""
+        ...
+
+    def kept_instance(self, sop_instance_uid: str) -> KeptInstance | None:
+        """What is in use under that SOP Instance UID; None where nothing is."""
+        ...
+
+
+class CommitmentSender(Protocol):
+    """Tells peers of the instances that the node keeps."""
+
+    def report_commitment(self, peer: Peer, report: CommitmentReport) -> None:
+        """Raises `Transient` where the peer cannot be told."""
+        ...
+
+
 class JobStore(Protocol):
     """What the worker needs. Every change is one compare-and-set on the state seen, with its event row."""
 
     def claim_job(self, worker_id: str, *, now: datetime, lease_until: datetime) -> Job | None:
-        """Lease the oldest QUEUED job that is due and not leased (or whose lease has expired).
+        """Lease the QUEUED job of the highest priority, of these the oldest, that is due and not leased.
 
         Taking over an expired lease counts as an attempt (`attempts` + 1): the worker before did not survive it.
         """
@@ -195,6 +306,10 @@ class JobStore(Protocol):
             StaleJob: superseded, cancelled or leased by another worker meanwhile.
             Permanent: `findings_json` is none.
         """
+        ...
+
+    def job_exists(self, job: Job) -> bool:
+        """False where the study of the job was erased."""
         ...
 
     def earlier_reports(self, job: Job) -> tuple[ResultObject, ...]:
@@ -227,7 +342,7 @@ class JobStore(Protocol):
     def claim_deliveries(
         self, destination: str, worker_id: str, *, now: datetime, lease_until: datetime
     ) -> tuple[Delivery, ...]:
-        """Lease the due PENDING deliveries of the oldest job that has any for that destination."""
+        """Lease the due PENDING deliveries of the first job, by priority and age, that has any for that destination."""
         ...
 
     def hasten_deliveries(self, destination: str) -> int:
@@ -280,8 +395,16 @@ class AdminStore(Protocol):
         """
         ...
 
+    def purged_series(self, study_instance_uid: str) -> tuple[PurgedSeries, ...]:
+        """Series of a study whose images were purged and have not come again."""
+        ...
+
     def cancel(self, study_instance_uid: str) -> int:
         """Cancel the open jobs of a study; their number."""
+        ...
+
+    def set_priority(self, study_instance_uid: str, priority: Priority) -> int:
+        """Priority of a study: of its open jobs, and of those that come of its series later. The number of series."""
         ...
 
     def check(self) -> str:

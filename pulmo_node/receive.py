@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
@@ -36,6 +36,7 @@ from pulmo_node.dimse import (
     IMAGE_SOP_CLASSES,
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
+    STORAGE_COMMITMENT,
     VERIFICATION,
     DimseStatus,
     configure_pynetdicom,
@@ -107,10 +108,31 @@ class _Transfer:
     counts: Counter[str] = field(default_factory=Counter)
 
 
+class CommitmentHandler(Protocol):
+    """Who takes requests for storage commitment (PS3.4 J)."""
+
+    def on_n_action(self, event: evt.Event) -> tuple[int, None]:
+        """Status of the answer."""
+        ...
+
+    def on_message(self, event: evt.Event) -> None:
+        """Sees every message that comes."""
+        ...
+
+
 class Receiver:
     """The SCP. Also knows which series are arriving at this moment (port `Transfers`)."""
 
-    def __init__(self, settings: ReceiveSettings, store: ReceiveStore, instances: InstanceStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: ReceiveSettings,
+        store: ReceiveStore,
+        instances: InstanceStore,
+        clock: Clock,
+        commitment: CommitmentHandler | None = None,
+    ) -> None:
+        """Storage commitment is offered where there is somebody who answers the requests."""
+        self._commitment = commitment
         self._settings = settings
         self._store = store
         self._instances = instances
@@ -136,6 +158,10 @@ class Receiver:
         configure_pynetdicom()
         settings = self._settings
         tls = None if settings.tls is None else ServerTls(settings.tls)
+        handlers: list[evt.EventHandlerType] = []
+        if self._commitment is not None:
+            handlers.append((evt.EVT_N_ACTION, self._commitment.on_n_action))
+            handlers.append((evt.EVT_DIMSE_RECV, self._commitment.on_message))
         try:
             self._server = listen_guarded(
                 self._application_entity(),
@@ -147,6 +173,7 @@ class Receiver:
                     (evt.EVT_C_STORE, self._on_c_store),
                     (evt.EVT_RELEASED, self._on_end, ["released"]),
                     (evt.EVT_ABORTED, self._on_end, ["aborted"]),
+                    *handlers,
                 ],
                 access=settings.access,
                 limits=settings.limits,
@@ -189,6 +216,8 @@ class Receiver:
         entity.acse_timeout = settings.limits.silence_seconds
         entity.dimse_timeout = settings.limits.silence_seconds
         entity.add_supported_context(VERIFICATION)
+        if self._commitment is not None:
+            entity.add_supported_context(STORAGE_COMMITMENT)
         transfer_syntaxes = list(decodable_transfer_syntaxes())
         for sop_class in IMAGE_SOP_CLASSES:
             entity.add_supported_context(sop_class, transfer_syntaxes)

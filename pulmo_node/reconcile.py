@@ -39,12 +39,12 @@ class Reconciled:
 def reconcile(instances: FileInstanceStore, store: ReconcileStore, clock: Clock) -> Reconciled:
     """Compare and repair. Before the receiver starts: a file that is being received would look like one without row."""
     began = time.monotonic()
-    in_use, conflicts = store.recorded_paths()
+    in_use, known = store.recorded_paths()
     on_disk = set(instances.paths())
     lost = in_use - on_disk
     reopened = store.drop_lost(lost)
     adopted = foreign = 0
-    for path in sorted(on_disk - in_use - conflicts):
+    for path in sorted(on_disk - in_use - known):
         try:
             store.record_instance(_described(path, instances, clock))
             adopted += 1

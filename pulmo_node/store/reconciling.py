@@ -24,12 +24,14 @@ class SqlReconcileStore(Database):
     """What the comparison of disk and database needs."""
 
     def recorded_paths(self) -> tuple[set[str], set[str]]:
-        """Paths of the instances in use, and paths of conflicts that were kept aside; relative to storage."""
+        """Paths of the instances in use, and those of conflicts and of purged instances; relative to storage."""
         conflicts = sa.select(schema.events.c.detail).where(schema.events.c.event == "conflict")
+        paths, purged_at = schema.instances.c.path, schema.instances.c.purged_at
         with self._read() as connection:
-            in_use = set(connection.scalars(sa.select(schema.instances.c.path)))
+            in_use = set(connection.scalars(sa.select(paths).where(purged_at.is_(None))))
+            purged = set(connection.scalars(sa.select(paths).where(purged_at.is_not(None))))
             details = connection.scalars(conflicts).all()
-        return in_use, {detail.rpartition(KEPT_ASIDE)[2] for detail in details if detail}
+        return in_use, purged | {detail.rpartition(KEPT_ASIDE)[2] for detail in details if detail}
 
     def drop_lost(self, paths: Collection[str]) -> tuple[str, ...]:
         """Drop the rows of instances in use whose file is gone, one transaction a series; these Series Instance UIDs.

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0004"
 """The newest migration; a database at this revision is opened without loading Alembic."""
 
 UID_LENGTH = 64  # PS3.5, 6.2: UI
@@ -58,6 +58,7 @@ series = sa.Table(
     sa.Column("last_instance_at", UtcDateTime, nullable=False),
     sa.Column("note", sa.Text),
     sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),  # asked for by an operator
     sa.Index("ix_series_state", "state", "last_instance_at"),
     sqlite_autoincrement=True,  # an id is never used again, so that a line in a log stays true
 )
@@ -74,6 +75,7 @@ instances = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.Column("purged_at", UtcDateTime),  # its file was removed; sent again, it is there again
 )
 
 jobs = sa.Table(
@@ -94,6 +96,7 @@ jobs = sa.Table(
     sa.Column("findings", sa.Text),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("series_id", "revision", "pipeline"),
     sa.Index("ix_jobs_state", "state", "id"),
     sqlite_autoincrement=True,
@@ -174,3 +177,16 @@ events = sa.Table(
     sa.Column("state", sa.String(16)),
     sa.Column("detail", sa.Text),
 )
+
+commitments = sa.Table(
+    "commitments",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("transaction_uid", sa.String(UID_LENGTH), nullable=False),
+    sa.Column("calling_ae_title", sa.String(16), nullable=False),
+    sa.Column("instances", sa.JSON, nullable=False),  # pairs of SOP Class UID and SOP Instance UID
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("not_before", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("transaction_uid", "calling_ae_title"),
+)
+"""Requests for storage commitment that are still to be answered; the answered ones are gone."""
