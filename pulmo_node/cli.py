@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from pulmo_node import cli_report, cli_weights
+from pulmo_node import cli_admin, cli_report, cli_weights
 from pulmo_node import console as tables
 from pulmo_node.cli_common import ConfigOption, JsonOption, err, out, print_json, progress_bar, read_config
 from pulmo_node.config import Config, LogSection, default_path, load
@@ -38,6 +38,8 @@ config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(cli_weights.app, name="weights")
 app.add_typer(config_app, name="config")
 app.command()(cli_report.report)
+for _command in (cli_admin.priority, cli_admin.delete, cli_admin.purge, cli_admin.backup):
+    app.command()(_command)
 
 
 def main() -> None:
@@ -227,12 +229,24 @@ def requeue(
     if not study_uids and not series and not failed:
         raise typer.BadParameter("name a study, --series or --failed")
     with _admin(config) as store:
+        if not redeliver:
+            _tell_purged(store, study_uids or ())
         count = sum(
             store.requeue(study_instance_uid=uid, series_instance_uid=series, only_failed=failed, redeliver=redeliver)
             for uid in (study_uids or (None,))
         )
     out.print(f"{count} requeued")
     if count == 0:
+        raise typer.Exit(1)
+
+
+def _tell_purged(store: AdminStore, study_uids: Sequence[str]) -> None:
+    """Say what to send again, and exit, where images of a study were purged."""
+    purged = [series for uid in study_uids for series in store.purged_series(uid)]
+    for series in purged:
+        what = f"{series.images} images of series {series.series_instance_uid}"
+        err.print(f"{what} were purged: send them again from {series.calling_ae_title}, then requeue", highlight=False)
+    if purged:
         raise typer.Exit(1)
 
 

@@ -175,6 +175,23 @@ class ResultsSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetentionSection:
+    """When the images of delivered studies are removed."""
+
+    __pydantic_config__ = _STRICT
+    delivered_days: Annotated[float, Field(ge=0)] = 0.0
+    max_gib: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSection:
+    """Who did what to which study."""
+
+    __pydantic_config__ = _STRICT
+    file: str = ""  # empty: "audit.jsonl" in the storage directory
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogSection:
     """What is logged to standard error."""
 
@@ -207,6 +224,7 @@ class RuleSection:
     modality: str = "*"
     body_part: str = "*"
     series_description: str = "*"
+    priority: Literal["routine", "stat"] = "routine"
     pipelines: tuple[str, ...] = ()
     destinations: tuple[str, ...] = (SENDER,)
 
@@ -226,6 +244,8 @@ class Config:
     analysis: AnalysisSection = AnalysisSection()
     delivery: DeliverySection = DeliverySection()
     results: ResultsSection = ResultsSection()
+    retention: RetentionSection = RetentionSection()
+    audit: AuditSection = AuditSection()
     log: LogSection = LogSection()
     peers: dict[str, PeerSection] = field(default_factory=dict)
     pipelines: dict[str, dict[str, Any]] = field(default_factory=lambda: {"ct-nodules": {}})
@@ -240,6 +260,11 @@ class Config:
     def weights_folder(self) -> Path:
         """Where fetched and imported sets of weights lie, absolute once the configuration was loaded."""
         return Path(self.analysis.weights_folder or self.storage / "weights")
+
+    @property
+    def audit_file(self) -> Path:
+        """The audit trail, absolute once the configuration was loaded."""
+        return Path(self.audit.file or self.storage / "audit.jsonl")
 
     @property
     def database_url(self) -> str:

@@ -24,20 +24,22 @@ from pulmo_node.worker import Worker
 log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 1.0
+_PURGE_SECONDS = 60.0
 
 
 class Scheduler:
     """The duties of a node in the background."""
 
-    def __init__(self, worker: Worker, destinations: Sequence[str]) -> None:
+    def __init__(self, worker: Worker, destinations: Sequence[str], purge: Callable[[], int]) -> None:
         self._worker = worker
+        self._purge = purge
         self._stopping = threading.Event()
         self._running = 0  # duties, guarded by `_ended`
         self._ended = threading.Condition()
         self._deliver = {f"deliver {name}": name for name in destinations}
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
-            executors={"default": ThreadPoolExecutor(2 + len(self._deliver))},
+            executors={"default": ThreadPoolExecutor(3 + len(self._deliver))},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
 
@@ -49,6 +51,7 @@ class Scheduler:
         self._add("analyse", self._analyse)
         for duty, destination in self._deliver.items():
             self._add(duty, partial(self._deliver_to, destination))
+        self._add("purge", self._remove_old, seconds=_PURGE_SECONDS)
         self._scheduler.start()
 
     def stop(self, drain_seconds: float) -> None:
@@ -66,11 +69,11 @@ class Scheduler:
         limit.cancel()
         self._worker.release()
 
-    def _add(self, duty: str, step: Callable[[], None]) -> None:
+    def _add(self, duty: str, step: Callable[[], None], seconds: float = _INTERVAL_SECONDS) -> None:
         self._scheduler.add_job(
             partial(self._run, duty, step),
             "interval",
-            seconds=_INTERVAL_SECONDS,
+            seconds=seconds,
             id=duty,
             next_run_time=datetime.now(UTC),
         )
@@ -84,7 +87,7 @@ class Scheduler:
             step()
         except Exception as exc:  # noqa: BLE001
             # The boundary of one run of a duty: a locked database or a full disk must not end the duty for good.
-            log.error("%s: unexpected error, tried again in %g s: %s", duty, _INTERVAL_SECONDS, _told(exc))
+            log.error("%s: unexpected error, tried again later: %s", duty, _told(exc))
         finally:
             with self._ended:
                 self._running -= 1
@@ -96,6 +99,9 @@ class Scheduler:
                 self._scheduler.modify_job(duty, next_run_time=datetime.now(UTC))
             except JobLookupError:
                 return  # stopping
+
+    def _remove_old(self) -> None:
+        self._purge()
 
     def _complete(self) -> None:
         if self._worker.complete_quiet_series():

@@ -14,6 +14,7 @@ from pulmo_models import registry
 from pulmo_models.types import SeriesDescription
 from pulmo_node.config import SENDER, Config, RuleSection
 from pulmo_node.domain.jobs import NewJob
+from pulmo_node.domain.priority import Priority
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ def select(config: Config, series: SeriesDescription) -> Selection:
     for label in rule.pipelines:
         reason = registry.entry(label).accepts(series)
         if reason is None:
-            jobs.append(NewJob(pipeline=label, destinations=destinations))
+            priority = Priority[rule.priority.upper()]
+            jobs.append(NewJob(pipeline=label, destinations=destinations, priority=priority))
         else:
             notes.append(f"{label} does not take it: {reason}")
     if not rule.pipelines:

@@ -105,6 +105,10 @@ class Worker:
 
     def _select(self, series: Series) -> select.Selection:
         paths = self._paths(series.series_instance_uid)
+        missing = sum(not path.is_file() for path in paths)
+        if missing:
+            note = f"{missing} of {len(paths)} images were purged: send them again, then requeue the study"
+            return select.Selection(jobs=(), note=note)
         try:
             description = assemble.describe(paths, series.calling_ae_title)
         except Rejected as exc:
@@ -150,10 +154,18 @@ class Worker:
             log.error("job %d of series %s: unexpected %s", job.id, job.series_instance_uid, logs.places(exc))
             self._attempt_failed(job, Permanent(f"unexpected {type(exc).__name__}; the log has the details"))
         else:
-            self._ports.jobs.job_encoded(job, result.objects, result.findings_json)
+            self._record(job, result)
             spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings_seconds.items())
             number = len(result.objects)
             log.info("job %d of series %s encoded: %d objects; %s", job.id, job.series_instance_uid, number, spent)
+
+    def _record(self, job: Job, result: SeriesResult) -> None:
+        try:
+            self._ports.jobs.job_encoded(job, result.objects, result.findings_json)
+        except StaleJob:
+            if result.objects and not self._ports.jobs.job_exists(job):  # erased: no object of it may stay
+                self._ports.outbox.discard(Path(result.objects[0].path).parent.name)
+            raise
 
     def _results(self, job: Job) -> SeriesResult:
         """Result objects of a job in the outbox, those of an earlier attempt where there are any."""

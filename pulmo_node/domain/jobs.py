@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from pulmo_node.domain.machine import next_state
+from pulmo_node.domain.priority import Priority
 
 
 class JobState(StrEnum):
@@ -76,6 +77,7 @@ class NewJob:
 
     pipeline: str
     destinations: tuple[str, ...]  # names of configured peers
+    priority: Priority = Priority.ROUTINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,3 +100,4 @@ class Job:
     created_at: datetime
     updated_at: datetime
     findings: str | None = None  # findings.json of the analysis
+    priority: Priority = Priority.ROUTINE

@@ -48,7 +48,8 @@ def decide(
 ) -> Defer | GiveUp:
     """The decision after an attempt failed with `error`; `attempts` counts it; `chance` as for the delay.
 
-    Only `Transient` is tried again: every other error would come back unchanged. A full disk is waited for, however long.
+    Only `Transient` is tried again: every other error would come back unchanged. A full disk is waited
+    for, however long.
     """
     if not isinstance(error, Transient):
         return GiveUp(reason=str(error))

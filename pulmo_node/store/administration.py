@@ -12,12 +12,13 @@ from sqlalchemy.engine import Connection
 from pulmo_node.domain.deliveries import DeliveryEvent, DeliveryState, ResultObject
 from pulmo_node.domain.findings import Finding
 from pulmo_node.domain.jobs import DELIVERY_FAILED, OPEN_STATES, Job, JobEvent, JobState
+from pulmo_node.domain.priority import Priority
 from pulmo_node.domain.series import Series, SeriesEvent, SeriesState
 from pulmo_node.domain.studies import derive_study_state
 from pulmo_node.ports import StudyDetail, StudySummary
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database
-from pulmo_node.store.moves import AFRESH, deliveries_of, end_pending, move_delivery, move_job, move_series
+from pulmo_node.store.moves import AFRESH, add_event, deliveries_of, end_pending, move_delivery, move_job, move_series
 from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_event, to_finding, to_job, to_series
 
 _REQUEUED_WHEN_FAILED = frozenset({JobState.FAILED, JobState.QUARANTINED})
@@ -135,6 +136,28 @@ class SqlAdminStore(Database):
                 move_job(connection, job, JobEvent.CANCELLED, at=at)
                 end_pending(connection, job, DeliveryEvent.CANCELLED, at=at)
         return len(jobs)
+
+    def set_priority(self, study_instance_uid: str, priority: Priority) -> int:
+        """Priority of a study: of its open jobs, and of those that come of its series later. The number of series."""
+        series, jobs = schema.series, schema.jobs
+        of_study = series.c.study_instance_uid == study_instance_uid
+        ids = sa.select(series.c.id).where(of_study)
+        with self._write() as connection:
+            touched = connection.execute(series.update().where(of_study).values(priority=priority.value)).rowcount
+            if touched:
+                open_jobs = (jobs.c.series_id.in_(ids), _in_states(OPEN_STATES))
+                connection.execute(jobs.update().where(*open_jobs).values(priority=priority.value))
+                add_event(
+                    connection,
+                    study_instance_uid,
+                    None,
+                    at=self._clock.now(),
+                    subject="study",
+                    event="priority",
+                    state=None,
+                    detail=priority.name,
+                )
+        return touched
 
 
 def _in_states(states: Collection[JobState]) -> sa.ColumnElement[bool]:

@@ -7,10 +7,11 @@ that what it reads is still true when it writes. Both databases thus behave the 
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -20,10 +21,13 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import Connection, Engine
 
 from pulmo_node.errors import ConfigError, DiskFull, Permanent, Transient
-from pulmo_node.ports import Clock
+from pulmo_node.ports import Clock, Journal
 from pulmo_node.store.schema import HEAD_REVISION
 
+log = logging.getLogger(__name__)
+
 BUSY_SECONDS = 30.0
+HAPPENED = "pulmo_happened"  # in the `info` of a connection: the events of its transaction
 _WRITING = "pulmo_writing"  # execution option of the engine that writes
 _ADVISORY_LOCK = 0x50554C4D  # "PULM"
 _ALEMBIC = threading.Lock()  # Alembic keeps what it is working on in module variables
@@ -41,6 +45,7 @@ class Database:
             Transient: the database cannot be reached or is locked.
         """
         self._clock = clock
+        self.journal: Journal | None = None  # told of every event that was committed
         self._engine = _engine(url)
         self._writing_engine = self._engine.execution_options(**{_WRITING: True})
         # Threads of this process queue here, in order; SQLite's own waiting is by chance and may starve one of them.
@@ -58,7 +63,7 @@ class Database:
         self._engine.dispose()
 
     def check(self) -> str:
-        """The schema revision in use, after a write lock was had.
+        """The schema revision in use, after a write lock was had and, with SQLite, pages and references were checked.
 
         Raises:
             Transient: the database is locked, read-only, or cannot be reached.
@@ -68,6 +73,9 @@ class Database:
             revision = _revision(connection)
         if revision != HEAD_REVISION:
             raise Permanent(f"database: schema revision {revision}, expected {HEAD_REVISION}")
+        if self._engine.dialect.name == "sqlite":
+            with self._read() as connection:
+                check_sqlite(connection.exec_driver_sql)
         return revision
 
     @contextmanager
@@ -79,7 +87,20 @@ class Database:
     def _write(self) -> Iterator[Connection]:
         """A transaction that holds the write lock; committed on leaving, rolled back by an exception."""
         with _translated(), self._writer, self._writing_engine.begin() as connection:
+            happened: list[dict[str, object]] = []
+            connection.info[HAPPENED] = happened
             yield connection
+        if self.journal is not None and happened:
+            self._tell(self.journal, happened)
+
+    def _tell(self, journal: Journal, happened: Sequence[dict[str, object]]) -> None:
+        entries = [{**event, "action": f"{event['subject']} {event['event']}"} for event in happened]
+        for entry in entries:
+            del entry["subject"], entry["event"]
+        try:
+            journal.record(entries)
+        except Transient as exc:  # it is committed: that the audit misses it must not undo it
+            log.error("%d events are missing in the audit: %s", len(entries), exc)
 
     def _migrate(self) -> None:
         with self._read() as connection:
@@ -142,6 +163,15 @@ def use_write_ahead_log(cursor: sqlite3.Cursor) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+def check_sqlite(execute: Any) -> None:
+    """Pages, indices and references of an SQLite database. Raises `Permanent` where one is wrong."""
+    (verdict,) = execute("PRAGMA integrity_check(1)").fetchone()
+    if verdict != "ok":
+        raise Permanent(f"database: damaged: {verdict}")
+    if execute("PRAGMA foreign_key_check").fetchone() is not None:
+        raise Permanent("database: damaged: a row refers to one that is not there")
 
 
 def _begin_sqlite(connection: Connection) -> None:

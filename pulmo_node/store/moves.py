@@ -22,6 +22,7 @@ from pulmo_node.domain.jobs import DELIVERY_FAILED, OPEN_STATES, Job, JobEvent, 
 from pulmo_node.domain.series import Series, SeriesEvent, SeriesState
 from pulmo_node.errors import StaleJob
 from pulmo_node.store import schema
+from pulmo_node.store.database import HAPPENED
 from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_job
 
 NO_LEASE: dict[str, Any] = {"worker_id": None, "lease_until": None}
@@ -33,11 +34,9 @@ def add_event(
     connection: Connection, study_instance_uid: str, series_instance_uid: str | None, **values: object
 ) -> None:
     """Write one line of history; `values` are the columns at, subject, event, state and detail."""
-    connection.execute(
-        schema.events.insert().values(
-            study_instance_uid=study_instance_uid, series_instance_uid=series_instance_uid, **values
-        )
-    )
+    event = {"study_instance_uid": study_instance_uid, "series_instance_uid": series_instance_uid, **values}
+    connection.execute(schema.events.insert().values(**event))
+    connection.info.setdefault(HAPPENED, []).append(event)
 
 
 def add_row(connection: Connection, table: sa.Table, **values: object) -> int:
@@ -155,8 +154,11 @@ def as_seen(table: sa.Table, value: Job | Delivery) -> tuple[sa.ColumnElement[bo
 
 
 def job_by_id(connection: Connection, job_id: int) -> Job:
-    """The job as it is now."""
-    return to_job(connection.execute(JOBS.where(schema.jobs.c.id == job_id)).one())
+    """The job as it is now. Raises `StaleJob` where its study was erased."""
+    row = connection.execute(JOBS.where(schema.jobs.c.id == job_id)).first()
+    if row is None:
+        raise StaleJob(f"job {job_id} was erased with its study")
+    return to_job(row)
 
 
 def deliveries_of(connection: Connection, job: Job, *, in_use: bool | None = None) -> tuple[Delivery, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from pulmo_node.domain.jobs import JobState, NewJob
+from pulmo_node.domain.priority import Priority
 from pulmo_node.domain.series import InstanceOutcome, Series, SeriesEvent, SeriesState, StoredInstance
 from pulmo_node.ports import Clock
 from pulmo_node.store import schema
@@ -47,6 +49,7 @@ class SqlReceiveStore(Database):
         series = _series(connection, instance.series_instance_uid)
         if known is not None:
             if _is_same(known, instance):
+                _present_again(connection, known)
                 return InstanceOutcome.DUPLICATE
             self._add_conflict(connection, instance, known.study_instance_uid, known.series_instance_uid)
             return InstanceOutcome.CONFLICT
@@ -93,8 +96,9 @@ class SqlReceiveStore(Database):
         with self._write() as connection:
             detail = note or f"{series.number_of_instances} instances"
             move_series(connection, series, SeriesEvent.QUIET, at=at, detail=detail, changes={"note": note})
+            asked = _asked_priority(connection, series)
             for job in jobs:
-                self._add_job(connection, series, job, at)
+                self._add_job(connection, series, replace(job, priority=Priority(max(job.priority, asked))), at)
 
     def instance_paths(self, series_instance_uid: str) -> tuple[str, ...]:
         """Paths of the instances in use (no conflicts), relative to the storage directory, in order of arrival."""
@@ -114,7 +118,7 @@ class SqlReceiveStore(Database):
             sa.select(sa.func.min(schema.instances.c.id))
             .join_from(schema.instances, schema.series)
             .join(own, own.c.study_instance_uid == schema.series.c.study_instance_uid)
-            .where(own.c.series_instance_uid == series_instance_uid)
+            .where(own.c.series_instance_uid == series_instance_uid, schema.instances.c.purged_at.is_(None))
             .group_by(schema.series.c.id)
         )
         query = (
@@ -188,6 +192,7 @@ class SqlReceiveStore(Database):
             destinations=list(job.destinations),
             state=JobState.QUEUED.value,
             attempts=0,
+            priority=job.priority.value,
             created_at=at,
             updated_at=at,
         )
@@ -227,9 +232,22 @@ class SqlReceiveStore(Database):
             )
 
 
+def _asked_priority(connection: Connection, series: Series) -> int:
+    """The priority that an operator asked for the study."""
+    table = schema.series
+    of_study = sa.select(table.c.priority).where(table.c.study_instance_uid == series.study_instance_uid)
+    return max(connection.scalars(of_study), default=0)
+
+
 def _known_instance(connection: Connection, sop_instance_uid: str) -> AnyRow | None:
     query = (
-        sa.select(schema.instances.c.sha256, schema.series.c.study_instance_uid, schema.series.c.series_instance_uid)
+        sa.select(
+            schema.instances.c.id,
+            schema.instances.c.sha256,
+            schema.instances.c.purged_at,
+            schema.series.c.study_instance_uid,
+            schema.series.c.series_instance_uid,
+        )
         .join_from(schema.instances, schema.series)
         .where(schema.instances.c.sop_instance_uid == sop_instance_uid)
     )
@@ -241,6 +259,13 @@ def _series(connection: Connection, series_instance_uid: str) -> Series | None:
         schema.series.select().where(schema.series.c.series_instance_uid == series_instance_uid)
     ).first()
     return None if row is None else to_series(row)
+
+
+def _present_again(connection: Connection, known: AnyRow) -> None:
+    """A purged instance that was sent again has its file again; that alone is no reason to analyse it again."""
+    if known.purged_at is not None:
+        table = schema.instances
+        connection.execute(table.update().where(table.c.id == known.id).values(purged_at=None))
 
 
 def _is_same(known: AnyRow, instance: StoredInstance) -> bool:

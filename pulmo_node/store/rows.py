@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from pulmo_node.domain.deliveries import Delivery, DeliveryState, ResultObject
 from pulmo_node.domain.findings import Finding
 from pulmo_node.domain.jobs import Job, JobState
+from pulmo_node.domain.priority import Priority
 from pulmo_node.domain.series import Series, SeriesState
 from pulmo_node.ports import EventRow
 from pulmo_node.store import schema
@@ -64,6 +65,7 @@ def to_job(row: AnyRow) -> Job:
         created_at=row.created_at,
         updated_at=row.updated_at,
         findings=row.findings,
+        priority=Priority(row.priority),
     )
 
 

@@ -37,7 +37,7 @@ class SqlJobStore(Database):
     """What the worker needs. Every change is one compare-and-set on the state seen, with its event row."""
 
     def claim_job(self, worker_id: str, *, now: datetime, lease_until: datetime) -> Job | None:
-        """Lease the oldest QUEUED job that is due and not leased (or whose lease has expired).
+        """Lease the QUEUED job of the highest priority, of these the oldest, that is due and not leased.
 
         Taking over an expired lease counts as an attempt: the worker before did not survive it.
         """
@@ -45,7 +45,7 @@ class SqlJobStore(Database):
         oldest = (
             sa.select(table.c.id)
             .where(table.c.state == JobState.QUEUED.value, *_claimable(table, now))
-            .order_by(table.c.id)
+            .order_by(table.c.priority.desc(), table.c.id)
             .limit(1)
         )
         with self._write() as connection:
@@ -87,6 +87,11 @@ class SqlJobStore(Database):
             replace_results(connection, job, results, at=at)
             replace_findings(connection, job, findings)
             settle_job(connection, job.id, at=at)
+
+    def job_exists(self, job: Job) -> bool:
+        """False where the study of the job was erased."""
+        with self._read() as connection:
+            return connection.scalar(sa.select(schema.jobs.c.id).where(schema.jobs.c.id == job.id)) is not None
 
     def earlier_reports(self, job: Job) -> tuple[ResultObject, ...]:
         """The reports on the same series by the same pipeline, oldest first, this job's own of earlier runs included.
@@ -169,7 +174,7 @@ class SqlJobStore(Database):
                 schema.jobs.c.state != JobState.QUEUED.value,
                 *_claimable(table, now),
             )
-            .order_by(table.c.job_id, table.c.id)
+            .order_by(schema.jobs.c.priority.desc(), table.c.job_id, table.c.id)
         )
         with self._write() as connection:
             oldest = connection.execute(due.limit(1)).first()

@@ -57,7 +57,7 @@ def known_study(tmp_path: Path) -> str:
                 transfer_syntax_uid="1.2.840.10008.1.2.1",
                 modality="CT",
                 calling_ae_title="SCANNER",
-                path="instances/1.dcm",
+                path="instances/1.2.3/1.2.3.4/1.2.3.4.5.dcm",
                 sha256="0" * 64,
                 size_bytes=1,
                 received_at=SystemClock().now(),
@@ -221,3 +221,60 @@ def test_healthchecks_name_the_peer_that_does_not_answer(tmp_path: Path) -> None
     assert result.exit_code == 1
     assert [name for name, ok in checks.items() if not ok] == ["peer dead"]
     assert {"storage", "database", "decoders", "receiver", "pipeline ct-nodules"} <= set(checks)
+
+
+def test_priority_of_a_study(config: Path, known_study: str) -> None:
+    def of_the_job() -> int:
+        shown = json.loads(runner.invoke(app, ["show", known_study, "-c", str(config), "--json"]).output)
+        return int(shown["jobs"][0]["priority"])
+
+    assert runner.invoke(app, ["priority", known_study, "-c", str(config)]).exit_code == 0
+    assert of_the_job() == 1
+    assert runner.invoke(app, ["priority", known_study, "--routine", "-c", str(config)]).exit_code == 0
+    assert of_the_job() == 0
+    assert runner.invoke(app, ["priority", "9.9", "-c", str(config)]).exit_code == 1
+
+
+def test_delete_asks_first_and_leaves_an_entry_that_says_who(config: Path, known_study: str, tmp_path: Path) -> None:
+    image = tmp_path / "var" / "instances" / "1.2.3" / "1.2.3.4" / "1.2.3.4.5.dcm"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"x")
+    (tmp_path / "var" / "incoming").mkdir()
+    assert runner.invoke(app, ["delete", known_study, "-c", str(config)], input="n\n").exit_code == 1
+    assert image.exists()
+    deleted = runner.invoke(app, ["delete", known_study, "--yes", "-c", str(config)])
+    assert deleted.exit_code == 0, deleted.output
+    assert "1 images" in deleted.output
+    assert not image.exists()
+    assert runner.invoke(app, ["show", known_study, "-c", str(config)]).exit_code == 1
+    assert runner.invoke(app, ["delete", known_study, "--yes", "-c", str(config)]).exit_code == 1
+    entries = [json.loads(line) for line in (tmp_path / "var" / "audit.jsonl").read_text().splitlines()]
+    assert [entry["action"] for entry in entries] == ["delete requested", "deleted"]
+    assert all("@" in entry["who"] and entry["study_instance_uid"] == known_study for entry in entries)
+
+
+def test_requeue_of_a_purged_study_says_what_to_send_again(config: Path, known_study: str, tmp_path: Path) -> None:
+    with SqlStore(f"sqlite:///{tmp_path / 'var' / 'pulmo.sqlite'}", SystemClock()) as store:
+        store.cancel(known_study)
+        assert len(store.purge(known_study)) == 1
+    result = runner.invoke(app, ["requeue", known_study, "-c", str(config)])
+    assert result.exit_code == 1
+    assert "1 images of series 1.2.3.4 were purged: send them again from SCANNER" in result.output
+
+
+def test_purge_by_the_limits_of_the_configuration(config: Path, known_study: str) -> None:
+    assert runner.invoke(app, ["cancel", known_study, "-c", str(config)]).exit_code == 0
+    assert "0 studies would be" in runner.invoke(app, ["purge", "--dry-run", "-c", str(config)]).output
+    with config.open("a", encoding="utf-8") as file:
+        file.write("[retention]\nmax_gib = 1e-10\n")
+    assert known_study in runner.invoke(app, ["purge", "--dry-run", "-c", str(config)]).output
+    assert "1 studies were purged" in runner.invoke(app, ["purge", "-c", str(config)]).output
+    assert "0 studies were purged" in runner.invoke(app, ["purge", "-c", str(config)]).output
+
+
+def test_backup_writes_a_copy_that_a_node_can_open(config: Path, known_study: str, tmp_path: Path) -> None:
+    target = tmp_path / "copy.sqlite"
+    assert runner.invoke(app, ["backup", str(target), "-c", str(config)]).exit_code == 0
+    with SqlStore(f"sqlite:///{target}", SystemClock()) as copy:
+        assert copy.study(known_study) is not None
+    assert runner.invoke(app, ["backup", str(target), "-c", str(config)]).exit_code == 1

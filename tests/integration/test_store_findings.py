@@ -16,6 +16,7 @@ from pulmo_node.domain.findings import Finding, findings_of
 from pulmo_node.domain.jobs import Job, JobState
 from pulmo_node.errors import Permanent, StaleJob
 from pulmo_node.store import SqlStore, database, schema
+from pulmo_node.store.schema import HEAD_REVISION
 from tests.integration.store_scene import (
     SERIES,
     STUDY,
@@ -183,11 +184,12 @@ def first_schema(path: Path) -> str:
     return url
 
 
-def content(path: Path) -> list[list[object]]:
-    """What lies in the tables of the first schema."""
+def content(path: Path) -> list[list[dict[str, object]]]:
+    """What lies in the tables of the first schema, without the column that a later one added."""
     with sqlite3.connect(path) as connection:
+        connection.row_factory = sqlite3.Row
         return [
-            connection.execute(query).fetchall()
+            [{key: row[key] for key in row.keys() if key != "priority"} for row in connection.execute(query)]  # noqa: SIM118
             for query in (
                 "SELECT * FROM series",
                 "SELECT * FROM jobs",
@@ -226,7 +228,7 @@ class TestMigration:
         self.fill(path, ("DONE", TWO), ("SUPERSEDED", findings_json(old)), ("ENCODED", findings_json(oldest)))
         before = content(path)
         with SqlStore(url, SetClock()) as store:
-            assert store.check() == "0002"
+            assert store.check() == HEAD_REVISION
             assert store.findings(1) == findings_of(TWO)
             assert store.findings(2) == findings_of(findings_json(old))
             assert store.findings(3) == (replace(findings_of(findings_json(old))[0], cautions=["A sentence."]),)

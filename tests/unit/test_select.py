@@ -9,6 +9,7 @@ from typing import Any
 from pulmo_models.types import SeriesDescription
 from pulmo_node.config import Config, resolve
 from pulmo_node.domain.jobs import NewJob
+from pulmo_node.domain.priority import Priority
 from pulmo_node.select import select
 
 CT = SeriesDescription(
@@ -71,3 +72,10 @@ def test_a_pipeline_says_why_it_does_not_take_a_series() -> None:
     found = select(config(NODULES), replace(CT, modality="CR"))
     assert found.jobs == ()
     assert found.note == "ct-nodules does not take it: modality is CR, not CT"
+
+
+def test_the_priority_of_the_rule_is_that_of_the_job() -> None:
+    (job,) = select(config({**NODULES, "destinations": [], "priority": "stat"}), CT).jobs
+    assert job.priority is Priority.STAT
+    (job,) = select(config({**NODULES, "destinations": []}), CT).jobs
+    assert job.priority is Priority.ROUTINE

@@ -1,0 +1,202 @@
+"""Port `MaintenanceStore`: erasure and purge of studies, backup, integrity."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from pulmo_node.domain.deliveries import DeliveryState
+from pulmo_node.domain.jobs import OPEN_STATES, JobState
+from pulmo_node.domain.series import SeriesState
+from pulmo_node.errors import Permanent, Transient
+from pulmo_node.ports import PurgeableStudy, PurgedSeries, StudyFiles
+from pulmo_node.store import schema
+from pulmo_node.store.database import Database, check_sqlite
+from pulmo_node.store.moves import add_event
+
+_KEEPS = (*OPEN_STATES, JobState.FAILED, JobState.QUARANTINED)
+"""Job states in which there is still something to do or to look at."""
+
+_UNSENT = (DeliveryState.PENDING, DeliveryState.FAILED)
+
+
+class SqlMaintenanceStore(Database):
+    """What keeps the node's storage in order."""
+
+    def study_files(self, study_instance_uid: str) -> StudyFiles | None:
+        """What lies on disk of a study, or None where the node does not know it.
+
+        Raises:
+            Transient: it is still being received.
+        """
+        with self._read() as connection:
+            return _study_files(connection, study_instance_uid)
+
+    def erase(self, study_instance_uid: str) -> None:
+        """Remove every row of a study, its history included; whoever works on it finds its job stale.
+
+        Raises:
+            Transient: it is still being received.
+        """
+        series, jobs, results = schema.series, schema.jobs, schema.results
+        with self._write() as connection:
+            if _study_files(connection, study_instance_uid) is None:
+                return
+            of_study = sa.select(series.c.id).where(series.c.study_instance_uid == study_instance_uid)
+            of_jobs = sa.select(jobs.c.id).where(jobs.c.series_id.in_(of_study))
+            for table in (schema.findings, schema.deliveries, results):
+                connection.execute(table.delete().where(table.c.job_id.in_(of_jobs)))
+            connection.execute(jobs.delete().where(jobs.c.series_id.in_(of_study)))
+            connection.execute(schema.instances.delete().where(schema.instances.c.series_id.in_(of_study)))
+            for table in (schema.events, series):
+                connection.execute(table.delete().where(table.c.study_instance_uid == study_instance_uid))
+
+    def known_outbox_paths(self) -> set[str]:
+        """Paths of all result objects that a row knows."""
+        with self._read() as connection:
+            return set(connection.scalars(sa.select(schema.results.c.path)))
+
+    def purgeable(self) -> tuple[PurgeableStudy, ...]:
+        """Studies whose images can go, the longest untouched first: nothing is unsent, failed or still to be done."""
+        with self._read() as connection:
+            return _purgeable(connection, None)
+
+    def purge(self, study_instance_uid: str) -> tuple[str, ...]:
+        """Mark the images of a study as purged; the paths to be removed. None where that is no longer allowed."""
+        instances, series = schema.instances, schema.series
+        at = self._clock.now()
+        with self._write() as connection:
+            if not _purgeable(connection, study_instance_uid):
+                return ()
+            of_study = sa.select(series.c.id).where(series.c.study_instance_uid == study_instance_uid)
+            present = (instances.c.series_id.in_(of_study), instances.c.purged_at.is_(None))
+            paths = tuple(connection.scalars(sa.select(instances.c.path).where(*present)))
+            connection.execute(instances.update().where(*present).values(purged_at=at))
+            values = {"at": at, "subject": "study", "event": "purged", "state": None, "detail": f"{len(paths)} images"}
+            add_event(connection, study_instance_uid, None, **values)
+        return paths
+
+    def purged_series(self, study_instance_uid: str) -> tuple[PurgedSeries, ...]:
+        """Series of a study whose images were purged and have not come again."""
+        instances, series = schema.instances, schema.series
+        query = (
+            sa.select(series.c.series_instance_uid, series.c.calling_ae_title, sa.func.count(instances.c.id))
+            .join_from(series, instances)
+            .where(series.c.study_instance_uid == study_instance_uid, instances.c.purged_at.is_not(None))
+            .group_by(series.c.id, series.c.series_instance_uid, series.c.calling_ae_title)
+            .order_by(series.c.id)
+        )
+        with self._read() as connection:
+            return tuple(
+                PurgedSeries(series_instance_uid=uid, calling_ae_title=sender, images=count)
+                for uid, sender, count in connection.execute(query)
+            )
+
+    def stored_bytes(self) -> int:
+        """Size of the received images on disk, in bytes."""
+        total = sa.select(sa.func.sum(schema.instances.c.size_bytes)).where(schema.instances.c.purged_at.is_(None))
+        with self._read() as connection:
+            return int(connection.scalar(total) or 0)
+
+    def backup(self, target: Path) -> None:
+        """Copy the database as it is at one moment, while the node runs; checked, and durable on return (SQLite).
+
+        Raises:
+            Permanent: there is a file already, the copy is damaged, or the database is not SQLite.
+            Transient: the disk refuses.
+        """
+        if self._engine.dialect.name != "sqlite":
+            raise Permanent("database: backup copies SQLite; PostgreSQL has pg_dump for it")
+        if target.exists():
+            raise Permanent(f"{target}: there is a file already")
+        part = target.with_name(f"{target.name}.part")
+        try:
+            part.unlink(missing_ok=True)
+            self._copy(part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.rename(target)
+            _fsync(target.parent)
+        except (OSError, sqlite3.Error) as exc:
+            part.unlink(missing_ok=True)
+            raise Transient(f"{target}: {exc}") from exc
+
+    def _copy(self, part: Path) -> None:
+        connection: Any = self._engine.raw_connection()
+        copy = sqlite3.connect(part)
+        try:
+            connection.driver_connection.backup(copy)  # in one step: readers of a WAL hold up no writer
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a WAL beside it
+            check_sqlite(copy.execute)
+        finally:
+            copy.close()
+            connection.close()
+
+
+def _study_files(connection: Connection, study_instance_uid: str) -> StudyFiles | None:
+    series, instances, jobs, results = schema.series, schema.instances, schema.jobs, schema.results
+    of_study = series.c.study_instance_uid == study_instance_uid
+    states = connection.scalars(sa.select(series.c.state).where(of_study)).all()
+    if not states:
+        return None
+    if SeriesState.RECEIVING.value in states:
+        raise Transient(f"study {study_instance_uid} is still being received")
+    images = sa.select(instances.c.path).join_from(instances, series).where(of_study)
+    objects = sa.select(results.c.path).join_from(results, jobs).join(series, jobs.c.series_id == series.c.id)
+    return StudyFiles(
+        series=len(states),
+        instances=tuple(connection.scalars(images)),
+        results=tuple(connection.scalars(objects.where(of_study))),
+    )
+
+
+def _purgeable(connection: Connection, study_instance_uid: str | None) -> tuple[PurgeableStudy, ...]:
+    series, instances, jobs, deliveries = schema.series, schema.instances, schema.jobs, schema.deliveries
+    other = series.alias()
+    same_study = other.c.study_instance_uid == series.c.study_instance_uid
+    receiving = sa.select(other.c.id).where(same_study, other.c.state != SeriesState.COMPLETE.value)
+    working = (
+        sa.select(jobs.c.id).join(other, jobs.c.series_id == other.c.id).where(same_study, _in(jobs.c.state, _KEEPS))
+    )
+    unsent = (
+        sa.select(deliveries.c.id)
+        .join(jobs, deliveries.c.job_id == jobs.c.id)
+        .join(other, jobs.c.series_id == other.c.id)
+        .where(same_study, _in(deliveries.c.state, _UNSENT))
+    )
+    touched = sa.func.max(series.c.updated_at, type_=schema.UtcDateTime()).label("touched_at")
+    query = (
+        sa.select(series.c.study_instance_uid, sa.func.sum(instances.c.size_bytes).label("bytes"), touched)
+        .join_from(series, instances)
+        .where(instances.c.purged_at.is_(None), ~receiving.exists(), ~working.exists(), ~unsent.exists())
+        .group_by(series.c.study_instance_uid)
+        .order_by(sa.literal_column("touched_at"), series.c.study_instance_uid)
+    )
+    if study_instance_uid is not None:
+        query = query.where(series.c.study_instance_uid == study_instance_uid)
+    found = []
+    for uid, size_bytes, touched_at in connection.execute(query).all():
+        done = sa.select(sa.func.max(jobs.c.updated_at, type_=schema.UtcDateTime())).join_from(jobs, series)
+        done_at: datetime | None = connection.scalar(done.where(series.c.study_instance_uid == uid))
+        at = max(touched_at, done_at or touched_at)
+        found.append(PurgeableStudy(study_instance_uid=uid, size_bytes=int(size_bytes), touched_at=at))
+    return tuple(sorted(found, key=lambda study: (study.touched_at, study.study_instance_uid)))
+
+
+def _in(column: sa.Column[Any], states: Sequence[JobState | DeliveryState]) -> sa.ColumnElement[bool]:
+    return column.in_([state.value for state in states])
+
+
+def _fsync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,70 @@
+"""A database of every released schema comes forward, and all that was in it stays. The files are dumps that each
+version of the node itself wrote; a new schema gets its own once it is released."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from pulmo_node.domain.deliveries import DeliveryState
+from pulmo_node.domain.jobs import JobState
+from pulmo_node.domain.priority import Priority
+from pulmo_node.store import SqlStore
+from pulmo_node.store.schema import HEAD_REVISION
+from tests.conftest import ROOT
+from tests.integration.store_scene import FINDINGS, LEASE, Scene, SetClock, result
+
+RELEASED = sorted((ROOT / "tests" / "data" / "schemas").glob("*.sql"))
+STATES = {
+    "1": "DONE", "2": "ENCODED", "3": "REJECTED", "4": "FAILED", "5": "QUARANTINED", "6": "RECEIVING", "7": "QUEUED",
+    "8": "NO_PIPELINE",
+}  # fmt: skip
+
+
+@pytest.fixture(params=RELEASED, ids=lambda path: path.stem)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    path = tmp_path / "pulmo.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(request.param.read_text(encoding="utf-8"))
+    connection.close()
+    return f"sqlite:///{path}"
+
+
+def test_there_is_a_file_of_every_schema_before_this_one() -> None:
+    assert [path.stem for path in RELEASED] == ["0001", "0002"]
+
+
+def test_every_study_stays_what_it_was(url: str) -> None:
+    with SqlStore(url, SetClock()) as store:
+        assert store.check() == HEAD_REVISION
+        assert {study.study_instance_uid: study.state for study in store.studies()} == STATES
+        done = store.study("1")
+        assert done is not None
+        assert [delivery.state for delivery in done.deliveries] == [DeliveryState.SENT] * 2
+        assert all(job.priority is Priority.ROUTINE for job in done.jobs)
+        assert [finding.long_axis_mm for finding in store.findings(done.jobs[0].id)] == [14.21, 14.21]
+        late = store.study("6")
+        assert late is not None
+        assert [job.state for job in late.jobs] == [JobState.SUPERSEDED]
+        assert "conflict" in [event.event for event in late.events]
+        assert store.recorded_paths()[0] >= {"instances/1/1.1/1.1.1.dcm"}
+
+
+def test_the_work_goes_on(url: str) -> None:
+    clock = SetClock()
+    clock.advance(hours=1)
+    with SqlStore(url, clock) as store:
+        scene = Scene(store, clock)
+        job = store.claim_job("worker", now=clock.now(), lease_until=clock.now() + LEASE)
+        assert job is not None
+        assert job.study_instance_uid == "7"
+        store.job_encoded(job, [result("sr", "2.25.71")], FINDINGS)
+        scene.deliver()
+        scene.deliver()
+        assert (scene.state("2"), scene.state("7")) == ("DONE", "DONE")
+        assert store.requeue(study_instance_uid="5") == 1
+        assert scene.claim().study_instance_uid == "5"
+        assert store.set_priority("1", Priority.STAT) == 1
+        assert store.purge("1") == ("instances/1/1.1/1.1.1.dcm",)
