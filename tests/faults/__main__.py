@@ -47,7 +47,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         for name in chosen:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            folder = (arguments.folder or Path(temporary)) / name
+            folder = (arguments.folder or Path(temporary)).resolve() / name
             folder.mkdir(parents=True)
             try:
                 outcomes.append(faults[name](folder))

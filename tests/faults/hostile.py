@@ -45,6 +45,7 @@ from tests.faults.table import Outcome
 
 _ATTACKERS = 4
 _PATIENCE_SECONDS = 0.05  # for answers after all of a case was sent; the node may also wait for more bytes
+_HASTY_SHARE = 0.25  # of the cases do not wait for the association to be accepted
 _MIB = 1 << 20
 _TRACES = (b"Traceback", b'File "', b"Error(", b"pulmo_node", b"site-packages")
 """Signs of a program's inner life; an Error Comment has none of them."""
@@ -138,12 +139,14 @@ def _data_pdu(primitive: Any) -> bytes:
     return bytes(pdu.encode())
 
 
-def spoil(conversation: list[bytes], chance: random.Random) -> bytes:
-    """The conversation as case: one to three changes, most of them to one PDU."""
+def spoil(conversation: list[bytes], chance: random.Random) -> list[bytes]:
+    """What to send, each part when there was time for an answer to the one before; one to three changes."""
     pdus = [bytearray(pdu) for pdu in conversation]
     for _ in range(chance.randint(1, 3)):
         chance.choice(_CHANGES)(pdus, chance)
-    return b"".join(pdus)
+    if chance.random() < _HASTY_SHARE:
+        return [b"".join(pdus)]
+    return [bytes(pdu) for pdu in pdus[:1]] + [b"".join(pdus[1:])]
 
 
 def _flip_bits(pdus: list[bytearray], chance: random.Random) -> None:
@@ -257,17 +260,20 @@ def attack(node: NodeProcess, conversation: list[bytes], seed: int, cases: range
     return answers
 
 
-def _converse(port: int, content: bytes) -> bytes:
+def _converse(port: int, parts: list[bytes]) -> bytes:
     """Send, and what came back until the node closed or said nothing more."""
     answer = b""
     # The node may close whenever it likes.
     with suppress(ConnectionError, TimeoutError), socket.create_connection(("127.0.0.1", port), timeout=30.0) as peer:
-        peer.sendall(content)
-        while select.select([peer], [], [], _PATIENCE_SECONDS)[0]:
-            chunk = peer.recv(65536)
-            if not chunk:
-                break
-            answer += chunk
+        for part in parts:
+            peer.sendall(part)
+            while select.select([peer], [], [], _PATIENCE_SECONDS)[0]:
+                chunk = peer.recv(65536)
+                if not chunk:
+                    return answer
+                answer += chunk
+                if part is not parts[-1]:
+                    break
     return answer
 
 

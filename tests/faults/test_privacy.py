@@ -197,6 +197,7 @@ def test_every_way_was_gone(written: Written) -> None:
         assert said in log, said
     assert any("findings.json" in name for name in written.texts)
     assert any("pulmo.sqlite" in name for name in written.texts)
+    assert any("audit.jsonl" in name for name in written.texts)
 
 
 def test_the_objects_themselves_carry_the_identifiers(written: Written, tmp_path: Path) -> None:
