@@ -13,7 +13,7 @@ SERIES ?=
 VIEWER ?=
 DICOM ?=
 DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
-DEBIAN_TEST_PACKAGES := dcmtk dicom3tools $(DEBIAN_VIEWER_PACKAGES)
+DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql $(DEBIAN_VIEWER_PACKAGES)
 
 .PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak \
   benchmark benchmark-encoding lint format clean

@@ -115,6 +115,8 @@ def _engine(url: str) -> Engine:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "sqlite":
             return _sqlite_engine(parsed)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")  # the driver that the extra `postgresql` installs
         engine = sa.create_engine(parsed, pool_pre_ping=True)
     except (sa_exc.ArgumentError, ModuleNotFoundError) as exc:
         raise ConfigError([f"database.url: {exc}"]) from exc

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from pulmo_node.domain.jobs import DELIVERY_FAILED, JobState
 from pulmo_node.domain.series import SeriesState
 from pulmo_node.store import SqlStore
-from tests.integration.store_scene import FINDINGS, SERIES, STUDY, Scene, SetClock, new_database, result
+from tests.integration.store_scene import FINDINGS, SERIES, STUDY, Scene, SetClock, result
 
 OTHER_STUDY, OTHER_SERIES = "1.2.840.2", "1.2.840.2.1"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database(tmp_path)
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture

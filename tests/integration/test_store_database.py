@@ -43,7 +43,9 @@ class TestSqlite:
                 assert found == expected
 
     def test_a_row_without_its_series_is_refused(self, url: str) -> None:
-        orphan = "INSERT INTO instances VALUES (1, 99, '1.2', '1', '1', 'p', 's', 1, '2026-01-01 00:00:00.000000', NULL)"
+        orphan = (
+            "INSERT INTO instances VALUES (1, 99, '1.2', '1', '1', 'p', 's', 1, '2026-01-01 00:00:00.000000', NULL)"
+        )
         with (
             SqlStore(url, SetClock()) as store,
             pytest.raises(Permanent, match="FOREIGN KEY"),

@@ -23,7 +23,6 @@ from tests.integration.store_scene import (
     Scene,
     SetClock,
     findings_json,
-    new_database,
     nodule,
     result,
 )
@@ -32,9 +31,9 @@ TWO = findings_json(nodule(1), nodule(2, laterality="left", pleura_distance_mm=N
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def scene(database_url: str) -> Iterator[Scene]:
     clock = SetClock()
-    with SqlStore(new_database(tmp_path), clock) as store:
+    with SqlStore(database_url, clock) as store:
         yield Scene(store, clock)
 
 
@@ -90,7 +89,7 @@ class TestFindings:
     def test_one_transaction_with_the_results(self, scene: Scene) -> None:
         """Two findings of one number cannot be written: then there are no results either."""
         job = scene.queued()
-        with pytest.raises(Permanent, match="UNIQUE"):
+        with pytest.raises(Permanent, match="(?i)unique"):
             scene.store.job_encoded(job, [result()], findings_json(nodule(1), nodule(1)))
         assert scene.store.findings(job.id) == ()
         assert scene.job() == job

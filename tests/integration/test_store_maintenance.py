@@ -18,13 +18,14 @@ from pulmo_node.errors import Permanent, StaleJob, Transient
 from pulmo_node.files import FileOutbox
 from pulmo_node.retention import Purge, erase_study
 from pulmo_node.store import SqlStore
-from tests.integration.store_scene import FINDINGS, Scene, SetClock, new_database, result
+from pulmo_node.store.schema import HEAD_REVISION
+from tests.integration.store_scene import FINDINGS, Scene, SetClock, result
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def scene(database_url: str, tmp_path: Path) -> Iterator[Scene]:
     clock = SetClock()
-    with SqlStore(new_database(tmp_path), clock) as store:
+    with SqlStore(database_url, clock) as store:
         store.journal = AuditTrail(tmp_path / "audit.jsonl", "node TEST", clock)
         yield Scene(store, clock)
 
@@ -123,7 +124,8 @@ class TestErase:
     def test_whoever_works_on_it_is_too_late(self, scene: Scene, tmp_path: Path, audit: AuditTrail) -> None:
         job = scene.queued(study="1", series="1.1")
         encoded = scene.queued(study="2", series="2.1")
-        scene.store.job_encoded(encoded, [result()], FINDINGS)
+        one = replace(result(), path="outbox/key/2.25.1.dcm")
+        scene.store.job_encoded(encoded, [one], FINDINGS)
         (delivery,) = scene.claim_deliveries()
         for study in ("1", "2"):
             on_disk(scene, tmp_path, study)
@@ -150,7 +152,7 @@ class TestErase:
     ) -> None:
         done(scene, "1", "1.1")
         with scene.store._write() as connection:
-            connection.exec_driver_sql("UPDATE instances SET path = ?", (path,))
+            connection.exec_driver_sql(f"UPDATE instances SET path = '{path}'")  # noqa: S608
         with pytest.raises(Permanent, match="nothing is removed"):
             erase_study(tmp_path, scene.store, audit, "1")
         assert scene.state("1") == "DONE"
@@ -218,6 +220,14 @@ class TestPurge:
         assert scene.store.purged_series("1") == ()
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_backup_of_postgresql_is_its_own_affair(scene: Scene, tmp_path: Path) -> None:
+    with pytest.raises(Permanent, match="pg_dump"):
+        scene.store.backup(tmp_path / "copy.sqlite")
+    assert scene.store.check() == HEAD_REVISION
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 class TestBackup:
     def test_a_copy_while_a_writer_is_at_work(self, scene: Scene, tmp_path: Path) -> None:
         scene.encoded("sr", "seg")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +13,14 @@ from pulmo_node.domain.jobs import JobState, NewJob
 from pulmo_node.domain.series import InstanceOutcome, SeriesState
 from pulmo_node.errors import Permanent, StaleJob
 from pulmo_node.store import SqlStore
-from tests.integration.store_scene import SERIES, STUDY, Scene, SetClock, instance, new_database, result, run_threads
+from tests.integration.store_scene import SERIES, STUDY, Scene, SetClock, instance, result, run_threads
 
 OTHER_SERIES = "1.2.840.1.2"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database(tmp_path)
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +13,12 @@ from pulmo_node.domain.deliveries import DeliveryState
 from pulmo_node.domain.jobs import DELIVERY_FAILED, Job, JobState
 from pulmo_node.errors import InvalidTransition, StaleJob
 from pulmo_node.store import SqlStore
-from tests.integration.store_scene import FINDINGS, LEASE, STUDY, Scene, SetClock, new_database, result, run_threads
+from tests.integration.store_scene import FINDINGS, LEASE, STUDY, Scene, SetClock, result, run_threads
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database(tmp_path)
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture
