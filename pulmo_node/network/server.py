@@ -12,7 +12,9 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from pynetdicom import AE, evt
@@ -31,6 +33,8 @@ _TITLES_END = 42  # header, protocol version, reserved, called (16) and calling 
 _READ_BYTES = 65_536
 _GOODBYE_SECONDS = 2.0
 _A_ABORT = struct.pack(">BBIBBBB", 7, 0, 4, 0, 0, 2, 0)  # by the service provider, no reason given (PS3.8 9.3.8)
+_DECODING_SECONDS = 2.0
+_UNANSWERED_STATES = frozenset({"Sta1", "Sta2", "Sta3"})
 _QUIET_LINES_SECONDS = 10.0
 # A pynetdicom requestor whose rejection is there before it looks at its connection again takes it for never made.
 _BEFORE_REJECTION_SECONDS = 0.05
@@ -51,8 +55,14 @@ class MeteredSocket(AssociationSocket):
 
     @property
     def ready(self) -> bool:
-        """Whether something can be read."""
-        return bool(self._again) or bool(super().ready)
+        """Whether something can be read; not before the request was answered (PS3.8 9.2).
+
+        What a peer sends ahead of the answer would be an error in these states, and the thread of pynetdicom dies of
+        the answer that comes after the error.
+        """
+        if self._again:
+            return True
+        return self.assoc.dul.state_machine.current_state not in _UNANSWERED_STATES and bool(super().ready)
 
     def recv(self, nr_bytes: int) -> bytearray:
         """That many bytes, fewer where the connection ended. What breaks a limit ends it."""
@@ -137,6 +147,10 @@ class _Handler(RequestHandler):
         association.bind(evt.EVT_DIMSE_RECV, _on_message)
         for event in (evt.EVT_RELEASED, evt.EVT_ABORTED):  # the slot is free before the thread has ended
             association.bind(event, self._on_end)
+        # The request is here, so this waits only for its decoding; one that cannot be decoded must not keep the slot.
+        association.acse_timeout = _DECODING_SECONDS
+        for thread in (association, association.dul):
+            thread.run = partial(_run_guarded, thread.run, connection)  # type: ignore[method-assign]
         evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
         association.start()
         association.join()
@@ -233,6 +247,15 @@ def listen_guarded(
         target=server.serve_forever, name=f"AcceptorServer:{server.server_address[1]}", daemon=True
     ).start()
     return server
+
+
+def _run_guarded(run: Callable[[], None], connection: Connection) -> None:
+    """One of the two threads of an association; whatever its peer makes it raise ends the connection."""
+    try:
+        run()
+    except Exception as exc:  # noqa: BLE001 - the boundary to pynetdicom; the text may quote what the peer sent
+        log.warning("association from %s ended: unexpected %s", connection.calling_ae_title, type(exc).__name__)
+        connection.end("unexpected error")
 
 
 def _on_message(event: evt.Event) -> None:

@@ -17,6 +17,7 @@ from pynetdicom import AE, build_context
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
+from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu import P_DATA_TF
 
 from pulmo_node.network.access import Access
@@ -262,6 +263,52 @@ class TestSlowLoris:
         with receiving_node(tmp_path) as node, connect(node) as silent:
             node.receiver.stop()
             assert received(silent) == b""
+
+
+class TestSpoiled:
+    def test_what_comes_ahead_of_the_answer_is_served_after_it(
+        self, tmp_path: Path, request_bytes: bytes, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        with receiving_node(tmp_path) as node:
+            for _ in range(20):
+                with connect(node) as hasty:
+                    hasty.sendall(request_bytes + echo_pdu())
+                    answer = b""
+                    while b"\x04\x00" not in answer[6:] and (part := hasty.recv(4096)):
+                        answer += part
+                    assert answer[0] == 2, "A-ASSOCIATE-AC"
+            assert extra_threads(0) == []
+        assert "Traceback" not in capfd.readouterr().err
+
+    def test_a_request_that_cannot_be_decoded_keeps_no_slot(self, tmp_path: Path, request_bytes: bytes) -> None:
+        items_cut = request_bytes[:74] + b"\x10\x00\xff\xff" + request_bytes[78:]
+        with receiving_node(tmp_path, limits=Limits(associations=1, silence_seconds=600.0)) as node:
+            for _ in range(3):
+                with connect(node) as spoiled:
+                    spoiled.sendall(items_cut)
+                    received(spoiled)
+                deadline = time.monotonic() + WAIT_SECONDS
+                while not is_served(node, tmp_path):
+                    assert time.monotonic() < deadline
+
+    def test_an_error_in_a_thread_of_an_association_is_one_line_and_frees_the_slot(
+        self, tmp_path: Path, request_bytes: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def broken(*_: object) -> None:
+            raise RuntimeError("a bug that quotes DOE^JOHN")
+
+        with receiving_node(tmp_path, limits=Limits(associations=1, silence_seconds=600.0)) as node:
+            with monkeypatch.context() as patched:
+                patched.setattr(StateMachine, "do_action", broken)
+                with connect(node) as unlucky:
+                    unlucky.sendall(request_bytes)
+                    assert received(unlucky) == b""
+                node.log.wait_for("association from LORIS ended: unexpected RuntimeError")
+            deadline = time.monotonic() + WAIT_SECONDS
+            while not is_served(node, tmp_path):
+                assert time.monotonic() < deadline
+            assert not any("DOE" in line for line in node.log.lines)
+        assert "Traceback" not in capfd.readouterr().err
 
 
 def extra_threads(expected: int) -> list[threading.Thread]:
