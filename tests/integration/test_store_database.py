@@ -267,3 +267,23 @@ class TestUnusable:
             store.cancel(STUDY)
             with pytest.raises(StaleJob):
                 store.job_quarantined(job, "late")
+
+
+class TestPostgresql:
+    def test_a_server_that_does_not_answer_is_transient_and_the_password_is_not_told(self, tmp_path: Path) -> None:
+        with pytest.raises(Transient) as caught:
+            SqlStore(f"postgresql://pulmo:hidden@/pulmo?host={tmp_path}", SetClock())
+        assert "hidden" not in str(caught.value)
+
+    def test_several_that_open_a_new_database_at_once_migrate_it_once(self, postgresql_url: str) -> None:
+        engine = sa.create_engine(sa.make_url(postgresql_url).set(drivername="postgresql+psycopg"))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("CREATE DATABASE fresh")
+        engine.dispose()
+        url = postgresql_url.replace("/postgres?", "/fresh?")
+
+        def open_it() -> None:
+            with SqlStore(url, SetClock()) as store:
+                assert store.check() == HEAD_REVISION
+
+        run_threads([open_it] * 4)

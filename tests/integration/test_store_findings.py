@@ -89,7 +89,7 @@ class TestFindings:
     def test_one_transaction_with_the_results(self, scene: Scene) -> None:
         """Two findings of one number cannot be written: then there are no results either."""
         job = scene.queued()
-        with pytest.raises(Permanent, match="(?i)unique"):
+        with pytest.raises(Permanent, match=r"(?i)unique"):
             scene.store.job_encoded(job, [result()], findings_json(nodule(1), nodule(1)))
         assert scene.store.findings(job.id) == ()
         assert scene.job() == job
