@@ -144,6 +144,9 @@ class DeliverySection(_Retrying):
     probe_seconds: Positive = 60.0
     lease_seconds: Positive = 300.0
     timeout_seconds: Positive = 30.0
+    error_comments: bool = False
+    commitment_seconds: Positive = 3600.0
+    commitment_linger_seconds: NotNegative = 5.0
 
     @property
     def probing(self) -> RetryPolicy:
@@ -210,6 +213,7 @@ class PeerSection:
     tls: bool = False
     tls_ca: str = ""  # empty: the issuers that the system trusts
     tls_hostname: str = ""  # empty: host
+    storage_commitment: Literal["off", "if_offered"] = "off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +283,12 @@ class Config:
             ca=found.tls_ca, certificate=own.certificate, private_key=own.private_key, hostname=found.tls_hostname
         )
         return Peer(
-            name=name, ae_title=found.ae_title, host=found.host, port=found.port, tls=tls if found.tls else None
+            name=name,
+            ae_title=found.ae_title,
+            host=found.host,
+            port=found.port,
+            tls=tls if found.tls else None,
+            commitment=found.storage_commitment != "off",
         )
 
     def peer_of_ae_title(self, ae_title: str) -> str | None:

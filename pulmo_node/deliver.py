@@ -26,6 +26,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dsutils import encode_file_meta, split_dataset
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
@@ -80,11 +81,16 @@ class _Instance:
 class AssociationLink:
     """An open association to a peer (port `ResultLink`)."""
 
-    def __init__(self, association: Association, peer: Peer, timeout_seconds: float) -> None:
+    def __init__(
+        self, association: Association, peer: Peer, timeout_seconds: float, *, keep_comments: bool = False
+    ) -> None:
         self._association = association
         self._peer = peer
         self._timeout_seconds = timeout_seconds
+        self._keep_comments = keep_comments
         self._message_id = 0
+        self._answered: tuple[int, str] | None = None  # what the latest answer says that it answers
+        association.bind(evt.EVT_DIMSE_RECV, self._on_message)
 
     def store(self, file: Path, result: ResultObject) -> str:
         """C-STORE one result object; the status in words where the peer answered Success or a warning.
@@ -104,13 +110,14 @@ class AssociationLink:
             raise Transient(f"{file.name} cannot be read: {_reason(exc)}") from exc
         if named != (result.sop_class_uid, result.sop_instance_uid):
             raise Permanent(f"{file.name} is not {result.sop_instance_uid}")
-        return self.store_file(file, UID(result.sop_class_uid), transfer_syntax_uid)
+        return self.store_file(file, UID(result.sop_class_uid), result.sop_instance_uid, transfer_syntax_uid)
 
-    def store_file(self, file: Path, sop_class_uid: UID, transfer_syntax_uid: UID) -> str:
+    def store_file(self, file: Path, sop_class_uid: UID, sop_instance_uid: str, transfer_syntax_uid: UID) -> str:
         """C-STORE a Part 10 file under the UIDs of its meta header. Raises like `store`."""
         self._check_open()
         self._check_accepted(sop_class_uid, transfer_syntax_uid)
         self._message_id = self._message_id % 65535 + 1
+        self._answered = None
         try:
             # pynetdicom queues the whole object at once, so its wait for the answer includes the sending.
             self._association.dimse_timeout = self._timeout_seconds + file.stat().st_size / _SLOWEST_BYTES_PER_SECOND
@@ -120,7 +127,23 @@ class AssociationLink:
         except OSError as exc:
             self._association.abort()  # a part of the object may be on its way
             raise Transient(f"{file.name} cannot be read: {_reason(exc)}") from exc
+        self._check_answered(sop_instance_uid)
         return self._read_answer(answer)
+
+    def _on_message(self, event: evt.Event) -> None:
+        if isinstance(event.message, C_STORE_RSP):
+            command = event.message.command_set
+            named = str(command.get("AffectedSOPInstanceUID") or "")  # may be left out: PS3.7 table 9.1-1
+            self._answered = int(command.get("MessageIDBeingRespondedTo") or 0), named
+
+    def _check_answered(self, sop_instance_uid: str) -> None:
+        """Whether the answer is that to our request: another one proves nothing about our object."""
+        if self._answered is None:
+            return
+        message_id, named = self._answered
+        if message_id != self._message_id or named not in ("", sop_instance_uid):
+            self._association.abort()  # what comes next on it cannot be trusted either
+            raise Transient(f"{self._peer.name} answered for another object")
 
     def _check_open(self) -> None:
         if not self._association.is_established:
@@ -141,7 +164,9 @@ class AssociationLink:
         if "Status" not in answer:
             raise Transient(f"{self._peer.name} did not answer: association lost or timed out")
         status = int(answer.Status)
-        words = status_in_words(status, str(answer.get("ErrorComment") or ""))
+        # Some systems quote patients in it, and it would stand in the log and in the database.
+        comment = str(answer.get("ErrorComment") or "") if self._keep_comments else ""
+        words = status_in_words(status, comment)
         match status_kind(status):
             case StatusKind.BUSY:
                 raise Transient(f"{self._peer.name} is busy, {words}")
@@ -154,8 +179,12 @@ class AssociationLink:
 class DicomSender:
     """Opens associations (port `ResultSender`)."""
 
-    def __init__(self, ae_title: str, *, timeout_seconds: float = 30.0) -> None:
-        """`ae_title` is ours; the timeout holds for the connection, the negotiation and each answer."""
+    def __init__(self, ae_title: str, *, timeout_seconds: float = 30.0, keep_comments: bool = False) -> None:
+        """`ae_title` is ours; the timeout holds for the connection, the negotiation and each answer.
+
+        With `keep_comments` the Error Comment of a refusal is part of the error.
+        """
+        self._keep_comments = keep_comments
         configure_pynetdicom()
         self._timeout_seconds = timeout_seconds
         self._entity = AE(ae_title=ae_title)
@@ -180,7 +209,7 @@ class DicomSender:
         # With Verification a peer that takes none of them still accepts the association, and each object can be
         # refused by name.
         with self._associate(peer, [*contexts, build_context(VERIFICATION)]) as association:
-            yield AssociationLink(association, peer, self._timeout_seconds)
+            yield AssociationLink(association, peer, self._timeout_seconds, keep_comments=self._keep_comments)
 
     def echo(self, peer: Peer) -> float:
         """C-ECHO.
@@ -243,7 +272,7 @@ class DicomSender:
         for batch in _batches(instances):
             kinds = sorted({(instance.sop_class_uid, instance.transfer_syntax_uid) for instance in batch})
             with self._associate(peer, [build_context(*kind) for kind in kinds]) as association:
-                link = AssociationLink(association, peer, self._timeout_seconds)
+                link = AssociationLink(association, peer, self._timeout_seconds, keep_comments=self._keep_comments)
                 for instance in batch:
                     yield _send(link, instance)
 
@@ -341,7 +370,9 @@ def _batches(instances: Sequence[_Instance]) -> list[list[_Instance]]:
 def _send(link: AssociationLink, instance: _Instance) -> SentFile:
     try:
         with _with_true_meta(instance) as file:
-            status = link.store_file(file, instance.sop_class_uid, instance.transfer_syntax_uid)
+            status = link.store_file(
+                file, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid
+            )
     except Permanent as exc:
         return SentFile(path=instance.path, sop_instance_uid=instance.sop_instance_uid, status=None, error=exc)
     return SentFile(path=instance.path, sop_instance_uid=instance.sop_instance_uid, status=status, error=None)

@@ -142,7 +142,7 @@ def test_a_destination_that_stays_down_delays_no_other(tmp_path: Path, pacs: Sma
 def test_a_refused_object_names_the_status_and_is_not_tried_again(tmp_path: Path, pacs: SmallPacs) -> None:
     study, files = series_files(tmp_path / "ct")
     pacs.answer_next(Answer(status=DimseStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, comment="no thanks"))
-    with running(tmp_path, pacs) as node:
+    with running(tmp_path, pacs, delivery={"error_comments": True}) as node:
         send(node, files)
         detail = wait_for(node, study, in_state("FAILED"))
     refused = [delivery for delivery in detail.deliveries if delivery.state == "FAILED"]
