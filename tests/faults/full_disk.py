@@ -35,9 +35,8 @@ _FULL = ("No space left on device", "database or disk is full", "disk is full")
 CONFIGURATION: dict[str, dict[str, Any]] = {
     # Without the watermark, which would refuse instances while there is still room for everything else.
     "receive": {"quiet_seconds": 0.5, "min_free_bytes": 0, "low_free_bytes": 0},
-    # One attempt: lack of space must not cost any.
-    "analysis": {"lease_seconds": 5.0, "max_attempts": 1, "first_delay_seconds": 0.2, "max_delay_seconds": 1.0},
-    "delivery": {"lease_seconds": 5.0, "max_attempts": 1, "first_delay_seconds": 0.2, "max_delay_seconds": 1.0},
+    "analysis": {"lease_seconds": 5.0, "first_delay_seconds": 0.2, "max_delay_seconds": 1.0},
+    "delivery": {"lease_seconds": 5.0, "first_delay_seconds": 0.2, "max_delay_seconds": 1.0},
 }
 
 
