@@ -7,20 +7,23 @@ import os
 import secrets
 import signal
 import socket
-import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
 
-from pulmo_node import logs
+from pulmo_node import logs, systemd
 from pulmo_node.analyse import Analyser
 from pulmo_node.attempt import Analysis, LocalAnalysis
 from pulmo_node.audit import AuditTrail, operator
 from pulmo_node.commitment import CommitmentScp
+from pulmo_node.commitment_scu import CommitmentScu
 from pulmo_node.config import Config, TlsSection
 from pulmo_node.deliver import DicomSender
 from pulmo_node.domain.deliveries import Peer
-from pulmo_node.errors import Transient
+from pulmo_node.errors import ConfigError, PulmoError, Transient
 from pulmo_node.files import FileInstanceStore, FileOutbox
 from pulmo_node.isolation import IsolatedAnalysis, ProcessSettings
 from pulmo_node.network.access import Access
@@ -87,9 +90,15 @@ def stored_results(config: Config, study_instance_uid: str) -> tuple[tuple[str, 
     return tuple((result.kind, instances.absolute(result.path)) for result in results)
 
 
-def build_sender(config: Config) -> DicomSender:
-    """The DICOM storage SCU."""
-    return DicomSender(config.node.ae_title, timeout_seconds=config.delivery.timeout_seconds)
+def build_sender(config: Config, reports: CommitmentScu | None = None) -> DicomSender:
+    """The DICOM storage SCU; `reports` takes what peers say on storage commitment."""
+    delivery = config.delivery
+    return DicomSender(
+        config.node.ae_title,
+        timeout_seconds=delivery.timeout_seconds,
+        keep_comments=delivery.error_comments,
+        reports=reports,
+    )
 
 
 def build_analyser(config: Config) -> Analyser:
@@ -135,46 +144,129 @@ class Node:
             peer_of=lambda ae_title: _peer_of(config, ae_title),
             retry=config.delivery.retry,
         )
-        self.receiver = Receiver(_receive_settings(config), store, instances, clock, self._commitment)
+        reports = CommitmentScu(store, clock, config.delivery.retry)
+        self.receiver = Receiver(_receive_settings(config), store, instances, clock, self._commitment, reports)
+        self.receiver.journal = store.journal
         adapters = Adapters(
             clock=clock,
             series=store,
             jobs=store,
             instances=instances,
             outbox=FileOutbox(config.storage),
-            sender=build_sender(config),
+            sender=build_sender(config, reports),
             transfers=self.receiver,
+            commitment=reports,
         )
         # Unique per process, so that a restarted node never mistakes a dead worker's lease for its own.
         worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.store = store
         self._instances = instances
         self.worker = Worker(config, adapters, build_analysis(config), worker_id)
-        self._scheduler = Scheduler(self.worker, tuple(config.peers), build_purge(config, store).run)
+        self._purge = build_purge(config, store)
+        self._scheduler = Scheduler(self.worker, tuple(config.peers), self._purge.run)
 
     def __enter__(self) -> Node:
         reconcile(self._instances, self.store, SystemClock())
-        self.receiver.start()
-        self._commitment.start()
-        self._scheduler.start()
-        log.info("%s listens on %s:%d", self.config.node.ae_title, self.config.node.bind, self.receiver.port)
+        self._purge.sweep()
+        self.start_receiving()
+        self.start_working()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop_receiving()
+        self.stop_working()
+        log.info("stopped")
+
+    def start_receiving(self) -> None:
+        """Listen. Raises `PulmoError`; nothing is started then."""
+        self.receiver.start()
+        log.info("%s listens on %s:%d", self.config.node.ae_title, self.config.node.bind, self.receiver.port)
+
+    def stop_receiving(self) -> None:
+        """Let open associations finish and close the port."""
         self.receiver.stop()
+
+    def start_working(self) -> None:
+        """Complete, analyse, deliver, purge, answer requests for storage commitment."""
+        self._commitment.start()
+        self._scheduler.start()
+
+    def stop_working(self) -> None:
+        """Finish what is running, within the limit, and close the database."""
         self._commitment.stop()
         self._scheduler.stop(self.config.node.drain_seconds)
         self.store.close()
-        log.info("stopped")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the duties still run."""
+        return self._scheduler.alive
 
 
-def serve(config: Config) -> None:
-    """Run the node until SIGINT or SIGTERM."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with Node(config):
-        stop.wait()
+def serve(config: Config, reread: Callable[[], Config]) -> None:
+    """Run the node until SIGINT or SIGTERM; SIGHUP puts the configuration that `reread` gives in the place of this one.
+
+    Raises:
+        PulmoError: the node cannot start.
+    """
+    signals: SimpleQueue[int] = SimpleQueue()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: signals.put(received))
+    watchdog = systemd.watchdog_seconds()
+    node = Node(config).__enter__()
+    systemd.notify("READY=1")
+    while True:
+        try:
+            received = signals.get(timeout=None if watchdog is None else watchdog / 2)
+        except Empty:
+            if node.alive:
+                systemd.notify("WATCHDOG=1")
+            continue
+        if received != signal.SIGHUP:
+            break
+        systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        node = replaced(node, reread)
+        systemd.notify("READY=1")
+    systemd.notify("STOPPING=1")
+    node.__exit__(None, None, None)
+
+
+def replaced(node: Node, reread: Callable[[], Config]) -> Node:
+    """A running node on the new configuration, or the same node, still running, where that cannot be used.
+
+    Whatever runs goes on to its end with the configuration that it began with.
+    """
+    try:
+        config = reread()
+        _check_same_state(node.config, config)
+        successor = Node(config)
+    except PulmoError as exc:
+        log.error("the configuration stays as it was: %s", exc)
+        return node
+    node.stop_receiving()
+    try:
+        successor.start_receiving()
+    except PulmoError as exc:
+        log.error("the configuration stays as it was: %s", exc)
+        successor.store.close()
+        node.start_receiving()
+        return node
+    node.stop_working()
+    successor.start_working()
+    logs.configure(config.log.level)
+    log.info("the configuration was replaced")
+    return successor
+
+
+def _check_same_state(before: Config, after: Config) -> None:
+    """What cannot be changed while the node runs: where its state lies."""
+    problems = []
+    if after.storage != before.storage:
+        problems.append("node.storage: changing it needs a restart")
+    if after.database_url != before.database_url:
+        problems.append("database.url: changing it needs a restart")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _receive_settings(config: Config) -> ReceiveSettings:

@@ -64,12 +64,12 @@ def _admin(path: Path | None) -> Iterator[AdminStore]:
 
 @app.command()
 def serve(config: ConfigOption = None) -> None:
-    """Run the node until it is told to stop (SIGTERM, Ctrl-C)."""
+    """Run the node until it is told to stop (SIGTERM, Ctrl-C); SIGHUP reads the configuration again."""
     from pulmo_node import app as composition  # noqa: PLC0415
 
     settings = read_config(config)
     composition.configure_logging(settings)
-    composition.serve(settings)
+    composition.serve(settings, lambda: read_config(config))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pulmo_node.domain.commitments import Commitment, CommitmentReport, KeptInstance
 from pulmo_node.domain.deliveries import Delivery, Peer, ResultObject
@@ -192,6 +192,10 @@ class MaintenanceStore(Protocol):
         """Mark the images of a study as purged; the paths to be removed, none where that is no longer allowed."""
         ...
 
+    def purged_paths(self) -> tuple[str, ...]:
+        """Paths of the images that were purged and have not come again."""
+        ...
+
     def stored_bytes(self) -> int:
         """Size of the received images on disk, in bytes."""
         ...
@@ -282,7 +286,54 @@ class CommitmentSender(Protocol):
         ...
 
 
-class JobStore(Protocol):
+class AwaitingStore(Protocol):
+    """What storage commitment as SCU needs: deliveries that were sent and count only once committed."""
+
+    def uncommitted(self, destination: str) -> int:
+        """The number of those that were not asked for yet."""
+        ...
+
+    def commitment_asked(self, destination: str, transaction_uid: str) -> tuple[Delivery, ...]:
+        """Give those that were not asked for this Transaction UID, before the request is sent; what has it now."""
+        ...
+
+    def commitment_not_asked(self, transaction_uid: str) -> None:
+        """The request was lost: it is made again, under another Transaction UID."""
+        ...
+
+    def commitment_waived(self, destination: str) -> int:
+        """The peer no longer offers commitment: what was not asked for counts as delivered; the number."""
+        ...
+
+    def deliveries_of_transaction(self, transaction_uid: str) -> tuple[Delivery, ...]:
+        """What was asked for under that Transaction UID, also what is committed already."""
+        ...
+
+    def overdue_commitments(self, destination: str, now: datetime) -> tuple[Delivery, ...]:
+        """Those whose time to be committed is over."""
+        ...
+
+    def delivery_committed(self, delivery: Delivery) -> None:
+        """SENT -> COMMITTED; the job follows to DONE when this was its last. Raises StaleJob."""
+        ...
+
+    def delivery_not_committed(self, delivery: Delivery, reason: str, not_before: datetime | None) -> bool:
+        """SENT -> PENDING, attempts + 1; SENT -> FAILED without `not_before`. Raises StaleJob.
+
+        False where nobody wants it any more (its job was superseded or cancelled, or has other results): it stays SENT.
+        """
+        ...
+
+
+class CommitmentReports(Protocol):
+    """Where the reports of peers arrive, on whatever association."""
+
+    def on_n_event_report(self, event: Any) -> tuple[int, None]:
+        """Status of the answer; `event` is one of pynetdicom's."""
+        ...
+
+
+class JobStore(AwaitingStore, Protocol):
     """What the worker needs. Every change is one compare-and-set on the state seen, with its event row."""
 
     def claim_job(self, worker_id: str, *, now: datetime, lease_until: datetime) -> Job | None:
@@ -349,8 +400,11 @@ class JobStore(Protocol):
         """Make every deferred PENDING delivery to a destination due now: it answers again. Their number."""
         ...
 
-    def delivery_sent(self, delivery: Delivery, detail: str) -> None:
-        """PENDING -> SENT; the job follows to DONE or FAILED when this was its last. Raises StaleJob."""
+    def delivery_sent(self, delivery: Delivery, detail: str, commitment_until: datetime | None = None) -> None:
+        """PENDING -> SENT; the job follows to DONE or FAILED when this was its last. Raises StaleJob.
+
+        With `commitment_until` it is delivered only once committed, and sent again where that is not by then.
+        """
         ...
 
     def delivery_deferred(self, delivery: Delivery, reason: str, not_before: datetime) -> None:
@@ -414,6 +468,20 @@ class AdminStore(Protocol):
 
 class ResultLink(Protocol):
     """An open association to a destination."""
+
+    @property
+    def commits(self) -> bool:
+        """Whether storage commitment was wanted and the peer offers it."""
+        ...
+
+    def request_commitment(self, transaction_uid: str, instances: Sequence[tuple[str, str]]) -> None:
+        """N-ACTION for pairs of SOP Class UID and SOP Instance UID.
+
+        Raises:
+            Transient: association lost, no answer.
+            Permanent: refused.
+        """
+        ...
 
     def store(self, file: Path, result: ResultObject) -> str:
         """C-STORE one object; the status in words where the peer answered Success or a warning.

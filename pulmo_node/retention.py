@@ -102,6 +102,18 @@ class Purge:
         self._delivered_days = delivered_days
         self._max_bytes = max_gib * GIB
 
+    def sweep(self) -> None:
+        """Remove what a crash during a purge left. Before the receiver starts: a purged image may come again.
+
+        Raises:
+            Transient: disk or database refuse.
+        """
+        for path in self._store.purged_paths():
+            try:
+                (self._storage / path).unlink(missing_ok=True)
+            except OSError as exc:
+                raise Transient(f"{path}: {exc.strerror}") from exc
+
     def due(self) -> tuple[str, ...]:
         """Study Instance UIDs of what is to be purged now, the longest untouched first."""
         if not self._delivered_days and not self._max_bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 1.0
 _PURGE_SECONDS = 60.0
+_ALIVE_SECONDS = 90.0  # more than the database waits for a lock
 
 
 class Scheduler:
@@ -34,6 +36,7 @@ class Scheduler:
         self._worker = worker
         self._purge = purge
         self._stopping = threading.Event()
+        self._checked_at = time.monotonic()  # when series were last looked at
         self._running = 0  # duties, guarded by `_ended`
         self._ended = threading.Condition()
         self._deliver = {f"deliver {name}": name for name in destinations}
@@ -68,6 +71,11 @@ class Scheduler:
             self._ended.wait_for(lambda: not self._running)
         limit.cancel()
         self._worker.release()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the duty that runs every second has come to its end lately: no lock holds it for ever."""
+        return time.monotonic() - self._checked_at < _ALIVE_SECONDS
 
     def _add(self, duty: str, step: Callable[[], None], seconds: float = _INTERVAL_SECONDS) -> None:
         self._scheduler.add_job(
@@ -106,6 +114,7 @@ class Scheduler:
     def _complete(self) -> None:
         if self._worker.complete_quiet_series():
             self._wake("analyse")
+        self._checked_at = time.monotonic()
 
     def _analyse(self) -> None:
         while not self._stopping.is_set() and self._worker.analyse_next():

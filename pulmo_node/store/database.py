@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,9 @@ from pulmo_node.store.schema import HEAD_REVISION
 log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 30.0
+CLOCK_SET_BACK = timedelta(hours=1)
+"""A time this far in the future tells that the clock was set back; below that, clocks merely differ."""
+
 HAPPENED = "pulmo_happened"  # in the `info` of a connection: the events of its transaction
 _WRITING = "pulmo_writing"  # execution option of the engine that writes
 _ADVISORY_LOCK = 0x50554C4D  # "PULM"

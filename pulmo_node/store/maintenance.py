@@ -99,6 +99,12 @@ class SqlMaintenanceStore(Database):
                 for uid, sender, count in connection.execute(query)
             )
 
+    def purged_paths(self) -> tuple[str, ...]:
+        """Paths of the images that were purged and have not come again."""
+        instances = schema.instances
+        with self._read() as connection:
+            return tuple(connection.scalars(sa.select(instances.c.path).where(instances.c.purged_at.is_not(None))))
+
     def stored_bytes(self) -> int:
         """Size of the received images on disk, in bytes."""
         total = sa.select(sa.func.sum(schema.instances.c.size_bytes)).where(schema.instances.c.purged_at.is_(None))

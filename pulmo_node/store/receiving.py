@@ -15,7 +15,7 @@ from pulmo_node.domain.priority import Priority
 from pulmo_node.domain.series import InstanceOutcome, Series, SeriesEvent, SeriesState, StoredInstance
 from pulmo_node.ports import Clock
 from pulmo_node.store import schema
-from pulmo_node.store.database import Database
+from pulmo_node.store.database import CLOCK_SET_BACK, Database
 from pulmo_node.store.grouping import GroupCommit
 from pulmo_node.store.moves import add_event, add_row, move_series, supersede_jobs
 from pulmo_node.store.rows import AnyRow, to_series
@@ -77,7 +77,10 @@ class SqlReceiveStore(Database):
             schema.series.select()
             .where(
                 schema.series.c.state == SeriesState.RECEIVING.value,
-                schema.series.c.last_instance_at < before,
+                sa.or_(
+                    schema.series.c.last_instance_at < before,
+                    schema.series.c.last_instance_at > self._clock.now() + CLOCK_SET_BACK,
+                ),
                 schema.series.c.number_of_instances > 0,  # none where all of them were lost
             )
             .order_by(schema.series.c.last_instance_at, schema.series.c.id)

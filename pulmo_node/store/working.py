@@ -14,7 +14,7 @@ from pulmo_node.domain.findings import findings_of
 from pulmo_node.domain.jobs import Job, JobEvent, JobState
 from pulmo_node.errors import Permanent
 from pulmo_node.store import schema
-from pulmo_node.store.database import Database
+from pulmo_node.store.database import CLOCK_SET_BACK, Database
 from pulmo_node.store.moves import (
     add_event,
     as_seen,
@@ -203,9 +203,13 @@ class SqlJobStore(Database):
         with self._write() as connection:
             return connection.execute(table.update().where(*waiting).values(not_before=None)).rowcount
 
-    def delivery_sent(self, delivery: Delivery, detail: str) -> None:
-        """PENDING -> SENT; the job follows to DONE or FAILED when this was its last. Raises `StaleJob`."""
-        self._move_delivery(delivery, DeliveryEvent.SENT, detail, {"reason": None, "not_before": None})
+    def delivery_sent(self, delivery: Delivery, detail: str, commitment_until: datetime | None = None) -> None:
+        """PENDING -> SENT; the job follows to DONE or FAILED when this was its last. Raises `StaleJob`.
+
+        With `commitment_until` it is delivered only once committed, and sent again where that is not by then.
+        """
+        changes = {"reason": None, "not_before": None, "commitment_uid": None, "commitment_until": commitment_until}
+        self._move_delivery(delivery, DeliveryEvent.SENT, detail, changes)
 
     def delivery_deferred(self, delivery: Delivery, reason: str, not_before: datetime) -> None:
         """PENDING -> PENDING, attempts + 1, lease given up. Raises `StaleJob`."""
@@ -235,10 +239,11 @@ class SqlJobStore(Database):
 
 
 def _claimable(table: sa.Table, now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
-    """Due, and not leased or no longer so."""
+    """Due, and not leased or no longer so. Times that were set by a clock that has since been set back mean nothing."""
+    set_back = table.c.updated_at > now + CLOCK_SET_BACK
     return (
-        sa.or_(table.c.not_before.is_(None), table.c.not_before <= now),
-        sa.or_(table.c.lease_until.is_(None), table.c.lease_until <= now),
+        sa.or_(table.c.not_before.is_(None), table.c.not_before <= now, set_back),
+        sa.or_(table.c.lease_until.is_(None), table.c.lease_until <= now, set_back),
     )
 
 

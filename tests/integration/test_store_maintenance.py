@@ -185,6 +185,15 @@ class TestPurge:
         assert scene.state("1") == "DONE"
         assert [row.event for row in scene.study("1").events][-1] == "purged"
 
+    def test_what_a_crash_left_is_removed_at_the_next_start(self, scene: Scene, tmp_path: Path) -> None:
+        done(scene, "1", "1.1")
+        done(scene, "2", "2.1")
+        image, _ = on_disk(scene, tmp_path, "1")
+        kept, _ = on_disk(scene, tmp_path, "2")
+        scene.store.purge("1")  # and no file is removed
+        self.purge(scene, tmp_path).sweep()
+        assert (image.exists(), kept.exists()) == (False, True)
+
     def test_by_size_the_longest_untouched_first(self, scene: Scene, tmp_path: Path) -> None:
         for study in ("1", "2", "3"):
             done(scene, study, f"{study}.1")

@@ -269,3 +269,15 @@ class TestLateInstance:
         scene.receive(2)
         assert scene.job().state is JobState.REJECTED
         assert scene.deliveries() == {("report", "pacs"): "CANCELLED"}
+
+
+def test_a_series_that_came_before_the_clock_was_set_back_is_quiet(url: str) -> None:
+    clock = SetClock()
+    with SqlStore(url, clock) as store:
+        scene = Scene(store, clock)
+        scene.receive()
+        clock.advance(minutes=-30)
+        assert store.quiet_series(before=clock.now() - timedelta(seconds=10), excluding=()) == ()
+        clock.advance(days=-1)
+        (series,) = store.quiet_series(before=clock.now() - timedelta(seconds=10), excluding=())
+        assert series.series_instance_uid == SERIES

@@ -439,6 +439,30 @@ class TestAnalysedAgain:
         assert [each.result for each in scene.claim_deliveries()] == [moved]
 
 
+class TestClockSetBack:
+    """By a day: a battery, a wrong time server. What was deferred or leased must not wait for that day to pass."""
+
+    def test_a_deferred_job_and_delivery_are_due(self, scene: Scene) -> None:
+        scene.encoded()
+        (delivery,) = scene.claim_deliveries()
+        scene.store.delivery_deferred(delivery, "refused", scene.clock.now() + timedelta(minutes=1))
+        scene.receive(series="1.9")
+        scene.complete(series="1.9")
+        scene.store.job_deferred(scene.claim(), "busy", scene.clock.now() + timedelta(minutes=1))
+        scene.clock.advance(minutes=-50)
+        assert scene.no_claim()
+        assert scene.claim_deliveries() == ()
+        scene.clock.advance(days=-1)
+        assert scene.claim().series_instance_uid == "1.9"
+        assert [each.id for each in scene.claim_deliveries()] == [delivery.id]
+
+    def test_a_lost_lease_is_taken_over(self, scene: Scene) -> None:
+        job = scene.queued()
+        scene.clock.advance(days=-1)
+        assert scene.claim("next").id == job.id
+        assert scene.no_claim("third")
+
+
 class TestRelease:
     """A worker that stops gives back what it holds."""
 
