@@ -79,18 +79,21 @@ class CommitmentScp:
         self._answers: weakref.WeakKeyDictionary[Association, _Answer] = weakref.WeakKeyDictionary()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to answer, with what was left over first."""
+        """Begin to answer, with what was left over first; also again after `stop`."""
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Finish the report that is being sent and stop."""
         self._stopping.set()
         self._wake.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
+            self._thread = None
 
     def on_n_action(self, event: evt.Event) -> tuple[int, None]:
         """Handler of the receiver: keep the request."""

@@ -50,7 +50,7 @@ from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.server import GuardedServer, listen_guarded
 from pulmo_node.network.tls import ServerTls, ServerTlsSettings
-from pulmo_node.ports import Clock, InstanceStore, ReceiveStore
+from pulmo_node.ports import Clock, CommitmentReports, InstanceStore, Journal, ReceiveStore
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +130,11 @@ class Receiver:
         instances: InstanceStore,
         clock: Clock,
         commitment: CommitmentHandler | None = None,
+        reports: CommitmentReports | None = None,
     ) -> None:
-        """Storage commitment is offered where there is somebody who answers the requests."""
+        """Storage commitment is offered where there is somebody who answers the requests, or takes the reports."""
         self._commitment = commitment
+        self._reports = reports
         self._settings = settings
         self._store = store
         self._instances = instances
@@ -140,6 +142,8 @@ class Receiver:
         self._server: GuardedServer | None = None
         self._transfers: dict[Association, _Transfer] = {}
         self._lock = threading.Lock()
+        self.journal: Journal | None = None
+        """Is told of every association, where there is one."""
 
     @property
     def port(self) -> int:
@@ -162,6 +166,8 @@ class Receiver:
         if self._commitment is not None:
             handlers.append((evt.EVT_N_ACTION, self._commitment.on_n_action))
             handlers.append((evt.EVT_DIMSE_RECV, self._commitment.on_message))
+        if self._reports is not None:
+            handlers.append((evt.EVT_N_EVENT_REPORT, self._reports.on_n_event_report))
         try:
             self._server = listen_guarded(
                 self._application_entity(),
@@ -178,6 +184,7 @@ class Receiver:
                 access=settings.access,
                 limits=settings.limits,
                 tls=tls,
+                on_rejected=self._on_rejected,
             )
         except OSError as exc:
             where = f"{self._settings.bind}:{self._settings.port}"
@@ -216,24 +223,41 @@ class Receiver:
         entity.acse_timeout = settings.limits.silence_seconds
         entity.dimse_timeout = settings.limits.silence_seconds
         entity.add_supported_context(VERIFICATION)
-        if self._commitment is not None:
-            entity.add_supported_context(STORAGE_COMMITMENT)
+        if self._commitment is not None or self._reports is not None:
+            # Both ways: who calls may ask for commitment, or report on what the node asked for (PS3.7 D.3.3.4).
+            entity.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=True)
         transfer_syntaxes = list(decodable_transfer_syntaxes())
         for sop_class in IMAGE_SOP_CLASSES:
             entity.add_supported_context(sop_class, transfer_syntaxes)
         return entity
 
     def _on_established(self, event: evt.Event) -> None:
+        transfer = _Transfer(calling_ae_title=str(event.assoc.requestor.ae_title).strip())
         with self._lock:
             # An association whose connection broke in an unusual way ends without an event.
             for association in [known for known in self._transfers if not known.is_alive()]:
                 del self._transfers[association]
-            self._transfers[event.assoc] = _Transfer(calling_ae_title=str(event.assoc.requestor.ae_title).strip())
+            self._transfers[event.assoc] = transfer
+        self._audit("association accepted", transfer.calling_ae_title, _address(event))
+
+    def _on_rejected(self, calling_ae_title: str, address: str, reason: str) -> None:
+        self._audit("association rejected", calling_ae_title, address, reason=reason)
+
+    def _audit(self, action: str, calling_ae_title: str, address: str, **more: object) -> None:
+        """One line; a journal that cannot be written is told in the log and stops nothing."""
+        if self.journal is None:
+            return
+        entry = {"action": action, "calling_ae_title": calling_ae_title, "address": address, **more}
+        try:
+            self.journal.record([entry])
+        except PulmoError as exc:
+            log.error("%s", exc)
 
     def _on_end(self, event: evt.Event, how: str) -> None:
         with self._lock:
             transfer = self._transfers.pop(event.assoc, None)
         if transfer is not None:
+            self._audit(f"association {how}", transfer.calling_ae_title, _address(event), **dict(transfer.counts))
             counts = ", ".join(f"{number} {what}" for what, number in sorted(transfer.counts.items()))
             log.info("association from %s %s: %s", transfer.calling_ae_title, how, counts or "no instance")
 
@@ -345,6 +369,10 @@ def encode_meta(head: InstanceHead, transfer_syntax_uid: UID, calling_ae_title: 
     encoded.is_implicit_VR = False
     write_file_meta_info(encoded, meta)
     return b"\x00" * 128 + b"DICM" + encoded.getvalue()
+
+
+def _address(event: evt.Event) -> str:
+    return str(event.assoc.requestor.address)
 
 
 def _text(element: Any) -> str:

@@ -21,6 +21,7 @@ from pulmo_node.dimse import configure_pynetdicom
 from pulmo_node.domain.series import InstanceOutcome, StoredInstance
 from pulmo_node.errors import Transient
 from pulmo_node.files import FileInstanceStore
+from pulmo_node.ports import Journal
 from pulmo_node.receive import Receiver, ReceiveSettings
 from pulmo_node.store import SqlStore
 from pulmo_node.testing import ManualClock
@@ -157,13 +158,16 @@ class ReceivingNode:
 
 
 @contextmanager
-def receiving_node(folder: Path, *, min_free_bytes: int = 0, **settings: object) -> Iterator[ReceivingNode]:
+def receiving_node(
+    folder: Path, *, min_free_bytes: int = 0, journal: Journal | None = None, **settings: object
+) -> Iterator[ReceivingNode]:
     """A receiver with real storage and a real database below `folder`."""
     clock = ManualClock()
     with SqlStore(f"sqlite:///{folder / 'node.sqlite'}", clock) as store, watched() as log:
         instances = FileInstanceStore(folder / "storage", min_free_bytes=min_free_bytes)
         receive_settings = ReceiveSettings(ae_title="PULMO", port=0, **settings)  # type: ignore[arg-type]
         receiver = Receiver(receive_settings, store, instances, clock)
+        receiver.journal = journal
         receiver.start()
         try:
             yield ReceivingNode(receiver=receiver, store=store, instances=instances, clock=clock, log=log)

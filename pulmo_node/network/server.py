@@ -115,6 +115,7 @@ class _Handler(RequestHandler):
             refusal = refusal or self.server.ledger.admit(connection, calling)
             if refusal is not None:
                 log.warning("association from %s at %s rejected: %s", calling, connection.address, refusal.reason)
+                self.server.on_rejected(calling, connection.address, refusal.reason)
                 _reject(connection.socket, refusal)
                 return
             self._associate(connection, request)
@@ -165,10 +166,20 @@ class GuardedServer(ThreadedAssociationServer):
     request_queue_size = 128  # as delivered 5: a connection beyond waits for a second or more for its next try
     daemon_threads = True
 
-    def __init__(self, *args: Any, access: Access, limits: Limits, tls: ServerTls | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        access: Access,
+        limits: Limits,
+        tls: ServerTls | None,
+        on_rejected: Callable[[str, str, str], None],
+        **kwargs: Any,
+    ) -> None:
+        """`on_rejected` is called with calling AE title, address and reason."""
         self.access = access
         self.limits = limits
         self.tls = tls
+        self.on_rejected = on_rejected
         self.ledger = Ledger(limits)
         self._by_socket: dict[int, Connection] = {}
         self._told_at: dict[str, float] = {}

@@ -12,13 +12,15 @@ import pydicom
 import pytest
 from pydicom import uid
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_primitives import C_STORE
 
 from pulmo_node import deliver
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import COMPRESSED
 from pulmo_node.domain.deliveries import Peer, ResultObject
 from pulmo_node.encode import ResultOptions, encode_findings
-from pulmo_node.errors import Permanent, Transient
+from pulmo_node.errors import Permanent, PulmoError, Transient
 from pulmo_node.testing import Answer, Misbehaviour, SmallPacs
 from tests.conftest import data_folder
 from tests.encode_factory import chest_datasets, make_context, make_findings, make_nodule, write_volume
@@ -35,7 +37,7 @@ def pacs(tmp_path: Path) -> Iterator[SmallPacs]:
 
 @pytest.fixture
 def sender() -> DicomSender:
-    return DicomSender("PULMO", timeout_seconds=20)
+    return DicomSender("PULMO", timeout_seconds=20, keep_comments=True)
 
 
 def result_file(
@@ -107,6 +109,40 @@ class TestStatuses:
             (result,) = sender.send_files(peer, [part10(tmp_path / "a.dcm", data_set)])
         assert isinstance(result.error, Permanent)
         assert str(result.error) == "node refused, 0xC000: cannot understand, 'Study Instance UID is missing'"
+
+    def test_without_leave_the_comment_stays_out(self, pacs: SmallPacs, tmp_path: Path) -> None:
+        pacs.answer_next(Answer(status=0xA900, comment="DOE^JOHN 4711 exists"), Answer(status=0xA700, comment="4711"))
+        with DicomSender("PULMO", timeout_seconds=20).open(pacs.peer) as link:
+            for status in ("0xA900: data set does not match SOP class", "0xA700: out of resources"):
+                with pytest.raises(PulmoError) as caught:
+                    link.store(*result_file(tmp_path))
+                assert str(caught.value).endswith(status)
+
+    @pytest.mark.parametrize(
+        ("element", "value"), [("AffectedSOPInstanceUID", "1.2.3.4"), ("MessageIDBeingRespondedTo", 77)]
+    )
+    def test_an_answer_for_another_object_proves_nothing(
+        self,
+        pacs: SmallPacs,
+        sender: DicomSender,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        element: str,
+        value: object,
+    ) -> None:
+        send = DIMSEServiceProvider.send_msg
+
+        def send_wrong(self: DIMSEServiceProvider, primitive: object, context_id: int) -> None:
+            if isinstance(primitive, C_STORE) and primitive.MessageIDBeingRespondedTo is not None:
+                setattr(primitive, element, value)
+            send(self, primitive, context_id)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(DIMSEServiceProvider, "send_msg", send_wrong)
+        with sender.open(pacs.peer) as link:
+            with pytest.raises(Transient, match="smallpacs answered for another object"):
+                link.store(*result_file(tmp_path))
+            with pytest.raises(Transient, match="association with smallpacs lost"):
+                link.store(*result_file(tmp_path))
 
 
 class TestBytes:
@@ -221,7 +257,7 @@ class TestDisk:
     def test_while_sending(self, pacs: SmallPacs, sender: DicomSender, tmp_path: Path) -> None:
         with sender.open(pacs.peer) as link:
             with pytest.raises(Transient, match=r"gone\.dcm cannot be read"):
-                link.store_file(tmp_path / "gone.dcm", Comprehensive3DSRStorage, uid.ExplicitVRLittleEndian)
+                link.store_file(tmp_path / "gone.dcm", Comprehensive3DSRStorage, "1.2.3", uid.ExplicitVRLittleEndian)
             with pytest.raises(Transient, match="lost"):
                 link.store(*result_file(tmp_path))
         assert pacs.requests == 0

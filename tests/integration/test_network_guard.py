@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu import P_DATA_TF
 
+from pulmo_node.errors import Transient
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import MOST_HALF_OPEN, Limits
 from tests.network_factory import ReceivingNode, association, ct_slice, part10, receiving_node
@@ -263,6 +264,51 @@ class TestSlowLoris:
         with receiving_node(tmp_path) as node, connect(node) as silent:
             node.receiver.stop()
             assert received(silent) == b""
+
+
+class Entries:
+    """A journal in memory, or one whose disk is full."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        self.entries: list[Mapping[str, object]] = []
+        self._full = full
+
+    def record(self, entries: Sequence[Mapping[str, object]], *, durable: bool = False) -> None:
+        if self._full:
+            raise Transient("audit: no space left")
+        self.entries += entries
+
+
+class TestAudit:
+    def test_every_association_is_told(self, tmp_path: Path) -> None:
+        journal = Entries()
+        with receiving_node(tmp_path, access=Access(calling=("CT1",)), journal=journal) as node:
+            with association(node.port, calling="STRANGER"):
+                pass
+            with association(node.port, calling="CT1") as sender:
+                sender.send_c_store(part10(tmp_path / "a.dcm", ct_slice()))
+            node.log.wait_for("association from CT1 released")
+            with association(node.port, calling="CT1") as sender:
+                sender.abort()
+            node.log.wait_for("association from CT1 aborted")
+        common = {"address": "127.0.0.1", "calling_ae_title": "CT1"}
+        assert journal.entries == [
+            {
+                "action": "association rejected",
+                "address": "127.0.0.1",
+                "calling_ae_title": "STRANGER",
+                "reason": "calling AE title not in the list",
+            },
+            {"action": "association accepted", **common},
+            {"action": "association released", **common, "new": 1},
+            {"action": "association accepted", **common},
+            {"action": "association aborted", **common},
+        ]
+
+    def test_a_journal_that_cannot_be_written_stops_nothing(self, tmp_path: Path) -> None:
+        with receiving_node(tmp_path, journal=Entries(full=True)) as node:
+            assert is_served(node, tmp_path)
+            node.log.wait_for("audit: no space left")
 
 
 class TestSpoiled:
