@@ -386,8 +386,11 @@ class JobStore(AwaitingStore, Protocol):
         """QUEUED -> QUEUED, attempts + 1 where it counts, lease given up. Raises StaleJob."""
         ...
 
-    def release_leases(self, worker_id: str) -> int:
-        """Give up every lease of a worker that stops, without counting an attempt; the number of rows."""
+    def release_leases(self, worker_id: str, *, jobs: bool = True, destinations: Collection[str] | None = None) -> int:
+        """Give up leases of a worker, without counting an attempt; the number of rows.
+
+        Those of jobs, and those of deliveries to `destinations` (None: to all).
+        """
         ...
 
     def claim_deliveries(
@@ -407,8 +410,8 @@ class JobStore(AwaitingStore, Protocol):
         """
         ...
 
-    def delivery_deferred(self, delivery: Delivery, reason: str, not_before: datetime) -> None:
-        """PENDING -> PENDING, attempts + 1, lease given up. Raises StaleJob."""
+    def delivery_deferred(self, delivery: Delivery, reason: str, not_before: datetime, *, counts: bool = True) -> None:
+        """PENDING -> PENDING, attempts + 1 where it counts, lease given up. Raises StaleJob."""
         ...
 
     def delivery_failed(self, delivery: Delivery, reason: str) -> None:

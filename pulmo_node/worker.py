@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from pulmo_node import assemble, encode, logs, select
 from pulmo_node.attempt import Analysis, SeriesRequest, SeriesResult, outbox_item
+from pulmo_node.commitment_scu import CommitmentScu
 from pulmo_node.config import Config
 from pulmo_node.domain.circuit import Circuit
 from pulmo_node.domain.deliveries import Delivery, ResultObject
@@ -38,6 +40,8 @@ from pulmo_node.ports import (
 
 log = logging.getLogger(__name__)
 
+_ANALYSIS = ""  # a duty; every other one is the name of a destination
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
@@ -50,6 +54,7 @@ class Adapters:
     outbox: Outbox
     sender: ResultSender
     transfers: Transfers
+    commitment: CommitmentScu | None = None  # shared with receiver and sender, which bring it the reports of peers
     monotonic_seconds: Callable[[], float] = field(default=time.monotonic)  # never set, unlike `clock`
 
 
@@ -61,7 +66,9 @@ class Worker:
         self._ports = adapters
         self._analysis = analysis
         self._worker_id = worker_id
+        self._commitment = adapters.commitment or CommitmentScu(adapters.jobs, adapters.clock, config.delivery.retry)
         self._stopping = threading.Event()
+        self._unrecorded: set[str] = set()  # duties whose outcome the database did not take: they still hold a lease
         self._circuits: dict[str, Circuit] = {}  # by destination, each changed by its own duty only
         self._chance = random.SystemRandom()
 
@@ -121,6 +128,7 @@ class Worker:
 
     def analyse_next(self) -> bool:
         """Take the next queued job through assembly, analysis and encoding; False where there was none."""
+        self._give_back(_ANALYSIS, jobs=True, destinations=())
         now = self._ports.clock.now()
         job = self._ports.jobs.claim_job(self._worker_id, now=now, lease_until=self._lease_end())
         if job is None:
@@ -135,7 +143,16 @@ class Worker:
                 self._analyse(job)
         except StaleJob as exc:
             log.info("job %d: late result thrown away: %s", job.id, exc)
+        except PulmoError:
+            self._unrecorded.add(_ANALYSIS)
+            raise
         return True
+
+    def _give_back(self, duty: str, *, jobs: bool, destinations: Sequence[str]) -> None:
+        """Give up a lease that this worker still holds though it is through: no attempt was lost with it."""
+        if duty in self._unrecorded:
+            self._ports.jobs.release_leases(self._worker_id, jobs=jobs, destinations=destinations)
+            self._unrecorded.discard(duty)
 
     def _analyse(self, job: Job) -> None:
         try:
@@ -277,13 +294,23 @@ class Worker:
         A destination that cannot be reached is left alone for a while: what waits for it loses neither time nor
         attempts to it. All of that is due at once when it answers again.
         """
+        try:
+            return self._deliver_due(destination)
+        except PulmoError:
+            self._unrecorded.add(destination)
+            raise
+
+    def _deliver_due(self, destination: str) -> bool:
+        self._give_back(destination, jobs=False, destinations=(destination,))
+        now = self._ports.clock.now()
+        for overdue in self._ports.jobs.overdue_commitments(destination, now):
+            self._commitment.not_committed(overdue, "no storage commitment in time")
         circuit = self._circuits.get(destination, Circuit())
         if not circuit.allows(self._ports.monotonic_seconds()):
             return False
-        now = self._ports.clock.now()
         lease = now + timedelta(seconds=self._config.delivery.lease_seconds)
         deliveries = self._ports.jobs.claim_deliveries(destination, self._worker_id, now=now, lease_until=lease)
-        if not deliveries:
+        if not deliveries and not self._ports.jobs.uncommitted(destination):
             return False
         pending = list(deliveries)
         try:
@@ -291,13 +318,37 @@ class Worker:
                 while pending and not self._stopping.is_set():
                     self._deliver(link, pending[0])
                     pending.pop(0)
+                self._request_commitment(link, destination)
         except Transient as exc:
             self._open_circuit(destination, circuit, exc)
             for delivery in pending:
                 self._delivery_failed(delivery, exc)
         else:
             self._close_circuit(destination, circuit)
-        return True
+        return bool(deliveries)
+
+    def _request_commitment(self, link: ResultLink, destination: str) -> None:
+        """Ask for what was sent, also by an earlier association that was lost; the report may come much later."""
+        jobs = self._ports.jobs
+        if self._stopping.is_set() or not jobs.uncommitted(destination):
+            return
+        if not link.commits:
+            log.warning("%s offers no storage commitment any more", destination)
+            jobs.commitment_waived(destination)
+            return
+        transaction_uid = f"2.25.{uuid.uuid4().int}"
+        asked = jobs.commitment_asked(destination, transaction_uid)
+        instances = [(one.result.sop_class_uid, one.result.sop_instance_uid) for one in asked]
+        try:
+            link.request_commitment(transaction_uid, instances)
+        except Permanent as exc:
+            for delivery in asked:
+                self._commitment.not_committed(delivery, str(exc))
+        except Transient:
+            jobs.commitment_not_asked(transaction_uid)
+            raise
+        else:  # the peer may answer on this association, if it is given the time
+            self._commitment.wait(transaction_uid, self._config.delivery.commitment_linger_seconds)
 
     def _open_circuit(self, destination: str, circuit: Circuit, error: Transient) -> None:
         policy = self._config.delivery.probing
@@ -318,8 +369,10 @@ class Worker:
         except Permanent as exc:
             self._delivery_failed(delivery, exc)
             return
+        limit = timedelta(seconds=self._config.delivery.commitment_seconds)
+        until = self._ports.clock.now() + limit if link.commits else None
         try:
-            self._ports.jobs.delivery_sent(delivery, status)
+            self._ports.jobs.delivery_sent(delivery, status, until)
         except StaleJob as exc:
             log.info("delivery %d: sent, but no longer wanted: %s", delivery.id, exc)
             return
@@ -341,7 +394,7 @@ class Worker:
                 self._ports.jobs.delivery_failed(delivery, decision.reason)
                 log.error("delivery %d to %s failed: %s", delivery.id, delivery.destination, decision.reason)
             else:
-                self._ports.jobs.delivery_deferred(delivery, str(error), decision.not_before)
+                self._ports.jobs.delivery_deferred(delivery, str(error), decision.not_before, counts=decision.counts)
                 log.warning("delivery %d to %s deferred: %s", delivery.id, delivery.destination, error)
         except StaleJob as exc:
             log.info("delivery %d: no longer wanted: %s", delivery.id, exc)

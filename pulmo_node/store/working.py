@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -30,7 +30,7 @@ from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_job, to_resu
 TAKEN_OVER = "taken over"
 """Event of a lease that ended with its worker; no state changes."""
 
-_STOPPED = "the node stopped before it was through"
+_GIVEN_BACK = "given back by its worker"
 
 
 class SqlJobStore(Database):
@@ -140,21 +140,27 @@ class SqlJobStore(Database):
         with self._write() as connection:
             move_job(connection, job, JobEvent.DEFERRED, at=self._clock.now(), detail=detail, changes=changes)
 
-    def release_leases(self, worker_id: str) -> int:
-        """Give up every lease of a worker that stops, without counting an attempt; the number of rows."""
+    def release_leases(self, worker_id: str, *, jobs: bool = True, destinations: Collection[str] | None = None) -> int:
+        """Give up leases of a worker, without counting an attempt; the number of rows.
+
+        Those of jobs, and those of deliveries to `destinations` (None: to all).
+        """
         at = self._clock.now()
-        jobs = JOBS.where(schema.jobs.c.worker_id == worker_id, schema.jobs.c.state == JobState.QUEUED.value)
+        of_jobs = JOBS.where(schema.jobs.c.worker_id == worker_id, schema.jobs.c.state == JobState.QUEUED.value)
         deliveries = DELIVERIES.where(
             schema.deliveries.c.worker_id == worker_id, schema.deliveries.c.state == DeliveryState.PENDING.value
         )
+        if destinations is not None:
+            deliveries = deliveries.where(schema.deliveries.c.destination.in_(list(destinations)))
         with self._write() as connection:
-            leased = [to_job(row) for row in connection.execute(jobs.order_by(schema.jobs.c.id))]
+            rows = connection.execute(of_jobs.order_by(schema.jobs.c.id)).all() if jobs else ()
+            leased = [to_job(row) for row in rows]
             for job in leased:
-                move_job(connection, job, JobEvent.RELEASED, at=at, detail=_STOPPED)
+                move_job(connection, job, JobEvent.RELEASED, at=at, detail=_GIVEN_BACK)
             sending = [to_delivery(row) for row in connection.execute(deliveries.order_by(schema.deliveries.c.id))]
             for delivery in sending:
                 job = job_by_id(connection, delivery.job_id)
-                move_delivery(connection, delivery, DeliveryEvent.RELEASED, at=at, job=job, detail=_STOPPED)
+                move_delivery(connection, delivery, DeliveryEvent.RELEASED, at=at, job=job, detail=_GIVEN_BACK)
         return len(leased) + len(sending)
 
     def claim_deliveries(
@@ -211,9 +217,9 @@ class SqlJobStore(Database):
         changes = {"reason": None, "not_before": None, "commitment_uid": None, "commitment_until": commitment_until}
         self._move_delivery(delivery, DeliveryEvent.SENT, detail, changes)
 
-    def delivery_deferred(self, delivery: Delivery, reason: str, not_before: datetime) -> None:
-        """PENDING -> PENDING, attempts + 1, lease given up. Raises `StaleJob`."""
-        changes = {"attempts": delivery.attempts + 1, "reason": reason, "not_before": not_before}
+    def delivery_deferred(self, delivery: Delivery, reason: str, not_before: datetime, *, counts: bool = True) -> None:
+        """PENDING -> PENDING, attempts + 1 where it counts, lease given up. Raises `StaleJob`."""
+        changes = {"attempts": delivery.attempts + counts, "reason": reason, "not_before": not_before}
         detail = f"{reason}; again not before {not_before.isoformat(timespec='seconds')}"
         self._move_delivery(delivery, DeliveryEvent.DEFERRED, detail, changes)
 

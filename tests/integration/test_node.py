@@ -22,7 +22,9 @@ from pulmo_node.config import Config, resolve
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import DimseStatus
 from pulmo_node.domain.deliveries import Peer
+from pulmo_node.errors import DiskFull
 from pulmo_node.ports import StudyDetail
+from pulmo_node.store import SqlStore
 from pulmo_node.testing import Answer, SmallPacs
 from tests import fake_pipeline as fake_pipeline_module
 from tests.ct_factory import write_datasets, write_part10
@@ -490,3 +492,32 @@ def test_a_destination_that_cannot_be_reached_costs_few_attempts_and_gets_all_wh
         for study, _ in series:
             wait_for(node, study, in_state("DONE"))
     assert len(pacs.stored) == 20
+
+
+def test_an_outcome_that_the_database_does_not_take_costs_no_attempt(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the result is to be recorded, and still when the job is to be deferred for it."""
+    study, files = series_files(tmp_path / "ct")
+    refusals = {"job_encoded": 2, "job_deferred": 2, "delivery_sent": 2, "delivery_deferred": 2}
+
+    def refusing(name: str) -> Callable[..., Any]:
+        method = getattr(SqlStore, name)
+
+        def refused(*args: Any, **kwargs: Any) -> Any:
+            if refusals[name]:
+                refusals[name] -= 1
+                raise DiskFull("database: database or disk is full")
+            return method(*args, **kwargs)
+
+        return refused
+
+    for name in refusals:
+        monkeypatch.setattr(SqlStore, name, refusing(name))
+    once = {"max_attempts": 1, "lease_seconds": 600.0}
+    with running(tmp_path, pacs, analysis=once, delivery=once) as node:
+        send(node, files)
+        detail = wait_for(node, study, in_state("DONE"))
+    assert [job.attempts for job in detail.jobs] == [0]
+    assert [delivery.attempts for delivery in detail.deliveries] == [0, 0]
+    assert refusals["job_encoded"] == refusals["delivery_sent"] == 0
