@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from pulmo_node.cli import app
 from pulmo_node.deliver import DicomSender
-from pulmo_node.testing import Misbehaviour, SmallPacs
+from pulmo_node.dimse import DimseStatus
+from pulmo_node.testing import Answer, Misbehaviour, SmallPacs
 from tests.ct_factory import write_part10
 from tests.encode_factory import chest_datasets
 from tests.fake_pipeline import REJECTED_DESCRIPTION
@@ -136,7 +137,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         "log": {"level": "DEBUG"},
     }
     with SmallPacs(folder / "pacs") as pacs:
-        pacs.answer_next(Misbehaviour.ABORT)
+        quoting = Answer(status=DimseStatus.OUT_OF_RESOURCES, comment=f"patient {marker(990)} is locked")
+        pacs.answer_next(Misbehaviour.ABORT, quoting)
         with NodeProcess(folder / "node", configuration, peers=[pacs.peer]) as node:
             good = marked_datasets()
             paths = write(good, folder / "good")
