@@ -146,7 +146,7 @@ class DeliverySection(_Retrying):
     timeout_seconds: Positive = 30.0
     error_comments: bool = False
     commitment_seconds: Positive = 3600.0
-    commitment_linger_seconds: NotNegative = 5.0
+    commitment_linger_seconds: Annotated[float, Field(ge=0)] = 5.0
 
     @property
     def probing(self) -> RetryPolicy:

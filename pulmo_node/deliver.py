@@ -42,6 +42,7 @@ from pulmo_node.dimse import (
     DimseStatus,
     StatusKind,
     commitment_information,
+    commitment_request,
     configure_pynetdicom,
     prepare_connection,
     status_in_words,
@@ -51,9 +52,11 @@ from pulmo_node.domain.commitments import CommitmentReport
 from pulmo_node.domain.deliveries import Peer, ResultObject
 from pulmo_node.errors import Permanent, PulmoError, Transient
 from pulmo_node.network.tls import client_context, handshake_failure
+from pulmo_node.ports import CommitmentReports
 
 _MOST_CONTEXTS = 128  # of one association (PS3.8 9.3.2.2: odd numbers of one byte)
 _SLOWEST_BYTES_PER_SECOND = 250_000  # a slower network counts as a peer that does not answer
+_REQUEST_COMMITMENT = 1  # Action Type ID
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID")
 
 
@@ -145,6 +148,37 @@ class AssociationLink:
             self._association.abort()  # what comes next on it cannot be trusted either
             raise Transient(f"{self._peer.name} answered for another object")
 
+    @property
+    def commits(self) -> bool:
+        """Whether storage commitment was wanted and the peer offers it."""
+        return self._peer.commitment and any(
+            context.abstract_syntax == STORAGE_COMMITMENT for context in self._association.accepted_contexts
+        )
+
+    def request_commitment(self, transaction_uid: str, instances: Sequence[tuple[str, str]]) -> None:
+        """N-ACTION (PS3.4 J.3.2) for pairs of SOP Class UID and SOP Instance UID.
+
+        Raises:
+            Transient: association lost, no answer in time.
+            Permanent: the peer refused the request.
+        """
+        self._check_open()
+        self._message_id = self._message_id % 65535 + 1
+        try:
+            answer, _ = self._association.send_n_action(
+                commitment_request(transaction_uid, instances),
+                _REQUEST_COMMITMENT,
+                STORAGE_COMMITMENT,
+                STORAGE_COMMITMENT_INSTANCE,
+                msg_id=self._message_id,
+            )
+        except RuntimeError as exc:  # it ended since the check
+            raise Transient(f"association with {self._peer.name} lost") from exc
+        if "Status" not in answer:
+            raise Transient(f"{self._peer.name} did not answer: association lost or timed out")
+        if status_kind(int(answer.Status)) not in (StatusKind.SUCCESS, StatusKind.WARNING):
+            raise Permanent(f"storage commitment refused: {status_in_words(int(answer.Status))}")
+
     def _check_open(self) -> None:
         if not self._association.is_established:
             raise Transient(f"association with {self._peer.name} lost")
@@ -179,11 +213,20 @@ class AssociationLink:
 class DicomSender:
     """Opens associations (port `ResultSender`)."""
 
-    def __init__(self, ae_title: str, *, timeout_seconds: float = 30.0, keep_comments: bool = False) -> None:
+    def __init__(
+        self,
+        ae_title: str,
+        *,
+        timeout_seconds: float = 30.0,
+        keep_comments: bool = False,
+        reports: CommitmentReports | None = None,
+    ) -> None:
         """`ae_title` is ours; the timeout holds for the connection, the negotiation and each answer.
 
-        With `keep_comments` the Error Comment of a refusal is part of the error.
+        With `keep_comments` the Error Comment of a refusal is part of the error. `reports` takes what peers say on
+        storage commitment on the association of the request.
         """
+        self._reports = reports
         self._keep_comments = keep_comments
         configure_pynetdicom()
         self._timeout_seconds = timeout_seconds
@@ -208,7 +251,10 @@ class DicomSender:
         ]
         # With Verification a peer that takes none of them still accepts the association, and each object can be
         # refused by name.
-        with self._associate(peer, [*contexts, build_context(VERIFICATION)]) as association:
+        contexts.append(build_context(VERIFICATION))
+        if peer.commitment:
+            contexts.append(build_context(STORAGE_COMMITMENT))
+        with self._associate(peer, contexts) as association:
             yield AssociationLink(association, peer, self._timeout_seconds, keep_comments=self._keep_comments)
 
     def echo(self, peer: Peer) -> float:
@@ -276,6 +322,12 @@ class DicomSender:
                 for instance in batch:
                     yield _send(link, instance)
 
+    def _handlers(self) -> list[evt.EventHandlerType]:
+        handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, prepare_connection, [self._timeout_seconds])]
+        if self._reports is not None:
+            handlers.append((evt.EVT_N_EVENT_REPORT, self._reports.on_n_event_report))
+        return handlers
+
     @contextmanager
     def _associate(
         self, peer: Peer, contexts: list[PresentationContext], *, roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = ()
@@ -291,7 +343,7 @@ class DicomSender:
                 tls_args=None
                 if tls_context is None or peer.tls is None
                 else (tls_context, peer.tls.hostname or peer.host),
-                evt_handlers=[(evt.EVT_CONN_OPEN, prepare_connection, [self._timeout_seconds])],
+                evt_handlers=self._handlers(),
             )
         except OSError as exc:  # the name of the host cannot be resolved
             raise Transient(f"{peer.name} ({peer.host}:{peer.port}) cannot be reached: {_reason(exc)}") from exc

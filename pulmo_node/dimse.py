@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections.abc import Sequence
 from enum import Enum, IntEnum
 
 from pydicom import uid
@@ -36,6 +37,7 @@ class DimseStatus(IntEnum):
     SUCCESS = 0x0000
     ATTRIBUTE_LIST_ERROR = 0x0107
     PROCESSING_FAILURE = 0x0110
+    NO_SUCH_EVENT_TYPE = 0x0113
     INVALID_ARGUMENT = 0x0115
     ATTRIBUTE_VALUE_OUT_OF_RANGE = 0x0116
     INVALID_SOP_INSTANCE = 0x0117
@@ -129,6 +131,14 @@ def commitment_information(report: CommitmentReport) -> tuple[int, Dataset]:
         failed.append(item)
     information.FailedSOPSequence = failed
     return _FAILURES_EXIST, information
+
+
+def commitment_request(transaction_uid: str, instances: Sequence[tuple[str, str]]) -> Dataset:
+    """Action Information of the N-ACTION that asks for storage commitment (PS3.4 table J.3-1)."""
+    information = Dataset()
+    information.TransactionUID = transaction_uid
+    information.ReferencedSOPSequence = [_reference(*pair) for pair in instances]
+    return information
 
 
 def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:

@@ -24,6 +24,7 @@ class DeliveryEvent(StrEnum):
 
     SENT = "sent"
     COMMITTED = "committed"
+    NOT_COMMITTED = "not committed"  # refused, or no word of it in time: it is sent again
     DEFERRED = "deferred"
     RELEASED = "released"  # its sender stopped and gave it back; no attempt
     FAILED = "failed"
@@ -40,6 +41,8 @@ TRANSITIONS: dict[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
     (DeliveryState.PENDING, DeliveryEvent.CANCELLED): DeliveryState.CANCELLED,
     (DeliveryState.PENDING, DeliveryEvent.SUPERSEDED): DeliveryState.CANCELLED,
     (DeliveryState.SENT, DeliveryEvent.COMMITTED): DeliveryState.COMMITTED,
+    (DeliveryState.SENT, DeliveryEvent.NOT_COMMITTED): DeliveryState.PENDING,  # attempts + 1, not_before
+    (DeliveryState.SENT, DeliveryEvent.FAILED): DeliveryState.FAILED,  # not committed as often as configured
     **{
         (state, DeliveryEvent.REQUEUED): DeliveryState.PENDING
         for state in (DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.FAILED, DeliveryState.CANCELLED)
@@ -71,6 +74,7 @@ class Peer:
     host: str
     port: int
     tls: PeerTls | None = None  # None: in the clear
+    commitment: bool = False  # storage commitment is asked for where the peer offers it
 
 
 REPORT_KIND = "sr"
@@ -104,3 +108,5 @@ class Delivery:
     worker_id: str | None
     lease_until: datetime | None
     updated_at: datetime
+    commitment_uid: str | None = None  # Transaction UID of the latest request for storage commitment
+    commitment_until: datetime | None = None  # SENT, but delivered only once committed; None: SENT is delivered

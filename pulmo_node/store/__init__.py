@@ -1,13 +1,14 @@
 """Persistence on SQLAlchemy: SQLite (WAL) by default, PostgreSQL by URL.
 
 In reading order: `schema` (the tables), `database` (connections, transactions, migrations), `rows` (rows as values),
-`moves` (the one way in which a state changes), then a module for each port: `receiving`, `working`, `administration`,
-`reconciling`, `maintenance`, `committing`.
+`moves` (the one way in which a state changes), then a module for each port: `receiving`, `working` with `awaiting`,
+`administration`, `reconciling`, `maintenance`, `committing`.
 """
 
 from __future__ import annotations
 
 from pulmo_node.store.administration import SqlAdminStore
+from pulmo_node.store.awaiting import SqlAwaitingStore
 from pulmo_node.store.committing import SqlCommitmentStore
 from pulmo_node.store.maintenance import SqlMaintenanceStore
 from pulmo_node.store.receiving import SqlReceiveStore
@@ -15,7 +16,15 @@ from pulmo_node.store.reconciling import SqlReconcileStore
 from pulmo_node.store.working import SqlJobStore
 
 
-class SqlStore(SqlReceiveStore, SqlJobStore, SqlAdminStore, SqlReconcileStore, SqlMaintenanceStore, SqlCommitmentStore):
+class SqlStore(
+    SqlReceiveStore,
+    SqlJobStore,
+    SqlAwaitingStore,
+    SqlAdminStore,
+    SqlReconcileStore,
+    SqlMaintenanceStore,
+    SqlCommitmentStore,
+):
     """Every port of the store on one database; safe to share between threads.
 
     Constructed with a database URL and a clock. Every method may raise `Transient` (locked, full, unreachable) and

@@ -123,10 +123,9 @@ def move_delivery(
 ) -> None:
     """One event of a delivery of `job`; its lease is given up; `changes` are further columns."""
     state = delivery_domain.transition(delivery.state, event)
+    columns = {"state": state.value, "updated_at": at, "commitment_until": None, **NO_LEASE, **(changes or {})}
     updated = connection.execute(
-        schema.deliveries.update()
-        .where(*as_seen(schema.deliveries, delivery))
-        .values({"state": state.value, "updated_at": at, **NO_LEASE, **(changes or {})})
+        schema.deliveries.update().where(*as_seen(schema.deliveries, delivery)).values(columns)
     )
     if updated.rowcount != 1:
         raise StaleJob(f"delivery {delivery.id} is no longer {delivery.state.value} and ours: {event.value} is late")
@@ -244,7 +243,7 @@ def settle_job(connection: Connection, job_id: int, *, at: datetime) -> None:
     if job.state is not JobState.ENCODED:
         return
     deliveries = deliveries_of(connection, job, in_use=True)
-    if any(delivery.state is DeliveryState.PENDING for delivery in deliveries):
+    if any(delivery.state is DeliveryState.PENDING or delivery.commitment_until for delivery in deliveries):
         return
     failed = [delivery for delivery in deliveries if delivery.state is DeliveryState.FAILED]
     if not failed:

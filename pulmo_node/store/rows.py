@@ -83,6 +83,8 @@ def to_delivery(row: AnyRow) -> Delivery:
         worker_id=row.worker_id,
         lease_until=row.lease_until,
         updated_at=row.updated_at,
+        commitment_uid=row.commitment_uid,
+        commitment_until=row.commitment_until,
     )
 
 

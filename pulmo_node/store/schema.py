@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 """The newest migration; a database at this revision is opened without loading Alembic."""
 
 UID_LENGTH = 64  # PS3.5, 6.2: UI
@@ -160,9 +160,17 @@ deliveries = sa.Table(
     sa.Column("worker_id", sa.String(128)),
     sa.Column("lease_until", UtcDateTime),
     sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.Column("commitment_uid", sa.String(UID_LENGTH), index=True),
+    sa.Column("commitment_until", UtcDateTime),
     sa.UniqueConstraint("result_id", "destination"),
     sa.Index("ix_deliveries_state", "state", "destination", "job_id"),
     sqlite_autoincrement=True,
+)
+sa.Index(  # of the few that wait: looked through every second
+    "ix_deliveries_commitment_until",
+    deliveries.c.commitment_until,
+    sqlite_where=deliveries.c.commitment_until.is_not(None),
+    postgresql_where=deliveries.c.commitment_until.is_not(None),
 )
 
 events = sa.Table(

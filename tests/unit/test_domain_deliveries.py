@@ -42,7 +42,12 @@ class TestPending(EveryEvent):
 
 class TestSent(EveryEvent):
     state = DeliveryState.SENT
-    allowed: ClassVar = {"committed": "COMMITTED", "requeued": "PENDING"}
+    allowed: ClassVar = {
+        "committed": "COMMITTED",
+        "not committed": "PENDING",
+        "failed": "FAILED",
+        "requeued": "PENDING",
+    }
 
 
 class TestCommitted(EveryEvent):
