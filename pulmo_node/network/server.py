@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from pulmo_node.network.access import Access, Refusal
@@ -138,7 +139,11 @@ class _Handler(RequestHandler):
         if pdu_type != _ASSOCIATE_RQ or not _HEADER_BYTES + length >= _TITLES_END or length > limits.pdu_bytes:
             connection.socket.send(_A_ABORT)
             raise _Lost("no request for an association")
-        return header + _read(connection.socket, length, deadline)
+        request = header + _read(connection.socket, length, deadline)
+        if not _is_decodable(request):
+            connection.socket.send(_A_ABORT)
+            raise _Lost("a request that cannot be decoded")
+        return request
 
     def _associate(self, connection: Connection, request: bytes) -> None:
         self.request = connection.socket
@@ -148,13 +153,23 @@ class _Handler(RequestHandler):
         association.bind(evt.EVT_DIMSE_RECV, _on_message)
         for event in (evt.EVT_RELEASED, evt.EVT_ABORTED):  # the slot is free before the thread has ended
             association.bind(event, self._on_end)
-        # The request is here, so this waits only for its decoding; one that cannot be decoded must not keep the slot.
+        # The request is here and can be decoded, so this waits for next to nothing.
         association.acse_timeout = _DECODING_SECONDS
         for thread in (association, association.dul):
-            thread.run = partial(_run_guarded, thread.run, connection)  # type: ignore[method-assign]
+            thread.run = partial(self._run_guarded, thread.run, connection)  # type: ignore[method-assign]
         evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
         association.start()
         association.join()
+        association.dul.kill_dul()  # it would run on where the association's thread ended by an error
+
+    def _run_guarded(self, run: Callable[[], None], connection: Connection) -> None:
+        """One of the two threads of an association; whatever its peer makes it raise ends the connection."""
+        try:
+            run()
+        except Exception as exc:  # noqa: BLE001 - the boundary to pynetdicom; the text may quote what the peer sent
+            log.warning("association from %s ended: unexpected %s", connection.calling_ae_title, type(exc).__name__)
+            connection.end("unexpected error")
+            self.server.ledger.closed(connection)
 
     def _on_end(self, event: evt.Event) -> None:
         self.server.ledger.closed(cast(MeteredSocket, event.assoc.dul.socket).connection)
@@ -260,15 +275,6 @@ def listen_guarded(
     return server
 
 
-def _run_guarded(run: Callable[[], None], connection: Connection) -> None:
-    """One of the two threads of an association; whatever its peer makes it raise ends the connection."""
-    try:
-        run()
-    except Exception as exc:  # noqa: BLE001 - the boundary to pynetdicom; the text may quote what the peer sent
-        log.warning("association from %s ended: unexpected %s", connection.calling_ae_title, type(exc).__name__)
-        connection.end("unexpected error")
-
-
 def _on_message(event: evt.Event) -> None:
     cast(MeteredSocket, event.assoc.dul.socket).message_came()
 
@@ -285,6 +291,17 @@ def _read(sock: socket.socket, number: int, deadline: float) -> bytes:
             raise _Lost("closed by the peer")
         read += part
     return bytes(read)
+
+
+def _is_decodable(request: bytes) -> bool:
+    """Whether pynetdicom can read it, tried before it costs a slot and two threads."""
+    try:
+        pdu = A_ASSOCIATE_RQ()
+        pdu.decode(request)
+        pdu.to_primitive()
+    except Exception:  # noqa: BLE001 - bytes of a stranger: whatever the parser raises, they are no request
+        return False
+    return True
 
 
 def _title(padded: bytes) -> str:
