@@ -1,8 +1,9 @@
 # Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, benchmark,
-# benchmark-encoding, lint. Everything happens in .venv; see README.md.
+# benchmark-encoding, sbom, audit, lint. Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
 VENV := .venv
+TOOLS := .venv-tools
 BIN := $(VENV)/bin
 CT ?=
 OUT ?= demo-out
@@ -11,12 +12,14 @@ SEED ?= 1
 MINUTES ?= 30
 SERIES ?=
 VIEWER ?=
+SBOM ?= sbom.json
+ADVISORIES ?=
 DICOM ?=
 DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
 DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql $(DEBIAN_VIEWER_PACKAGES)
 
 .PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak \
-  benchmark benchmark-encoding lint format clean
+  benchmark benchmark-encoding sbom audit lint format clean
 
 install: $(VENV)/.installed
 
@@ -95,9 +98,29 @@ benchmark: install-dev
 benchmark-encoding: install-dev
 	$(BIN)/python -m benchmarks.encoding
 
+# What is installed, as CycloneDX (JSON), by a tool in a folder of its own so that it does not list itself.
+sbom: install $(TOOLS)/.installed
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o "$(SBOM)" $(BIN)/python
+	@echo "$(SBOM)"
+
+# Known vulnerabilities of what is installed, asked of PyPI; without a network, with ADVISORIES=FOLDER-OR-ZIP, of a list in
+# the OSV format. Fails where one is known, and where a package could not be looked up.
+audit: install $(if $(ADVISORIES),,$(TOOLS)/.installed)
+ifneq ($(ADVISORIES),)
+	$(BIN)/python -m tools.advisories "$(ADVISORIES)"
+else
+	$(BIN)/pip list --format=freeze --exclude-editable --disable-pip-version-check | sed 's/+.*//' > $(TOOLS)/installed.txt
+	$(TOOLS)/bin/pip-audit --requirement $(TOOLS)/installed.txt --no-deps --disable-pip --strict
+endif
+
+$(TOOLS)/.installed: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
+
 format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out viewer-out
+	rm -rf $(VENV) $(TOOLS) sbom.json build dist *.egg-info demo-out viewer-out
