@@ -35,8 +35,9 @@ _FULL = ("No space left on device", "database or disk is full", "disk is full")
 CONFIGURATION: dict[str, dict[str, Any]] = {
     # Without the watermark, which would refuse instances while there is still room for everything else.
     "receive": {"quiet_seconds": 0.5, "min_free_bytes": 0, "low_free_bytes": 0},
-    "analysis": {"lease_seconds": 5.0, "first_delay_seconds": 0.2, "max_delay_seconds": 1.0},
-    "delivery": {"lease_seconds": 5.0, "first_delay_seconds": 0.2, "max_delay_seconds": 1.0},
+    # One attempt: a full disk must not cost any.
+    "analysis": {"lease_seconds": 5.0, "max_attempts": 1, "first_delay_seconds": 0.2, "max_delay_seconds": 1.0},
+    "delivery": {"lease_seconds": 5.0, "max_attempts": 1, "first_delay_seconds": 0.2, "max_delay_seconds": 1.0},
 }
 
 
@@ -128,7 +129,7 @@ def run(folder: Path, seed: int, rounds: int) -> Outcome:
                 failures.append("the node did not end well")
     return Outcome(
         fault="full disk",
-        done=f"{len(moments)} times ({', '.join(moment.value for moment in Moment)}), storage and database on one "
+        done=f"{len(moments)} times ({'; '.join(moment.value for moment in Moment)}), storage and database on one "
         f"disk of {DISK_BYTES >> 20} MiB",
         found=f"{scene.refused} instances answered with 0xA700 and taken later, "
         f"{len(scene.acknowledged)} acknowledged: 0 lost; the node met the full disk "

@@ -52,33 +52,37 @@ _MIB = 1 << 20
 _TRACES = (b"Traceback", b'File "', b"Error(", b"pulmo_node", b"site-packages")
 """Signs of a program's inner life; an Error Comment has none of them."""
 
-CONFIGURATION: dict[str, dict[str, Any]] = {
-    "receive": {
-        "quiet_seconds": 2.0,
-        "network_timeout_seconds": 5.0,
-        "association_request_seconds": 5.0,
-        "max_associations": 60,
-        "max_associations_per_peer": 40,
-        "max_connections_per_minute": 1_000_000,
-    },
-}
 
+def run(
+    folder: Path, seed: int, *, cases: int, slow: int, most_growth_bytes: int, limit_seconds: float = 5.0
+) -> Outcome:
+    """That many spoiled conversations from four attackers, then `slow` connections that dribble or say nothing.
 
-def run(folder: Path, seed: int, *, cases: int, slow: int, most_growth_bytes: int) -> Outcome:
-    """That many spoiled conversations from four attackers, then `slow` connections that dribble or say nothing."""
+    `limit_seconds` is how long the node bears silence, or the lack of a whole request.
+    """
+    configuration = {
+        "receive": {
+            "quiet_seconds": 2.0,
+            "network_timeout_seconds": limit_seconds,
+            "association_request_seconds": limit_seconds,
+            "max_associations": 60,
+            "max_associations_per_peer": 40,
+            "max_connections_per_minute": 1_000_000,
+        }
+    }
     study = make_study(folder / "studies", seed, 0)
-    with SmallPacs(folder / "pacs") as pacs, NodeProcess(folder / "node", CONFIGURATION, peers=[pacs.peer]) as node:
+    with SmallPacs(folder / "pacs") as pacs, NodeProcess(folder / "node", configuration, peers=[pacs.peer]) as node:
         pid = node.pid
         conversation = valid_conversation(study)
         failures: list[str] = []
         # What is loaded only once, and the analysis process, are there before anything is measured.
         assert _delivers(node, study)
         at_rest = node.resources()
-        attack(node, conversation, seed, range(min(cases, 200)), failures)
+        attack(node, conversation, seed, range(min(cases, 100)), failures)
         before = _settled(node, at_rest)
         answers = attack(node, conversation, seed, range(cases), failures)
         after = _settled(node, at_rest)
-        served = _slow_loris(node, slow, failures)
+        served = _slow_loris(node, slow, 3 * limit_seconds, failures)
         if not _delivers(node, make_study(folder / "studies", seed, 1)):
             failures.append("a study sent afterwards came to no result")
         if not node.running or node.pid != pid:
@@ -309,13 +313,13 @@ def _settled(node: NodeProcess, at_rest: Resources) -> Resources:
     return node.resources()
 
 
-def _slow_loris(node: NodeProcess, number: int, failures: list[str]) -> int:
+def _slow_loris(node: NodeProcess, number: int, seconds: float, failures: list[str]) -> int:
     """Hold connections, half of them dribbling an association request; how often an honest peer was served beside."""
     served = 0
     request = bytes.fromhex("0100000000ff") + bytes(255)
     with ExitStack() as stack:
         slow = [stack.enter_context(_connect(node.port)) for _ in range(number)]
-        until = time.monotonic() + 3 * CONFIGURATION["receive"]["network_timeout_seconds"]
+        until = time.monotonic() + seconds
         position = 0
         while time.monotonic() < until:
             for each in slow[::2]:
