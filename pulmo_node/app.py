@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import select
 import signal
 import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import TracebackType
 
 from pulmo_node import logs, systemd
@@ -209,26 +209,36 @@ def serve(config: Config, reread: Callable[[], Config]) -> None:
     Raises:
         PulmoError: the node cannot start.
     """
-    signals: SimpleQueue[int] = SimpleQueue()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: signals.put(received))
+    signals = _received_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     watchdog = systemd.watchdog_seconds()
     node = Node(config).__enter__()
     systemd.notify("READY=1")
     while True:
-        try:
-            received = signals.get(timeout=None if watchdog is None else watchdog / 2)
-        except Empty:
+        ready, _, _ = select.select([signals], [], [], None if watchdog is None else watchdog / 2)
+        if not ready:
             if node.alive:
                 systemd.notify("WATCHDOG=1")
             continue
-        if received != signal.SIGHUP:
+        if signals.recv(1)[0] != signal.SIGHUP:
             break
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         node = replaced(node, reread)
         systemd.notify("READY=1")
     systemd.notify("STOPPING=1")
     node.__exit__(None, None, None)
+
+
+def _received_signals(*numbers: signal.Signals) -> socket.socket:
+    """A socket that yields a byte, its number, for each signal from now on.
+
+    Waiting for a lock would miss one that comes in the moment before the wait begins.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach())
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+    return reader
 
 
 def replaced(node: Node, reread: Callable[[], Config]) -> Node:
@@ -255,6 +265,7 @@ def replaced(node: Node, reread: Callable[[], Config]) -> Node:
     successor.start_working()
     logs.configure(config.log.level)
     log.info("the configuration was replaced")
+    open_audit(config, f"node {config.node.ae_title}").record([{"action": "configuration replaced"}])
     return successor
 
 

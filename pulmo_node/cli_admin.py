@@ -74,8 +74,10 @@ def backup(
     config: ConfigOption = None,
 ) -> None:
     """Copy the SQLite database while the node runs; the copy is checked. Images and results are plain files."""
-    from pulmo_node.app import open_store  # noqa: PLC0415
+    from pulmo_node.app import open_audit, open_store  # noqa: PLC0415
 
-    with open_store(read_config(config)) as store:
+    settings = read_config(config)
+    with open_store(settings) as store:
         store.backup(target)
+    open_audit(settings).record([{"action": "backup", "file": target.absolute()}], durable=True)
     out.print(f"{target}: written and checked, {target.stat().st_size / 1024**2:.1f} MiB", highlight=False)

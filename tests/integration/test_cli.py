@@ -277,4 +277,6 @@ def test_backup_writes_a_copy_that_a_node_can_open(config: Path, known_study: st
     assert runner.invoke(app, ["backup", str(target), "-c", str(config)]).exit_code == 0
     with SqlStore(f"sqlite:///{target}", SystemClock()) as copy:
         assert copy.study(known_study) is not None
+    (entry,) = [json.loads(line) for line in (tmp_path / "var" / "audit.jsonl").read_text().splitlines()]
+    assert (entry["action"], entry["file"]) == ("backup", str(target))
     assert runner.invoke(app, ["backup", str(target), "-c", str(config)]).exit_code == 1
