@@ -175,7 +175,7 @@ def _purgeable(connection: Connection, study_instance_uid: str | None) -> tuple[
         sa.select(deliveries.c.id)
         .join(jobs, deliveries.c.job_id == jobs.c.id)
         .join(other, jobs.c.series_id == other.c.id)
-        .where(same_study, _in(deliveries.c.state, _UNSENT))
+        .where(same_study, sa.or_(_in(deliveries.c.state, _UNSENT), deliveries.c.commitment_until.is_not(None)))
     )
     touched = sa.func.max(series.c.updated_at, type_=schema.UtcDateTime()).label("touched_at")
     query = (

@@ -17,13 +17,14 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
-from pulmo_node.app import Node, SystemClock
+from pulmo_node.app import Node, SystemClock, open_audit, open_store
 from pulmo_node.config import Config, resolve
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import DimseStatus
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.errors import DiskFull
 from pulmo_node.ports import StudyDetail
+from pulmo_node.retention import erase_study
 from pulmo_node.store import SqlStore
 from pulmo_node.testing import Answer, SmallPacs
 from tests import fake_pipeline as fake_pipeline_module
@@ -521,3 +522,28 @@ def test_an_outcome_that_the_database_does_not_take_costs_no_attempt(
     assert [job.attempts for job in detail.jobs] == [0]
     assert [delivery.attempts for delivery in detail.deliveries] == [0, 0]
     assert refusals["job_encoded"] == refusals["delivery_sent"] == 0
+
+
+def test_a_study_that_is_deleted_while_it_is_analysed_leaves_nothing(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, files = series_files(tmp_path / "ct")
+    begun, deleted = threading.Event(), threading.Event()
+    analyse = FakePipeline.__call__
+
+    def slow(self: FakePipeline, image: Any, progress: Any = None) -> Any:
+        begun.set()
+        assert deleted.wait(WAIT_SECONDS)
+        return analyse(self, image)
+
+    monkeypatch.setattr(FakePipeline, "__call__", slow)
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        assert begun.wait(WAIT_SECONDS)
+        storage = node.config.storage
+        assert erase_study(storage, node.store, open_audit(node.config), study) is not None
+        deleted.set()
+    with open_store(node.config) as store:
+        assert store.study(study) is None
+    assert not [path for folder in ("instances", "outbox", "incoming") for path in (storage / folder).rglob("*.dcm")]
+    assert pacs.stored == ()

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,10 @@ class TestPurge:
         scene.store.job_failed(scene.queued(study="4", series="4.1"), "GAVE_UP", "busy")  # to be looked at
         scene.receive(study="5", series="5.1")  # to be completed
         scene.store.job_rejected(scene.queued(study="6", series="6.1"), "NOT_AXIAL", "x", [result("report")])
+        uncommitted = scene.queued(study="7", series="7.1", destinations=("archive",))
+        scene.store.job_rejected(uncommitted, "NOT_AXIAL", "x", [result("report", "2.25.77")])
+        (delivery,) = scene.claim_deliveries("archive")
+        scene.store.delivery_sent(delivery, "0x0000", scene.clock.now() + timedelta(days=30))
         purge = self.purge(scene, tmp_path, days=7)
         scene.clock.advance(days=6.9)
         assert purge.due() == ()
