@@ -8,6 +8,7 @@ import secrets
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -209,6 +210,7 @@ def serve(config: Config, reread: Callable[[], Config]) -> None:
     Raises:
         PulmoError: the node cannot start.
     """
+    threading.excepthook = logs.thread_ended  # its own would print what a peer sent
     signals = _received_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     watchdog = systemd.watchdog_seconds()
     node = Node(config).__enter__()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
 import warnings
+
+log = logging.getLogger(__name__)
 
 
 def configure(level: str) -> None:
@@ -26,3 +29,9 @@ def places(exc: BaseException) -> str:
     """Where an unexpected error arose: type and frames, without its text, which may quote a data set."""
     frames = "".join(traceback.format_tb(exc.__traceback__))
     return f"{type(exc).__name__} at\n{frames}".rstrip()
+
+
+def thread_ended(failure: threading.ExceptHookArgs) -> None:
+    """For `threading.excepthook`: one line for a thread that an error ended, such as pynetdicom's by a peer's bytes."""
+    name = failure.thread.name if failure.thread is not None else "?"
+    log.error("thread %s ended: unexpected %s", name, failure.exc_type.__name__)
