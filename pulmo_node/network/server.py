@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -24,7 +25,7 @@ from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAsso
 
 from pulmo_node.network.access import Access, Refusal
 from pulmo_node.network.limits import MOST_UNANSWERED, Connection, Ledger, Limits
-from pulmo_node.network.tls import ServerTls
+from pulmo_node.network.tls import ServerTls, tls_reason
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,8 @@ class _Handler(RequestHandler):
                 _reject(connection.socket, refusal)
                 return
             self._associate(connection, request)
+        except ssl.SSLError as exc:
+            self.server.tell_seldom(connection.address, f"TLS: {tls_reason(exc)}")
         except (_Lost, OSError) as exc:
             reason = connection.ended or (str(exc) if isinstance(exc, _Lost) else type(exc).__name__)
             log.debug("connection from %s closed: %s", connection.address, reason)
@@ -198,6 +201,7 @@ class GuardedServer(ThreadedAssociationServer):
         self.ledger = Ledger(limits)
         self._by_socket: dict[int, Connection] = {}
         self._told_at: dict[str, float] = {}
+        self._telling = threading.Lock()
         super().__init__(*args, **{**kwargs, "request_handler": _Handler})
 
     def serve_forever(self, poll_interval: float = 0.05) -> None:
@@ -209,10 +213,10 @@ class GuardedServer(ThreadedAssociationServer):
         """Whether a new connection is looked at, by its address alone."""
         address = str(client_address[0])
         if not self.access.admits_address(address):
-            self._tell_seldom(address, "not in the networks that may connect")
+            self.tell_seldom(address, "not in the networks that may connect")
             return False
         if self.ledger.too_often(address):
-            self._tell_seldom(address, "too many connections in a minute")
+            self.tell_seldom(address, "too many connections in a minute")
             return False
         connection = Connection(address=address, socket=request)
         self._by_socket[id(request)] = connection
@@ -248,12 +252,14 @@ class GuardedServer(ThreadedAssociationServer):
             if connection.admitted_at is None:
                 connection.end("the node stops")
 
-    def _tell_seldom(self, address: str, reason: str) -> None:
+    def tell_seldom(self, address: str, reason: str) -> None:
         """One line an address and some seconds: who is kept out must not fill the log."""
         now = time.monotonic()
-        self._told_at = {one: at for one, at in self._told_at.items() if now - at < _QUIET_LINES_SECONDS}
-        if address not in self._told_at:
-            self._told_at[address] = now
+        with self._telling:
+            self._told_at = {one: at for one, at in self._told_at.items() if now - at < _QUIET_LINES_SECONDS}
+            told = address in self._told_at
+            self._told_at.setdefault(address, now)
+        if not told:
             log.warning("connection from %s refused: %s", address, reason)
 
 

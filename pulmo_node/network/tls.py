@@ -80,7 +80,7 @@ def client_context(peer_tls: PeerTls) -> ssl.SSLContext:
         if peer_tls.certificate:
             context.load_cert_chain(peer_tls.certificate, peer_tls.private_key or None, password=_no_password)
     except (OSError, ValueError) as exc:
-        raise Transient(f"TLS: {_reason(exc)}") from exc
+        raise Transient(f"TLS: {tls_reason(exc)}") from exc
     return context
 
 
@@ -98,7 +98,7 @@ class _TellingSocket(ssl.SSLSocket):
         try:
             super().do_handshake(block)
         except OSError as exc:
-            self.context.pulmo_failure = _reason(exc)  # type: ignore[attr-defined]
+            self.context.pulmo_failure = tls_reason(exc)  # type: ignore[attr-defined]
             raise
 
 
@@ -108,13 +108,13 @@ def _server_context(settings: ServerTlsSettings) -> ssl.SSLContext:
     try:
         context.load_cert_chain(settings.certificate, settings.private_key, password=_no_password)
     except (OSError, ValueError) as exc:
-        raise ConfigError([f"tls.certificate, tls.private_key: {_reason(exc)}"]) from exc
+        raise ConfigError([f"tls.certificate, tls.private_key: {tls_reason(exc)}"]) from exc
     if settings.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(settings.client_ca)
         except (OSError, ValueError) as exc:
-            raise ConfigError([f"tls.client_ca: {_reason(exc)}"]) from exc
+            raise ConfigError([f"tls.client_ca: {tls_reason(exc)}"]) from exc
     return context
 
 
@@ -141,7 +141,8 @@ def _version(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _reason(exc: Exception) -> str:
+def tls_reason(exc: Exception) -> str:
+    """What was wrong, in words."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {exc.verify_message}"
     if isinstance(exc, ssl.SSLError):

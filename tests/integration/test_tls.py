@@ -124,6 +124,7 @@ class TestProfile:
             clear = Peer(name="node", ae_title="PULMO", host="127.0.0.1", port=node.port)
             with pytest.raises(Transient):
                 DicomSender("CT").echo(clear)
+            node.log.wait_for("connection from 127.0.0.1 refused: TLS: wrong version number")
 
 
 class TestMutual:
@@ -134,6 +135,7 @@ class TestMutual:
             for client in (None, stranger):
                 with pytest.raises(Transient):
                     DicomSender("CT").echo(peer(node, ca, client))
+            node.log.wait_for("connection from 127.0.0.1 refused: TLS: peer did not return a certificate")
 
     def test_the_sender_checks_issuer_and_name(self, tmp_path: Path, ca: Authority, server: Identity) -> None:
         with receiving_node(tmp_path, tls=settings(server)) as node:
