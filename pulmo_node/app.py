@@ -30,11 +30,13 @@ from pulmo_node.isolation import IsolatedAnalysis, ProcessSettings
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.tls import ServerTlsSettings
+from pulmo_node.ports import ResultSender
 from pulmo_node.receive import Receiver, ReceiveSettings
 from pulmo_node.reconcile import reconcile
 from pulmo_node.retention import Purge
 from pulmo_node.scheduler import Scheduler
 from pulmo_node.store import SqlStore
+from pulmo_node.stow import ResultSenders, StowSender
 from pulmo_node.worker import Adapters, Worker
 
 log = logging.getLogger(__name__)
@@ -102,6 +104,12 @@ def build_sender(config: Config, reports: CommitmentScu | None = None) -> DicomS
     )
 
 
+def build_result_sender(config: Config, reports: CommitmentScu | None = None) -> ResultSender:
+    """Whoever speaks to a destination as it is configured: by DICOM or by STOW-RS."""
+    web = StowSender(timeout_seconds=config.delivery.timeout_seconds)
+    return ResultSenders(build_sender(config, reports), web)
+
+
 def build_analyser(config: Config) -> Analyser:
     """The configured pipelines."""
     return Analyser(config.pipelines, config.analysis.device, config.weights_folder)
@@ -154,7 +162,7 @@ class Node:
             jobs=store,
             instances=instances,
             outbox=FileOutbox(config.storage),
-            sender=build_sender(config, reports),
+            sender=build_result_sender(config, reports),
             transfers=self.receiver,
             commitment=reports,
         )
@@ -318,7 +326,9 @@ def _server_tls(tls: TlsSection) -> ServerTlsSettings:
 
 def _peer_of(config: Config, ae_title: str) -> Peer | None:
     name = config.peer_of_ae_title(ae_title)
-    return None if name is None else config.peer(name)
+    if name is None or config.peers[name].stow_url:  # which has no port for DICOM
+        return None
+    return config.peer(name)
 
 
 def _make_storage(config: Config) -> None:

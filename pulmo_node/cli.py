@@ -273,7 +273,10 @@ def send(
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     failures = 0
     sent = 0
-    for result in build_sender(settings).send_files(_peer(settings, to), files):
+    peer = _peer(settings, to)
+    if peer.stow_url:
+        raise ConfigError([f"peers.{to}: a DICOMweb server; only results are sent there"])
+    for result in build_sender(settings).send_files(peer, files):
         if result.error is None:
             sent += 1
         else:
@@ -286,11 +289,11 @@ def send(
 
 @app.command()
 def echo(peer: Annotated[str, typer.Argument(help="Name of a configured peer.")], config: ConfigOption = None) -> None:
-    """Ask a peer by C-ECHO whether it answers."""
-    from pulmo_node.app import build_sender  # noqa: PLC0415
+    """Ask a peer by C-ECHO whether it answers, a DICOMweb server by HTTP."""
+    from pulmo_node.app import build_result_sender  # noqa: PLC0415
 
     settings = read_config(config)
-    seconds = build_sender(settings).echo(_peer(settings, peer))
+    seconds = build_result_sender(settings).echo(_peer(settings, peer))
     out.print(f"{peer} answered in {seconds * 1000:.0f} ms")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
@@ -207,9 +208,11 @@ class PeerSection:
     """A destination."""
 
     __pydantic_config__ = _STRICT
-    ae_title: AeTitle
-    host: Annotated[str, StringConstraints(min_length=1)]
-    port: Annotated[int, Field(ge=1, le=65535)]
+    ae_title: AeTitle | None = None  # these three are needed unless there is a stow_url
+    host: Annotated[str, StringConstraints(min_length=1)] = ""
+    port: Annotated[int, Field(ge=1, le=65535)] = 0
+    stow_url: Annotated[str, StringConstraints(pattern=r"^(https?://[^\s/@?#]+[^\s@?#]*)?$")] = ""
+    stow_authorization: str = ""  # value of the Authorization header, "Bearer ..." or "Basic ..."
     tls: bool = False
     tls_ca: str = ""  # empty: the issuers that the system trusts
     tls_hostname: str = ""  # empty: host
@@ -284,10 +287,12 @@ class Config:
         )
         return Peer(
             name=name,
-            ae_title=found.ae_title,
+            ae_title=found.ae_title or "",
             host=found.host,
             port=found.port,
-            tls=tls if found.tls else None,
+            tls=tls if found.tls or found.stow_url.startswith("https:") else None,
+            stow_url=found.stow_url,
+            stow_authorization=found.stow_authorization,
             commitment=found.storage_commitment != "off",
         )
 
@@ -296,12 +301,15 @@ class Config:
         return next((name for name, peer in self.peers.items() if peer.ae_title == ae_title.strip()), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for `config show`; the password of a database URL is masked."""
+        """Plain values, for `config show`; passwords of the database and of DICOMweb servers are masked."""
         plain = asdict(self)
         scheme, at, host = plain["database"]["url"].rpartition("@")
         if at and "//" in scheme:
             user = scheme.split("//", 1)[1].split(":", 1)[0]
             plain["database"]["url"] = f"{scheme.split('//', 1)[0]}//{user}:***@{host}"
+        for peer in plain["peers"].values():
+            if peer["stow_authorization"]:
+                peer["stow_authorization"] = "***"
         return plain
 
 
@@ -418,11 +426,29 @@ def _network_problems(config: Config) -> list[str]:
         problems.append("tls.certificate, tls.private_key: both are needed, or none")
     if config.tls.client_ca and not config.tls.certificate:
         problems.append("tls.client_ca: needs tls.certificate and tls.private_key")
-    problems += [
-        f"peers.{name}.tls: must be true where tls_ca or tls_hostname is given"
-        for name, peer in config.peers.items()
-        if not peer.tls and (peer.tls_ca or peer.tls_hostname)
-    ]
+    for name, peer in config.peers.items():
+        problems += [f"peers.{name}.{problem}" for problem in _peer_problems(peer)]
+    return problems
+
+
+def _peer_problems(peer: PeerSection) -> list[str]:
+    if not peer.stow_url:
+        problems = [f"{key}: Field required" for key in ("ae_title", "host", "port") if not getattr(peer, key)]
+        if not peer.tls and (peer.tls_ca or peer.tls_hostname):
+            problems.append("tls: must be true where tls_ca or tls_hostname is given")
+        if peer.stow_authorization:
+            problems.append("stow_authorization: needs stow_url")
+        return problems
+    # The certificate of a web server is for the name in its address.
+    unused = [key for key in ("host", "port", "tls", "tls_hostname") if getattr(peer, key)]
+    problems = [f"{key}: means nothing beside stow_url" for key in unused]
+    if peer.storage_commitment != "off":
+        problems.append("storage_commitment: must be off beside stow_url; STOW-RS has none")
+    secure = peer.stow_url.startswith("https:")
+    if peer.tls_ca and not secure:
+        problems.append("tls_ca: needs a stow_url with https")
+    if peer.stow_authorization and not (secure or is_loopback(urlsplit(peer.stow_url).hostname or "")):
+        problems.append("stow_authorization: would be readable on the network; needs a stow_url with https")
     return problems
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from pulmo_models import registry
 from pulmo_node.analyse import Analyser
-from pulmo_node.app import build_analyser, build_sender, open_store
+from pulmo_node.app import build_analyser, build_result_sender, build_sender, open_store
 from pulmo_node.config import Config
 from pulmo_node.dimse import decoder_gaps
 from pulmo_node.domain.deliveries import Peer
@@ -104,5 +104,7 @@ def _pipeline(analyser: Analyser, label: str) -> str:
 
 
 def _echo(config: Config, peer: Peer) -> str:
-    seconds = build_sender(config).echo(peer)
+    seconds = build_result_sender(config).echo(peer)
+    if peer.stow_url:
+        return f"{peer.stow_url} answered in {seconds * 1000:.0f} ms"
     return f"{peer.ae_title} at {peer.host}:{peer.port} answered in {seconds * 1000:.0f} ms"

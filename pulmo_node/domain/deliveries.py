@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -67,7 +67,7 @@ class PeerTls:
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A DICOM application entity that results are sent to."""
+    """A DICOM application entity or a DICOMweb server that results are sent to."""
 
     name: str  # key in the configuration
     ae_title: str
@@ -75,6 +75,8 @@ class Peer:
     port: int
     tls: PeerTls | None = None  # None: in the clear
     commitment: bool = False  # storage commitment is asked for where the peer offers it
+    stow_url: str = ""  # of a DICOMweb server, which is spoken to instead; empty: a DICOM node
+    stow_authorization: str = field(default="", repr=False)  # value of the HTTP header; a secret
 
 
 REPORT_KIND = "sr"
