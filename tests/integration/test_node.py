@@ -475,26 +475,6 @@ def test_requeue_analyses_again_and_keeps_bytes_under_a_uid(tmp_path: Path, pacs
     assert [len(versions) for versions in contents.values()] == [1, 1]
 
 
-def test_a_destination_that_cannot_be_reached_costs_few_attempts_and_gets_all_when_it_answers(
-    tmp_path: Path, pacs: SmallPacs
-) -> None:
-    """Ten series wait for it; without the circuit each of them would be tried again and again on its own."""
-    series = [series_files(tmp_path / f"ct{number}") for number in range(10)]
-    slow = {"first_delay_seconds": 1.0, "max_delay_seconds": 600.0, "probe_seconds": 1.0}
-    with running(tmp_path, pacs, delivery=slow) as node:
-        pacs.stop()
-        for _, files in series:
-            send(node, files)
-        for study, _ in series:
-            wait_for(node, study, in_state("ENCODED"))
-        tried = [node.store.study(study) for study, _ in series]
-        assert sum(detail is not None and any(d.attempts for d in detail.deliveries) for detail in tried) < 10
-        pacs.start()
-        for study, _ in series:
-            wait_for(node, study, in_state("DONE"))
-    assert len(pacs.stored) == 20
-
-
 def test_an_outcome_that_the_database_does_not_take_costs_no_attempt(
     tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
