@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pulmo_node.deliver import DicomSender
 from pulmo_node.testing import SmallPacs
 from tests.faults.node import NodeProcess, wait_for
-from tests.faults.studies import make_study
+from tests.faults.studies import make_study, send
 from tests.faults.table import Outcome
 
 _OBJECTS = 2  # of a study: SR and SEG
@@ -47,8 +46,7 @@ def run(folder: Path, seed: int, *, seconds: float, pause_seconds: float) -> Out
         while time.monotonic() < until or len(samples) < 8:
             begun = time.monotonic()
             study = make_study(folder / "studies", seed, len(samples))
-            answers = DicomSender("SCANNER").send_files(node.peer, list(study.files))
-            assert all(answer.error is None for answer in answers)
+            send(node.peer, study.files)
             expected = (len(samples) + 1) * _OBJECTS
             wait_for(lambda: len(pacs.stored) >= expected, 120.0, "the results of a study")  # noqa: B023
             shutil.rmtree(study.files[0].parent)

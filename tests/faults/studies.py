@@ -12,6 +12,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from pulmo_node.deliver import DicomSender
+from pulmo_node.domain.deliveries import Peer
+from pulmo_node.errors import Transient
 from tests.ct_factory import write_part10
 from tests.encode_factory import chest_datasets
 
@@ -65,3 +68,23 @@ def make_study(folder: Path, seed: int, number: int, shape: tuple[int, int, int]
 def same_data_set(first: Path, second: Path) -> bool:
     """Whether two Part 10 files hold equal data sets."""
     return bool(dcmread(first) == dcmread(second))
+
+
+def send(peer: Peer, files: Sequence[Path], timeout_seconds: float = 30.0) -> None:
+    """C-STORE the files; fails where one is refused.
+
+    An answer that does not come is asked for once more: pynetdicom's requestor itself can take one off its queue and
+    drop it, where its reactor is late to notice that it is to pause.
+    """
+    missing = list(files)
+    for attempt in (1, 2):
+        try:
+            for answer in DicomSender("SCANNER", timeout_seconds=timeout_seconds).send_files(peer, list(missing)):
+                if answer.error is not None:
+                    raise AssertionError(f"a store failed: {answer.error}")
+                missing.remove(answer.path)
+        except Transient as exc:
+            if attempt == 2:
+                raise AssertionError(f"an association failed: {exc}") from exc
+        else:
+            return

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from pulmo_node import orthanc
-from pulmo_node.deliver import DicomSender
 from tests.faults import destinations, full_disk, killing, load, soak
 from tests.faults.node import NodeProcess
 from tests.faults.peers import TroubledPacs
 from tests.faults.soak import Sample
-from tests.faults.studies import make_study
+from tests.faults.studies import make_study, send
 from tests.faults.table import Outcome, table
 
 SEED = 7
@@ -56,8 +55,7 @@ def test_the_account_of_kills_notices_a_lost_and_a_changed_instance(tmp_path: Pa
         TroubledPacs(tmp_path / "pacs", "healthy") as pacs,
         NodeProcess(tmp_path / "node", killing.CONFIGURATION, peers=[pacs.peer]) as node,
     ):
-        for answer in DicomSender("SCANNER").send_files(node.peer, list(study.files)):
-            assert answer.error is None
+        send(node.peer, study.files)
     acknowledged = dict(zip(study.sop_instance_uids, study.files, strict=True))
     assert killing.lost(node, acknowledged) == []
     gone, changed, *_ = study.sop_instance_uids
