@@ -24,8 +24,10 @@ from pulmo_node.commitment_scu import CommitmentScu
 from pulmo_node.config import Config, TlsSection
 from pulmo_node.deliver import DicomSender
 from pulmo_node.domain.deliveries import Peer
+from pulmo_node.domain.retry import RetryPolicy
 from pulmo_node.errors import ConfigError, PulmoError, Transient
 from pulmo_node.files import FileInstanceStore, FileOutbox
+from pulmo_node.gaps import GapRepair, Retriever
 from pulmo_node.isolation import IsolatedAnalysis, ProcessSettings
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
@@ -165,6 +167,7 @@ class Node:
             sender=build_result_sender(config, reports),
             transfers=self.receiver,
             commitment=reports,
+            gaps=_gap_repair(config, store),
         )
         # Unique per process, so that a restarted node never mistakes a dead worker's lease for its own.
         worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -329,6 +332,22 @@ def _peer_of(config: Config, ae_title: str) -> Peer | None:
     if name is None or config.peers[name].stow_url:  # which has no port for DICOM
         return None
     return config.peer(name)
+
+
+def _gap_repair(config: Config, store: SqlStore) -> GapRepair | None:
+    if not any(peer.gap_repair for peer in config.peers.values()):
+        return None
+
+    def peer_of(ae_title: str) -> Peer | None:
+        name = config.peer_of_ae_title(ae_title)
+        return config.peer(name) if name is not None and config.peers[name].gap_repair else None
+
+    first = config.receive.gap_delay_seconds
+    retry = RetryPolicy(
+        max_attempts=config.receive.gap_attempts, first_delay_seconds=first, max_delay_seconds=10 * first
+    )
+    retriever = Retriever(build_sender(config).associate, config.node.ae_title)
+    return GapRepair(retriever, retry, peer_of=peer_of, instance_uids=store.instance_uids)
 
 
 def _make_storage(config: Config) -> None:

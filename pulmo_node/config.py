@@ -84,6 +84,8 @@ class ReceiveSection:
     max_association_seconds: Positive = 14_400.0
     association_request_seconds: Positive = 15.0
     slowest_bytes_per_second: Positive = 1000.0
+    gap_attempts: AtLeastOne = 3
+    gap_delay_seconds: Positive = 30.0
     network_timeout_seconds: Positive = 60.0
 
 
@@ -217,6 +219,7 @@ class PeerSection:
     tls_ca: str = ""  # empty: the issuers that the system trusts
     tls_hostname: str = ""  # empty: host
     storage_commitment: Literal["off", "if_offered"] = "off"
+    gap_repair: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +445,8 @@ def _peer_problems(peer: PeerSection) -> list[str]:
     # The certificate of a web server is for the name in its address.
     unused = [key for key in ("host", "port", "tls", "tls_hostname") if getattr(peer, key)]
     problems = [f"{key}: means nothing beside stow_url" for key in unused]
+    if peer.gap_repair:
+        problems.append("gap_repair: needs a DICOM node, not a stow_url")
     if peer.storage_commitment != "off":
         problems.append("storage_commitment: must be off beside stow_url; STOW-RS has none")
     secure = peer.stow_url.startswith("https:")

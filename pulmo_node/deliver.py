@@ -254,7 +254,7 @@ class DicomSender:
         contexts.append(build_context(VERIFICATION))
         if peer.commitment:
             contexts.append(build_context(STORAGE_COMMITMENT))
-        with self._associate(peer, contexts) as association:
+        with self.associate(peer, contexts) as association:
             yield AssociationLink(association, peer, self._timeout_seconds, keep_comments=self._keep_comments)
 
     def echo(self, peer: Peer) -> float:
@@ -267,7 +267,7 @@ class DicomSender:
             Transient: the peer cannot be reached, rejects, or does not answer with Success.
         """
         started = time.monotonic()
-        with self._associate(peer, [build_context(VERIFICATION)]) as association:
+        with self.associate(peer, [build_context(VERIFICATION)]) as association:
             try:
                 answer = association.send_c_echo()
             except (RuntimeError, ValueError) as exc:  # it ended since, or Verification was not accepted
@@ -288,7 +288,7 @@ class DicomSender:
         # The one who calls is the SCP here, which must be said at negotiation (PS3.7 D.3.3.4).
         role = build_role(STORAGE_COMMITMENT, scp_role=True)
         contexts = [build_context(STORAGE_COMMITMENT)]
-        with self._associate(peer, contexts, roles=[role]) as association:
+        with self.associate(peer, contexts, roles=[role]) as association:
             try:
                 answer, _ = association.send_n_event_report(
                     information, event_type, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
@@ -317,7 +317,7 @@ class DicomSender:
                 yield SentFile(path=path, sop_instance_uid="", status=None, error=exc)
         for batch in _batches(instances):
             kinds = sorted({(instance.sop_class_uid, instance.transfer_syntax_uid) for instance in batch})
-            with self._associate(peer, [build_context(*kind) for kind in kinds]) as association:
+            with self.associate(peer, [build_context(*kind) for kind in kinds]) as association:
                 link = AssociationLink(association, peer, self._timeout_seconds, keep_comments=self._keep_comments)
                 for instance in batch:
                     yield _send(link, instance)
@@ -329,9 +329,10 @@ class DicomSender:
         return handlers
 
     @contextmanager
-    def _associate(
+    def associate(
         self, peer: Peer, contexts: list[PresentationContext], *, roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = ()
     ) -> Iterator[Association]:
+        """An association with these contexts. Raises `Transient` where the peer cannot be reached, rejects, aborts."""
         tls_context = None if peer.tls is None else client_context(peer.tls)
         try:
             association = self._entity.associate(

@@ -27,6 +27,7 @@ from pulmo_node.domain.jobs import Job
 from pulmo_node.domain.retry import Defer, GiveUp, decide
 from pulmo_node.domain.series import Series
 from pulmo_node.errors import AnalysisLost, Permanent, PulmoError, Rejected, StaleJob, Stopped, Transient
+from pulmo_node.gaps import GapRepair
 from pulmo_node.ports import (
     Clock,
     InstanceStore,
@@ -54,6 +55,7 @@ class Adapters:
     outbox: Outbox
     sender: ResultSender
     transfers: Transfers
+    gaps: GapRepair | None = None  # None: what came is all there is
     commitment: CommitmentScu | None = None  # shared with receiver and sender, which bring it the reports of peers
     monotonic_seconds: Callable[[], float] = field(default=time.monotonic)  # never set, unlike `clock`
 
@@ -94,6 +96,8 @@ class Worker:
         busy = self._ports.transfers.series_in_transfer()
         queued = 0
         for series in self._ports.series.quiet_series(before=before, excluding=busy):
+            if self._ports.gaps is not None and self._ports.gaps.holds_back(series):
+                continue
             selection = self._select(series)
             try:
                 self._ports.series.complete_series(series, selection.jobs, selection.note)

@@ -89,6 +89,17 @@ class SqlReceiveStore(Database):
             found = [to_series(row) for row in connection.execute(query)]
         return tuple(series for series in found if series.series_instance_uid not in excluding)
 
+    def instance_uids(self, series_instance_uid: str) -> frozenset[str]:
+        """SOP Instance UIDs of a series whose files are on the disk, conflicts left out."""
+        instances, series = schema.instances, schema.series
+        query = (
+            sa.select(instances.c.sop_instance_uid)
+            .join_from(instances, series)
+            .where(series.c.series_instance_uid == series_instance_uid, instances.c.purged_at.is_(None))
+        )
+        with self._read() as connection:
+            return frozenset(connection.scalars(query))
+
     def complete_series(self, series: Series, jobs: Sequence[NewJob], note: str | None) -> None:
         """RECEIVING -> COMPLETE with its jobs QUEUED, in one transaction.
 
