@@ -34,7 +34,7 @@ FIND, MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
 
 def node_configuration(folder: Path, peers: dict[str, Any]) -> Config:
     raw = configuration(folder).as_dict() | {"peers": peers, "rules": []}
-    raw["receive"] |= {"gap_attempts": 3, "gap_delay_seconds": 0.05}
+    raw["receive"] |= {"gap_attempts": 2, "gap_delay_seconds": 0.05}
     return resolve(raw, base=folder)
 
 
@@ -141,7 +141,7 @@ class TestScripted:
         with pacs.listening() as peers:
             number, log = received(tmp_path, peers, files[:10], study)
         assert number == 10
-        assert pacs.wanted == [set(known[10:])] * 3
+        assert pacs.wanted == [set(known[10:])] * 2
         assert "2 instances that pacs has are missing" in log
         assert "0xA801 to C-MOVE; done without" in log
 
