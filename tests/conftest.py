@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,12 @@ def data_folder(relative: str) -> Path:
     if not found.exists():
         pytest.skip(f"test data {relative} not found (set PULMO_TEST_DATA)")
     return found
+
+
+@pytest.fixture(autouse=True)
+def _no_log_of_the_command_line() -> Iterator[None]:
+    """A command that ran within a test logs to the standard error of that test, which is closed behind it."""
+    yield
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if type(each) is logging.StreamHandler]:
+        root.removeHandler(handler)
