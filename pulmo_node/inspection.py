@@ -131,7 +131,7 @@ def inspect_series(source: Source, *, headers_only: bool = False) -> tuple[Inspe
             plan = assemble.plan_ct(paths)
             volumes, aside, rejection = tuple(map(_volume, plan.volumes)), plan.set_aside, plan.rejection
             if plan.chosen and not headers_only:
-                volume = assemble.assemble_ct(paths, description)
+                volume = assemble.planned_ct(plan, description)
                 cautions = _seen_in(volume)
         else:
             assemble.assemble(paths, description)  # a radiograph, or a modality that nothing is made of

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pulmo_models.codes import RejectionCode
 from pulmo_models.types import Radiograph, SeriesDescription, Volume
-from pulmo_node.assemble.ct import assemble_ct
+from pulmo_node.assemble.ct import assemble_ct, planned_ct
 from pulmo_node.assemble.folder import FoundFolder, FoundSeries, describe, find_series
 from pulmo_node.assemble.frames import SetAside
 from pulmo_node.assemble.plan import check_one_patient, plan_ct
@@ -40,6 +40,7 @@ __all__ = [
     "describe",
     "find_series",
     "plan_ct",
+    "planned_ct",
 ]
 
 

@@ -37,7 +37,15 @@ def assemble_ct(paths: Sequence[Path], series: SeriesDescription, *, minimum_sli
         Rejected: see docs/assembly.md for every code.
     """
     reader = SliceReader()
-    plan = plan_ct(paths, minimum_slices=minimum_slices, reader=reader)
+    return planned_ct(plan_ct(paths, minimum_slices=minimum_slices, reader=reader), series, reader)
+
+
+def planned_ct(plan: SeriesPlan, series: SeriesDescription, reader: SliceReader | None = None) -> Volume:
+    """The volume that a plan chose; `reader` is the one that it was made with, where that is at hand.
+
+    Raises:
+        Rejected: the plan chose none, or the pixels cannot be read.
+    """
     chosen = plan.chosen
     if plan.rejection:
         raise plan.rejection
@@ -45,7 +53,7 @@ def assemble_ct(paths: Sequence[Path], series: SeriesDescription, *, minimum_sli
         raise ValueError("a plan holds a chosen volume or a rejection")
     grid = chosen.grid
     return Volume(
-        hu=read_hu(grid, reader),
+        hu=read_hu(grid, reader or SliceReader()),
         affine=grid.affine,
         frame_of_reference_uid=grid.frames[0].frame_of_reference_uid,
         series=series,

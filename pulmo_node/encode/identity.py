@@ -144,7 +144,7 @@ class Equipment:
 class EncodedObject:
     """One result object, ready for the outbox."""
 
-    kind: str  # "sr" or "seg"
+    kind: str  # "sr", "seg", "key-image", "gsps" or "pdf"
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str

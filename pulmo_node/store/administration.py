@@ -19,7 +19,7 @@ from pulmo_node.ports import StudyDetail, StudySummary
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database
 from pulmo_node.store.moves import AFRESH, add_event, deliveries_of, end_pending, move_delivery, move_job, move_series
-from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_event, to_finding, to_job, to_series
+from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_event, to_finding, to_job, to_result, to_series
 
 _REQUEUED_WHEN_FAILED = frozenset({JobState.FAILED, JobState.QUARANTINED})
 _REQUEUED = _REQUEUED_WHEN_FAILED | {JobState.REJECTED, JobState.DONE, JobState.CANCELLED}
@@ -66,14 +66,14 @@ class SqlAdminStore(Database):
         """The result objects of a study that are in use: of the current revision of each series, latest analysis."""
         series, jobs, results = schema.series, schema.jobs, schema.results
         query = (
-            sa.select(*(results.c[name] for name in ResultObject.__dataclass_fields__))
+            sa.select(results)
             .join_from(results, jobs, results.c.job_id == jobs.c.id)
             .join(series, sa.and_(jobs.c.series_id == series.c.id, jobs.c.revision == series.c.revision))
             .where(series.c.study_instance_uid == study_instance_uid, results.c.in_use)
             .order_by(results.c.id)
         )
         with self._read() as connection:
-            return tuple(ResultObject(**row._mapping) for row in connection.execute(query))
+            return tuple(to_result(row) for row in connection.execute(query))
 
     def findings(self, job_id: int) -> tuple[Finding, ...]:
         """The nodules of a job's latest results, in order of their segments."""

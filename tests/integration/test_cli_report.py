@@ -13,7 +13,6 @@ from pulmo_models.types import Volume
 from pulmo_node.app import SystemClock
 from pulmo_node.cli import app
 from pulmo_node.domain.jobs import NewJob
-from pulmo_node.domain.series import StoredInstance
 from pulmo_node.encode import EncodedObject, encode_findings
 from pulmo_node.encode.identity import ResultOptions
 from pulmo_node.errors import Permanent
@@ -21,6 +20,7 @@ from pulmo_node.files import FileOutbox
 from pulmo_node.ports import OutboxItem
 from pulmo_node.store import SqlStore
 from tests.encode_factory import chest_datasets, make_context, make_findings, make_nodule, write_volume
+from tests.integration.store_scene import instance
 
 runner = CliRunner()
 
@@ -100,19 +100,7 @@ def test_of_a_study_that_the_node_has_results_of(
     ]
     results, _ = FileOutbox(storage).put("key", items, "")
     clock = SystemClock()
-    received = StoredInstance(
-        study_instance_uid=study,
-        series_instance_uid=volume.series.series_instance_uid,
-        sop_instance_uid="1.2.3",
-        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
-        transfer_syntax_uid="1.2.840.10008.1.2.1",
-        modality="CT",
-        calling_ae_title="SCANNER",
-        path="instances/1.dcm",
-        sha256="0" * 64,
-        size_bytes=1,
-        received_at=clock.now(),
-    )
+    received = instance(study=study, series=volume.series.series_instance_uid)
     with SqlStore(f"sqlite:///{storage / 'pulmo.sqlite'}", clock) as store:
         store.record_instance(received)
         detail = store.study(study)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from typer.testing import CliRunner
 from pulmo_models.training.material.phantoms import make_phantom
 from pulmo_node.app import SystemClock
 from pulmo_node.cli import app
-from pulmo_node.domain.series import StoredInstance
 from pulmo_node.store import SqlStore
 from tests.conftest import data_folder
 from tests.ct_factory import write_ct_series, write_datasets
 from tests.encode_factory import chest_datasets
+from tests.integration.store_scene import instance
 
 runner = CliRunner()
 
@@ -152,18 +153,10 @@ def test_a_series_that_the_node_received(tmp_path: Path) -> None:
     with SqlStore(f"sqlite:///{tmp_path / 'var' / 'pulmo.sqlite'}", SystemClock()) as store:
         for dataset, path in zip(datasets, paths, strict=True):
             store.record_instance(
-                StoredInstance(
-                    study_instance_uid=dataset.StudyInstanceUID,
-                    series_instance_uid=dataset.SeriesInstanceUID,
+                replace(
+                    instance(study=dataset.StudyInstanceUID, series=dataset.SeriesInstanceUID),
                     sop_instance_uid=dataset.SOPInstanceUID,
-                    sop_class_uid=dataset.SOPClassUID,
-                    transfer_syntax_uid="1.2.840.10008.1.2.1",
-                    modality="CT",
-                    calling_ae_title="SCANNER",
                     path=str(path.relative_to(tmp_path / "var")),
-                    sha256="0" * 64,
-                    size_bytes=1,
-                    received_at=SystemClock().now(),
                 )
             )
     (series,) = inspected(datasets[0].SeriesInstanceUID, "-c", str(config))["series"]  # type: ignore[misc]
