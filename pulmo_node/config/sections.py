@@ -99,6 +99,7 @@ class AnalysisSection(_Retrying):
     limit_seconds: Positive = 3600.0
     lease_seconds: Positive = 60.0
     max_attempts: AtLeastOne = 3
+    max_takeovers: AtLeastOne = 10
     first_delay_seconds: Positive = 30.0
     max_delay_seconds: Positive = 3600.0
     jitter: Share = 0.2

@@ -52,7 +52,7 @@ class JobStore(AwaitingStore, Protocol):
     def claim_job(self, worker_id: str, *, now: datetime, lease_until: datetime) -> Job | None:
         """Lease the QUEUED job of the highest priority, of these the oldest, that is due and not leased.
 
-        Taking over an expired lease counts as an attempt (`attempts` + 1): the worker before did not survive it.
+        Taking over an expired lease is counted in `takeovers`, not in `attempts`: the node did not survive it.
         """
         ...
 

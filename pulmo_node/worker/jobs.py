@@ -16,7 +16,7 @@ from pulmo_node.attempt import Analysis, SeriesRequest, SeriesResult, outbox_ite
 from pulmo_node.config import Config
 from pulmo_node.domain.deliveries import ResultObject
 from pulmo_node.domain.jobs import Job
-from pulmo_node.domain.retry import Defer, decide
+from pulmo_node.domain.retry import Defer, decide, quarantine_reason
 from pulmo_node.errors import AnalysisLost, Permanent, PulmoError, Rejected, StaleJob, Stopped, Transient
 from pulmo_node.worker.adapters import Adapters
 
@@ -42,8 +42,14 @@ class JobDuty:
         if job is None:
             return False
         try:
-            if job.attempts >= self._config.analysis.max_attempts:
-                reason = f"{job.attempts} attempts ended without a result"
+            limits = self._config.analysis
+            reason = quarantine_reason(
+                attempts=job.attempts,
+                max_attempts=limits.max_attempts,
+                takeovers=job.takeovers,
+                max_takeovers=limits.max_takeovers,
+            )
+            if reason is not None:
                 self._ports.jobs.job_quarantined(job, reason)
                 log.error("job %d of series %s quarantined: %s", job.id, job.series_instance_uid, reason)
                 return True
