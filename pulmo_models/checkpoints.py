@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,17 +103,7 @@ def load_published_checkpoint(path: Path, network: nn.Module) -> dict[str, Tenso
         WeightsMissing: no such file.
         WeightsCorrupt: anything but tensors and plain metadata in it, other keys or shapes, other metadata.
     """
-    if not path.is_file():
-        raise WeightsMissing(f"checkpoint {path} does not exist")
-    try:
-        with torch.serialization.safe_globals(_NUMPY_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign file's format; what matters is raised
-            container = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as exc:
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        raise WeightsCorrupt(f"checkpoint {path} cannot be read as tensors and plain values: {reason}") from exc
-    if not isinstance(container, Mapping):
-        raise WeightsCorrupt(f"checkpoint {path} holds a {type(container).__name__}, not a state dict")
+    container = read_container(path, _NUMPY_GLOBALS)
     state = container
     if "model_state_dict" in container:
         state = container["model_state_dict"]
@@ -123,6 +113,69 @@ def load_published_checkpoint(path: Path, network: nn.Module) -> dict[str, Tenso
     if not isinstance(state, Mapping):
         raise WeightsCorrupt(f"checkpoint {path}: model_state_dict is a {type(state).__name__}, not a state dict")
     return _checked(state, network, path)
+
+
+def read_container(path: Path, known_globals: Sequence[Any] = ()) -> Mapping[Any, Any]:
+    """The mapping that a file of ``torch.save`` holds: tensors, plain values and the globals that are named.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsCorrupt: it is no such file, or holds anything else.
+    """
+    if not path.is_file():
+        raise WeightsMissing(f"checkpoint {path} does not exist")
+    try:
+        with torch.serialization.safe_globals(list(known_globals)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign file's format; what matters is raised
+            container = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise WeightsCorrupt(f"checkpoint {path} cannot be read as tensors and plain values: {reason}") from exc
+    if not isinstance(container, Mapping):
+        raise WeightsCorrupt(f"checkpoint {path} holds a {type(container).__name__}, not a state dict")
+    return container
+
+
+def load_state(
+    path: Path,
+    network: nn.Module,
+    *,
+    containers: Sequence[str] = (),
+    prefix: str = "",
+    known_globals: Sequence[Any] = (),
+) -> dict[str, Tensor]:
+    """The state of any published checkpoint: a bare state dict, or a mapping that holds one under one of the keys.
+
+    ``network`` gives the keys and shapes that are expected; it is not changed. ``prefix`` stands before every key, as
+    Lightning writes those of a module's attribute.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsCorrupt: anything but tensors and plain values in it, or other keys or shapes.
+    """
+    state = read_container(path, known_globals)
+    for key in containers:
+        if key in state and not isinstance(state[key], Tensor):
+            state = state[key]
+            break
+    if not isinstance(state, Mapping):
+        raise WeightsCorrupt(f"checkpoint {path} holds a {type(state).__name__} where its weights should be")
+    if prefix:
+        if foreign := sorted(str(key) for key in state if not str(key).startswith(prefix)):
+            raise WeightsCorrupt(f"{path}: {len(foreign)} keys do not begin with {prefix}, the first is {foreign[0]}")
+        state = {str(key).removeprefix(prefix): value for key, value in state.items()}
+    return _checked(state, network, path)
+
+
+def save_network(path: Path, state: Mapping[str, Tensor], network: nn.Module) -> WeightSpec:
+    """Write a state as a safetensors file and return what a manifest says of it.
+
+    Raises:
+        WeightsCorrupt: keys or shapes are not those of the network.
+    """
+    # Not by save_file, which lets nobody but the writer read: a node may run as another user.
+    path.write_bytes(save({key: value.contiguous() for key, value in _checked(state, network, path).items()}))
+    return describe_file(path)
 
 
 def write_set(
@@ -151,9 +204,7 @@ def write_set(
     )
     for stage, state, network in parts:
         path = out_dir / f"{name}-{stage}.safetensors"
-        # Not by save_file, which lets nobody but the writer read: a node may run as another user.
-        path.write_bytes(save({key: value.contiguous() for key, value in _checked(state, network, path).items()}))
-        specs[stage] = describe_file(path)
+        specs[stage] = save_network(path, state, network)
         if sources:
             source = sources[stage]
             digest = f"sha256:{sha256_of(source)}"
@@ -176,7 +227,10 @@ def write_set(
 
 
 def _checked(state: Mapping[Any, Any], network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The state as float32 if its keys and shapes are exactly those of the network and every value is finite."""
+    """The state if its keys and shapes are exactly those of the network and every value is finite.
+
+    Floating point becomes float32; the counters of batch norms stay integers.
+    """
     expected = network.state_dict()
     if missing := sorted(set(expected) - set(state)):
         raise WeightsCorrupt(f"{path}: {len(missing)} keys are missing, the first is {missing[0]}")
@@ -184,13 +238,14 @@ def _checked(state: Mapping[Any, Any], network: nn.Module, path: Path) -> dict[s
         raise WeightsCorrupt(f"{path}: {len(foreign)} keys are foreign, the first is {foreign[0]}")
     for key, want in expected.items():
         value = state[key]
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise WeightsCorrupt(f"{path}: {key} is no tensor of floating point numbers")
+        if not isinstance(value, Tensor) or value.is_floating_point() != want.is_floating_point():
+            kind = "floating point numbers" if want.is_floating_point() else "integers"
+            raise WeightsCorrupt(f"{path}: {key} is no tensor of {kind}")
         if value.shape != want.shape:
             raise WeightsCorrupt(f"{path}: {key} has shape {list(value.shape)}, not {list(want.shape)}")
         if not bool(torch.isfinite(value).all()):
             raise WeightsCorrupt(f"{path}: {key} holds values that are not finite")
-    return {key: state[key].detach().to(torch.float32) for key in expected}
+    return {key: state[key].detach().to(want.dtype) for key, want in expected.items()}
 
 
 def _plain(value: object) -> object:

@@ -35,6 +35,7 @@ class PipelineEntry:
     factory: str  # "module:function"; called with (settings: Mapping, device: str)
     settings: type  # dataclass of its table in the configuration, to check one without building the pipeline
     requires: tuple[str, ...] = ()  # packages besides those of the project itself
+    weights_keys: tuple[str, ...] = ("weights",)  # settings that name a set of weights; a caller says where it lies
 
 
 _ENTRIES: dict[str, PipelineEntry] = {

@@ -149,15 +149,52 @@ class Volume:
         return float(steps[0]), float(steps[1]), float(steps[2])
 
 
+View = Literal["PA", "AP", "frontal", "lateral", "other", "unknown"]
+"""How the rays went through a chest; ``frontal`` where it is PA or AP, and which of the two is not told."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Radiograph:
-    """A projection radiograph, float32 ``(rows, columns)``, larger is brighter (MONOCHROME2 sense)."""
+    """A projection radiograph, twice: float32 ``(rows, columns)``, larger is brighter (MONOCHROME2 sense).
+
+    ``pixels`` are the values of the detector system (after the Modality LUT), ``display`` what its file asks a viewer
+    to show of them (after the VOI LUT), 0 black to 1 white. Padding is as dark as the darkest pixel.
+    """
 
     pixels: npt.NDArray[np.float32]
-    spacing_mm: tuple[float, float] | None  # (row, column), None where the file gives none
-    view_position: str
-    series: SeriesDescription
+    display: npt.NDArray[np.float32]
     source: SliceSource
+    view: View = "unknown"
+    view_position: str = ""  # as the file has it
+    spacing_mm: tuple[float, float] | None = None  # (row, column), None where the file gives none
+    spacing_plane: Literal["patient", "detector"] | None = None  # where it holds; the detector's is magnified
+    pixel_aspect: float = 1.0  # height of a pixel over its width
+    cautions: tuple[Caution, ...] = ()  # on this image alone
+
+    def __post_init__(self) -> None:
+        for name in ("pixels", "display"):
+            values: npt.NDArray[np.float32] = getattr(self, name)
+            if values.ndim != 2 or values.dtype != np.float32:
+                raise ValueError(f"{name} must be float32 (rows, columns), not {values.dtype} {values.shape}")
+        if self.pixels.shape != self.display.shape:
+            raise ValueError("pixels and display must be of one shape")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RadiographSeries:
+    """The radiographs of one series that can be analysed, in the order of their instance numbers."""
+
+    images: tuple[Radiograph, ...]
+    series: SeriesDescription
+    cautions: tuple[Caution, ...] = ()  # what was set aside, and why
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("a series of radiographs has at least one")
+
+
+Image = Volume | RadiographSeries
+"""What a pipeline is given: a series, assembled."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -243,12 +280,82 @@ class Nodule:
         return tuple(sorted(self.concepts, key=lambda c: -abs(c.contribution))[:count])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeatMap:
+    """How much each part of a radiograph spoke for a label, float32 ``(h, w)`` from 0 to 1, coarser than the image.
+
+    Its cells divide ``box`` evenly: first row, first column, end row, end column in pixels of the image, edges of
+    pixels and not their centres; it may reach beyond the image. Outside of it the network saw nothing.
+    """
+
+    values: npt.NDArray[np.float32]
+    box: tuple[float, float, float, float]
+
+    @property
+    def peak(self) -> tuple[float, float]:
+        """Centre of the strongest cell as (row, column) of the image, not rounded; 0.0 is a pixel's centre."""
+        index = np.unravel_index(int(np.argmax(self.values)), self.values.shape)
+        first_row, first_column, end_row, end_column = self.box
+        height, width = self.values.shape
+        row = first_row + (index[0] + 0.5) * (end_row - first_row) / height
+        column = first_column + (index[1] + 0.5) * (end_column - first_column) / width
+        return float(row - 0.5), float(column - 0.5)
+
+    def on_image(self, rows: int, columns: int) -> npt.NDArray[np.float32]:
+        """The map on the pixels of the image, linear between the centres of its cells, 0 outside of its box."""
+        first_row, first_column, end_row, end_column = self.box
+        down, down_inside = _linear(rows, first_row, end_row, self.values.shape[0])
+        along, along_inside = _linear(columns, first_column, end_column, self.values.shape[1])
+        full = down @ self.values.astype(np.float64) @ along.T
+        return (full * np.outer(down_inside, along_inside)).astype(np.float32)
+
+
+def _linear(pixels: int, first: float, end: float, cells: int) -> tuple[npt.NDArray[np.float64], BoolArray]:
+    """Weights ``(pixels, cells)`` of linear interpolation along one axis, and which pixels lie within the cells."""
+    centres = np.arange(pixels) + 0.5
+    place = np.clip((centres - first) / (end - first) * cells - 0.5, 0, cells - 1)
+    low = np.minimum(place.astype(int), max(cells - 2, 0))
+    weights = np.zeros((pixels, cells))
+    weights[np.arange(pixels), low] = 1 - (place - low)
+    if cells > 1:
+        weights[np.arange(pixels), low + 1] = place - low
+    return weights, (centres >= first) & (centres <= end)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ClassScore:
-    """A score of a classification pipeline."""
+    """A score of a classification pipeline for one image."""
 
     label: str
-    probability: float
+    probability: float  # 0..1
+    threshold: float = 0.5  # from which the finding counts as present
+    heat_map: HeatMap | None = None
+
+    @property
+    def positive(self) -> bool:
+        """Whether the finding counts as present."""
+        return self.probability >= self.threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number that a regression pipeline gives for one image."""
+
+    label: str
+    value: float
+    unit: str  # UCUM, as `encode.codes` knows it
+    group: str = ""  # where the publication sorts the value into groups
+    centre: tuple[float, float] | None = None  # (row, column): where a viewer may show it; None: the image's centre
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageFindings:
+    """What a pipeline found in one radiograph."""
+
+    source: SliceSource  # that of the radiograph
+    class_scores: tuple[ClassScore, ...] = ()
+    estimates: tuple[Estimate, ...] = ()
+    cautions: tuple[Caution, ...] = ()  # on this image alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +378,8 @@ class PipelineInfo:
     weights_name: str
     weights_sha256: str  # over the digests of all its files, in order
     stages: tuple[AlgorithmStage, ...] = ()
+    subject: str = "nodules"  # of its results, as the descriptions of their series name it
+    description: str = "Detection, measurement and characterisation of lung nodules"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -279,7 +388,7 @@ class Findings:
 
     pipeline: PipelineInfo
     nodules: tuple[Nodule, ...] = ()
-    class_scores: tuple[ClassScore, ...] = ()
+    images: tuple[ImageFindings, ...] = ()  # of a radiograph pipeline, one for each radiograph that it analysed
     lungs: Mapping[Laterality, Mask] = field(default_factory=dict)  # where the pipeline looked for them
     malignancy_bias: float = 0.0  # bias difference of the malignancy head: logit = sum of contributions + bias
     cautions: tuple[Caution, ...] = ()  # of the volume and of the analysis

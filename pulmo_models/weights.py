@@ -24,9 +24,9 @@ from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 ConceptScale = Literal["raw", "unit"]
 """``raw``: the network's concept outputs are LIDC ratings; ``unit``: they are (rating - 1) / 4."""
 
-_TEXT_KEYS = ("name", "version", "licence", "origin", "attribution")
-_OPTIONAL_KEYS = ("repository", "commit")
-_SOURCE_KEYS = ("source_file", "source_digest")
+TEXT_KEYS = ("name", "version", "licence", "origin", "attribution")
+OPTIONAL_KEYS = ("repository", "commit")
+SOURCE_KEYS = ("source_file", "source_digest")
 _STAGES = ("stage1", "stage2")
 
 
@@ -91,8 +91,11 @@ def manifests(folder: Path | None = None) -> tuple[Path, ...]:
 
 
 def list_sets(folder: Path | None = None) -> tuple[WeightSet, ...]:
-    """Every shipped set and those of a weights folder; the files of a set are not looked at. Errors: WeightsCorrupt."""
-    return tuple(read_manifest(path) for path in manifests(folder))
+    """Every shipped set and those of a weights folder; the files of a set are not looked at. Errors: WeightsCorrupt.
+
+    Sets of other pipelines (:mod:`pulmo_models.network_sets`) are passed over.
+    """
+    return tuple(read_manifest(path) for path in manifests(folder) if "networks" not in read_table(path))
 
 
 def locate(name_or_path: str | Path, folder: Path | None = None) -> Path:
@@ -132,18 +135,7 @@ def read_manifest(path: Path) -> WeightSet:
         WeightsMissing: no such file.
         WeightsCorrupt: not TOML, or a key is missing or wrong.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise WeightsMissing(f"weights manifest {path} does not exist") from exc
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise WeightsCorrupt(f"weights manifest {path} cannot be read: {exc}") from exc
-    for key in _TEXT_KEYS:
-        if not isinstance(table.get(key), str) or not table[key]:
-            raise WeightsCorrupt(f"weights manifest {path}: {key} must be a text")
-    for key in _OPTIONAL_KEYS:
-        if not isinstance(table.get(key, ""), str):
-            raise WeightsCorrupt(f"weights manifest {path}: {key} must be a text")
+    table = read_table(path)
     scale = table.get("concept_scale")
     if scale not in ("raw", "unit"):
         raise WeightsCorrupt(f'weights manifest {path}: concept_scale must be "raw" or "unit", not {scale!r}')
@@ -154,27 +146,49 @@ def read_manifest(path: Path) -> WeightSet:
         origin=table["origin"],
         attribution=table["attribution"],
         concept_scale=cast(ConceptScale, scale),
-        stage1=_spec(path, "stage1", table.get("stage1")),
-        stage2=_spec(path, "stage2", table.get("stage2")),
+        stage1=read_spec(path, "stage1", table.get("stage1")),
+        stage2=read_spec(path, "stage2", table.get("stage2")),
         repository=table.get("repository", ""),
         commit=table.get("commit", ""),
         operating_point=_operating_point(path, table.get("operating_point", {})),
     )
 
 
+def read_table(path: Path) -> dict[str, Any]:
+    """A manifest as plain values, the texts that every set has checked.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsCorrupt: not TOML, or a text is missing.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise WeightsMissing(f"weights manifest {path} does not exist") from exc
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise WeightsCorrupt(f"weights manifest {path} cannot be read: {exc}") from exc
+    for key in TEXT_KEYS:
+        if not isinstance(table.get(key), str) or not table[key]:
+            raise WeightsCorrupt(f"weights manifest {path}: {key} must be a text")
+    for key in OPTIONAL_KEYS:
+        if not isinstance(table.get(key, ""), str):
+            raise WeightsCorrupt(f"weights manifest {path}: {key} must be a text")
+    return table
+
+
 def write_manifest(path: Path, weights: WeightSet) -> None:
     """Write the manifest of a set whose files lie beside ``path``."""
-    lines = [f"{key} = {_text(getattr(weights, key))}" for key in (*_TEXT_KEYS, "concept_scale")]
-    lines += [f"{key} = {_text(value)}" for key in _OPTIONAL_KEYS if (value := getattr(weights, key))]
+    lines = [f"{key} = {toml_text(getattr(weights, key))}" for key in (*TEXT_KEYS, "concept_scale")]
+    lines += [f"{key} = {toml_text(value)}" for key in OPTIONAL_KEYS if (value := getattr(weights, key))]
     for stage in _STAGES:
         spec: WeightSpec = getattr(weights, stage)
         lines += [
             "",
             f"[{stage}]",
-            f"file = {_text(spec.path.name)}",
-            f"digest = {_text(spec.digest)}",
+            f"file = {toml_text(spec.path.name)}",
+            f"digest = {toml_text(spec.digest)}",
             f"size_bytes = {spec.size_bytes}",
-            *(f"{key} = {_text(value)}" for key in _SOURCE_KEYS if (value := getattr(spec, key))),
+            *(f"{key} = {toml_text(value)}" for key in SOURCE_KEYS if (value := getattr(spec, key))),
         ]
     if weights.operating_point != OperatingPoint():
         lines += [
@@ -224,7 +238,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _spec(manifest: Path, stage: str, table: Any) -> WeightSpec:
+def read_spec(manifest: Path, stage: str, table: Any) -> WeightSpec:
+    """The file that a table of a manifest names; ``stage`` is the name of the table. Errors: WeightsCorrupt."""
     if not isinstance(table, Mapping):
         raise WeightsCorrupt(f"weights manifest {manifest}: table [{stage}] is missing")
     file, digest, size_bytes = table.get("file"), table.get("digest"), table.get("size_bytes")
@@ -235,7 +250,7 @@ def _spec(manifest: Path, stage: str, table: Any) -> WeightSpec:
         raise WeightsCorrupt(f'weights manifest {manifest}: {stage}.digest must be "sha256:" and 64 hexadecimal digits')
     if not isinstance(size_bytes, int) or size_bytes <= 0:
         raise WeightsCorrupt(f"weights manifest {manifest}: {stage}.size_bytes must be a positive integer")
-    source = {key: table.get(key, "") for key in _SOURCE_KEYS}
+    source = {key: table.get(key, "") for key in SOURCE_KEYS}
     if not all(isinstance(value, str) for value in source.values()):
         raise WeightsCorrupt(f"weights manifest {manifest}: {stage}.source_file and source_digest must be texts")
     return WeightSpec(path=manifest.parent / file, digest=str(digest), size_bytes=size_bytes, **source)
@@ -251,6 +266,6 @@ def _operating_point(manifest: Path, table: Any) -> OperatingPoint:
     return OperatingPoint(**{key: float(value) for key, value in table.items()})
 
 
-def _text(value: str) -> str:
-    # A JSON string is a TOML basic string.
+def toml_text(value: str) -> str:
+    """A text as TOML writes it: a JSON string is a TOML basic string."""
     return json.dumps(value, ensure_ascii=False)

@@ -18,9 +18,10 @@ from typing import Any
 
 from pulmo_models import registry
 from pulmo_models.errors import DeviceOutOfMemory, ModelError
+from pulmo_models.network_sets import read_any
 from pulmo_models.pipeline import Pipeline, ProgressCallback, Rejection, no_progress
-from pulmo_models.types import Findings, PipelineInfo, Radiograph, Volume
-from pulmo_models.weights import load_set, locate
+from pulmo_models.types import Findings, Image, PipelineInfo
+from pulmo_models.weights import WeightSet, locate
 from pulmo_node.errors import Permanent, Rejected, Transient
 
 
@@ -39,9 +40,13 @@ class Analyser:
     def settings_sha256(self, label: str) -> str:
         """Digest of a pipeline's settings, thresholds of its weights included: part of the identity of its results."""
         table = dict(self._settings.get(label, {}))
-        if isinstance(name := table.get("weights"), str):
-            with suppress(ModelError):  # a job whose weights are missing fails for that, not for its identity
-                table["operating_point"] = asdict(load_set(name, self._weights_folder).operating_point)
+        with suppress(ModelError):  # a job whose weights are missing fails for that, not for its identity
+            for key, path in self._sets(label).items():
+                weights = read_any(path)
+                if isinstance(weights, WeightSet):
+                    table["operating_point"] = asdict(weights.operating_point)
+                else:
+                    table[f"{key}_settings"] = dict(weights.settings)
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
     def info(self, label: str) -> PipelineInfo:
@@ -49,7 +54,7 @@ class Analyser:
         with self._lock:
             return self._pipeline(label).info
 
-    def analyse(self, label: str, image: Volume | Radiograph, progress: ProgressCallback = no_progress) -> Findings:
+    def analyse(self, label: str, image: Image, progress: ProgressCallback = no_progress) -> Findings:
         """Run one pipeline.
 
         Raises:
@@ -75,8 +80,13 @@ class Analyser:
         return self._built[label]
 
     def _located(self, label: str) -> dict[str, Any]:
-        """The table of a pipeline, the name of its weights replaced by where they lie."""
-        table = dict(self._settings.get(label, {}))
-        if isinstance(name := table.get("weights"), str):
-            table["weights"] = str(locate(name, self._weights_folder))
-        return table
+        """The table of a pipeline, the names of its weights replaced by where they lie."""
+        return {**self._settings.get(label, {}), **{key: str(path) for key, path in self._sets(label).items()}}
+
+    def _sets(self, label: str) -> dict[str, Path]:
+        """The manifests of the sets that the table of a pipeline names, by their keys. Raises `WeightsMissing`."""
+        table = self._settings.get(label, {})
+        names = {key: table.get(key) for key in registry.entry(label).weights_keys}
+        return {
+            key: locate(name, self._weights_folder) for key, name in names.items() if isinstance(name, str) and name
+        }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +17,9 @@ import typer
 
 from pulmo_models import registry
 from pulmo_models.errors import ModelError, WeightsMissing
+from pulmo_models.network_sets import NetworkSet, read_any, verify_any
 from pulmo_models.published import MODELS, PULMO
-from pulmo_models.weights import WeightSet, load_set, locate, manifests, read_manifest, verify_set
+from pulmo_models.weights import WeightSet, locate, manifests
 from pulmo_node.cli_common import ConfigOption, JsonOption, err, out, print_json, progress_bar, read_config
 from pulmo_node.config import ENVIRONMENT_PREFIX, default_path
 from pulmo_node.config_edit import set_pipeline_weights
@@ -52,22 +53,21 @@ def weights_list(config: ConfigOption = None, as_json: JsonOption = False) -> No
     """List the sets of weights that are there, shipped, fetched and imported, and where each lies."""
     settings = read_config(config)
     used = _used(settings.pipelines, settings.weights_folder)
-    sets: list[tuple[Path, WeightSet]] = []
+    sets: list[tuple[Path, WeightSet | NetworkSet]] = []
     faults = []
     for path in manifests(settings.weights_folder):
         try:
-            sets.append((path, read_manifest(path)))
+            sets.append((path, read_any(path)))
         except ModelError as exc:
             faults.append(str(exc))
     if as_json:
         print_json([{**vars(s), "sha256": s.sha256, "manifest": path, "used": path in used} for path, s in sets])
     else:
         for path, s in sets:
-            about = f"version {s.version}, concept scale {s.concept_scale}, {s.licence}, sha256 {s.sha256[:16]}"
+            kind = f"concept scale {s.concept_scale}" if isinstance(s, WeightSet) else f"for {s.pipeline}"
+            about = f"version {s.version}, {kind}, {s.licence}, sha256 {s.sha256[:16]}"
             out.print(f"[bold]{path.stem}[/]{' (in use)' if path in used else ''}: {about}", highlight=False)
-            point = s.operating_point
-            thresholds = f"peak threshold {point.peak_threshold:g}, detection threshold {point.detection_threshold:g}"
-            out.print(f"  {thresholds}", highlight=False)
+            out.print(f"  {_details(s)}", highlight=False)
             out.print(f"  {path}", highlight=False)
     _report(faults)
 
@@ -86,8 +86,8 @@ def weights_verify(
     faults = []
     for path in paths:
         try:
-            found = read_manifest(path)
-            verify_set(found)
+            found = read_any(path)
+            verify_any(found)
         except ModelError as exc:
             faults.append(str(exc))
         else:
@@ -161,8 +161,11 @@ def weights_use(
         raise ConfigError(["there is no configuration file to write: name one with --config"])
     folder = read_config(path).weights_folder
     with _translated():
-        weights = load_set(name, folder)
-        verify_set(weights)
+        weights = read_any(locate(name, folder))
+        verify_any(weights)
+    made_for = weights.pipeline if isinstance(weights, NetworkSet) else "ct-nodules"
+    if made_for != pipeline:
+        raise Permanent(f"{name} is a set for the pipeline {made_for}, not for {pipeline}: name it with --pipeline")
     if name.endswith(".toml"):
         name = str(Path(name).resolve())
     set_pipeline_weights(path, pipeline, name)
@@ -176,21 +179,33 @@ def _used(pipelines: dict[str, dict[str, Any]], folder: Path) -> set[Path]:
     """The manifests that the configured pipelines name, by default included."""
     found = set()
     for label, table in pipelines.items():
-        default = getattr(registry.entry(label).settings(), "weights", None)
-        if name := table.get("weights", default):
-            try:
-                found.add(locate(name, folder))
-            except WeightsMissing:
-                continue  # a list shows what there is; `healthchecks` says what is missing
+        entry = registry.entry(label)
+        for key in entry.weights_keys:
+            if name := table.get(key, getattr(entry.settings(), key, None)):
+                with suppress(WeightsMissing):  # a list shows what there is; `healthchecks` says what is missing
+                    found.add(locate(name, folder))
     return found
 
 
+def _details(weights: WeightSet | NetworkSet) -> str:
+    """What a pipeline does with a set: thresholds, or its networks and settings."""
+    if isinstance(weights, WeightSet):
+        point = weights.operating_point
+        return f"peak threshold {point.peak_threshold:g}, detection threshold {point.detection_threshold:g}"
+    settings = (f"{key} {value}" for key, value in weights.settings.items())
+    return ", ".join((*(f"{name}: {spec.architecture}" for name, spec in weights.networks.items()), *settings))
+
+
 def _announce(manifest: Path) -> None:
-    weights = read_manifest(manifest)
+    weights = read_any(manifest)
     out.print(f"{weights.name}: sha256 {weights.sha256}", highlight=False)
     out.print(f"  {weights.origin}", highlight=False)
     out.print(f"  licence {weights.licence}; {weights.attribution}", highlight=False)
-    out.print(f"  {manifest}; choose it with: pulmo-node weights use {weights.name}", highlight=False)
+    out.print(f"  {manifest}; choose it with: pulmo-node weights use {weights.name}{_for(weights)}", highlight=False)
+
+
+def _for(weights: WeightSet | NetworkSet) -> str:
+    return f" --pipeline {weights.pipeline}" if isinstance(weights, NetworkSet) else ""
 
 
 def _report(faults: list[str]) -> None:
