@@ -16,7 +16,7 @@ class RejectionCode(StrEnum):
     UNSUPPORTED_PIXELS = "UNSUPPORTED_PIXELS"
     UNSUPPORTED_MODALITY = "UNSUPPORTED_MODALITY"
     NO_IMAGES = "NO_IMAGES"
-    SEVERAL_IMAGES = "SEVERAL_IMAGES"
+    NOT_FOR_PRESENTATION = "NOT_FOR_PRESENTATION"
     SEVERAL_SERIES = "SEVERAL_SERIES"
     PATIENT_CONFLICT = "PATIENT_CONFLICT"
     NO_FRAME_OF_REFERENCE = "NO_FRAME_OF_REFERENCE"
@@ -35,6 +35,7 @@ class RejectionCode(StrEnum):
     RESCALE_MISSING = "RESCALE_MISSING"
     NOT_HU = "NOT_HU"
     NO_LUNGS = "NO_LUNGS"
+    NOT_FRONTAL = "NOT_FRONTAL"
 
 
 class CautionCode(StrEnum):
@@ -42,7 +43,7 @@ class CautionCode(StrEnum):
 
     THICK_SLICES = "THICK_SLICES"
     JOINED_ACQUISITIONS = "JOINED_ACQUISITIONS"
-    SET_ASIDE = "SET_ASIDE"  # objects that are no axial images of the volume
+    SET_ASIDE = "SET_ASIDE"  # objects that are no axial images of the volume, or no radiographs
     REPEATED_IMAGES = "REPEATED_IMAGES"  # exact repetitions
     OTHER_VOLUMES = "OTHER_VOLUMES"  # the series holds further volumes that were not analysed
     RESAMPLED = "RESAMPLED"  # slices at uneven distances
@@ -52,3 +53,6 @@ class CautionCode(StrEnum):
     PARTIAL_LUNGS = "PARTIAL_LUNGS"
     CPU_FALLBACK = "CPU_FALLBACK"
     TOO_MANY_NODULES = "TOO_MANY_NODULES"
+    LOOKS_INVERTED = "LOOKS_INVERTED"  # a radiograph that is, or may be, shown as its negative
+    VIEW_UNKNOWN = "VIEW_UNKNOWN"  # a radiograph of which nothing tells that it is frontal
+

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from pulmo_models.types import Findings, PipelineInfo, Radiograph, Volume
+from pulmo_models.types import Findings, Image, PipelineInfo
 
 ProgressCallback = Callable[[str, float], None]
 """Called with the name of the running step and the share of it that is done, 0..1."""
@@ -35,7 +35,7 @@ class Pipeline(Protocol):
         """Program, version and weights, as a report names them."""
         ...
 
-    def __call__(self, image: Volume | Radiograph, progress: ProgressCallback = no_progress) -> Findings:
+    def __call__(self, image: Image, progress: ProgressCallback = no_progress) -> Findings:
         """Analyse one series.
 
         Raises:

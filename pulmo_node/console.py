@@ -95,7 +95,7 @@ def print_inspection(console: Console, series: InspectedSeries) -> None:
     if series.rejection is not None:
         console.print(f"[yellow]refused:[/] {escape('{code}: {reason}'.format_map(series.rejection))}", highlight=False)
     elif not series.volumes:
-        console.print("one radiograph", highlight=False)
+        console.print("radiographs", highlight=False)
 
 
 def _verdict(volume: InspectedVolume, series: InspectedSeries) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.scope import partial_lungs
 from pulmo_models.pipeline import Rejection
-from pulmo_models.types import Caution, SeriesDescription, Volume
+from pulmo_models.types import Caution, RadiographSeries, SeriesDescription, Volume
 from pulmo_node import assemble, encode
 from pulmo_node.errors import Rejected
 
@@ -134,7 +134,9 @@ def inspect_series(source: Source, *, headers_only: bool = False) -> tuple[Inspe
                 volume = assemble.planned_ct(plan, description)
                 cautions = _seen_in(volume)
         else:
-            assemble.assemble(paths, description)  # a radiograph, or a modality that nothing is made of
+            image = assemble.assemble(paths, description)  # radiographs, or a modality that nothing is made of
+            if isinstance(image, RadiographSeries):
+                cautions = (*image.cautions, *(caution for each in image.images for caution in each.cautions))
     except Rejected as exc:
         rejection = exc
     inspected = InspectedSeries(

@@ -37,7 +37,7 @@ from pulmo_models.ct.site import laterality, pleura_distance_mm
 from pulmo_models.ct.views import ONE_VIEW, VIEWS
 from pulmo_models.orientation import Turn, no_turn, upright
 from pulmo_models.pipeline import ProgressCallback, Rejection, no_progress
-from pulmo_models.types import AlgorithmStage, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
+from pulmo_models.types import AlgorithmStage, Caution, Findings, Image, Nodule, PipelineInfo, Volume
 from pulmo_models.weights import OperatingPoint, WeightSet, load_set
 
 LABEL = "ct-nodules"
@@ -86,7 +86,7 @@ class NodulePipeline:
         """Which program with which weights."""
         return self._info
 
-    def __call__(self, image: Volume | Radiograph, progress: ProgressCallback = no_progress) -> Findings:
+    def __call__(self, image: Image, progress: ProgressCallback = no_progress) -> Findings:
         """Find, characterise and measure the nodules of one CT volume.
 
         Raises:

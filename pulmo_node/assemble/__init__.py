@@ -1,13 +1,13 @@
-"""Stage "assemble": Part 10 files in, one `Volume` or `Radiograph` out, or `Rejected` with a code and a sentence.
+"""Stage "assemble": Part 10 files in, one `Volume` or `RadiographSeries` out, or `Rejected` with a code and a sentence.
 
-Input: the files of one series. Output: HU float32 on a regular grid with its affine to LPS mm, or one radiograph.
+Input: the files of one series. Output: HU float32 on a regular grid with its affine to LPS mm, or radiographs.
 Errors: `pulmo_node.errors.Rejected`, its code one of `RejectionCode`; nothing else is raised for bad files.
 Governed by PS3.3 C.7.6.2 (Image Plane), C.7.6.3 (Image Pixel), C.8.2 (CT Image), C.7.6.16 (functional groups).
 The rules are told in docs/assembly.md.
 
 In the order of the data: `folder` (what lies there), `frames` (headers), `stacks` (what could be a volume), `geometry`
 and `levels` (its grid), `plan` and `choice` (which one is taken), `regular`, `slices`, `pixels` and `decoding` (its
-voxels), `ct` (the volume).
+voxels), `ct` (the volume). `radiograph` and `brightness` are the other way, for CR and DX.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pulmo_models.codes import RejectionCode
-from pulmo_models.types import Radiograph, SeriesDescription, Volume
+from pulmo_models.types import Image, SeriesDescription
 from pulmo_node.assemble.ct import assemble_ct, planned_ct
 from pulmo_node.assemble.folder import FoundFolder, FoundSeries, describe, find_series
 from pulmo_node.assemble.frames import SetAside
 from pulmo_node.assemble.plan import check_one_patient, plan_ct
 from pulmo_node.assemble.planned import PlannedVolume, SeriesPlan
-from pulmo_node.assemble.radiograph import assemble_radiograph
+from pulmo_node.assemble.radiograph import assemble_radiographs
 from pulmo_node.errors import Rejected
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "SetAside",
     "assemble",
     "assemble_ct",
-    "assemble_radiograph",
+    "assemble_radiographs",
     "check_one_patient",
     "describe",
     "find_series",
@@ -44,16 +44,16 @@ __all__ = [
 ]
 
 
-def assemble(paths: Sequence[Path], series: SeriesDescription) -> Volume | Radiograph:
-    """Build what the modality of the series asks for: CT a volume, CR and DX a radiograph.
+def assemble(paths: Sequence[Path], series: SeriesDescription) -> Image:
+    """Build what the modality of the series asks for: CT a volume, CR and DX radiographs.
 
     Raises:
-        Rejected: the files hold no axial volume, or not one radiograph; says why.
+        Rejected: the files hold no axial volume, or no radiograph; says why.
     """
     if series.modality == "CT":
         return assemble_ct(paths, series)
     if series.modality in ("CR", "DX"):
-        return assemble_radiograph(paths, series)
+        return assemble_radiographs(paths, series)
     raise Rejected(
         RejectionCode.UNSUPPORTED_MODALITY,
         f"the modality is {series.modality or 'not given'}, and only CT, CR and DX are analysed",

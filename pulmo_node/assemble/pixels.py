@@ -6,6 +6,7 @@ Input: a Part 10 file. Output: float arrays. PS3.3 C.7.6.3 (Image Pixel), C.7.5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,13 @@ PIXEL_KEYWORDS = (
 )  # fmt: skip
 
 
-def read_pixel_module(path: Path) -> Dataset:
+def read_pixel_module(path: Path, keywords: Sequence[str] = PIXEL_KEYWORDS) -> Dataset:
     """The elements that decoding needs, pixel data among them, still encoded.
 
     Raises:
         Rejected: UNREADABLE, or UNSUPPORTED_PIXELS for a layout that is not greyscale integers from bit 0.
     """
-    dataset = read_elements(path, PIXEL_KEYWORDS)
+    dataset = read_elements(path, keywords)
     with translated(path):
         stored, high = int(dataset.BitsStored), int(dataset.HighBit)
         allocated = int(dataset.BitsAllocated)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pulmo_models.types import Findings, Radiograph, Volume
+from pulmo_models.types import Findings, Image, Volume
 from pulmo_node.encode.captures import encode_key_images
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext
 from pulmo_node.encode.notice import encode_no_findings
@@ -15,7 +15,7 @@ from pulmo_node.errors import Permanent
 
 
 def encode_findings(
-    findings: Findings, volume: Volume | Radiograph, context: ResultContext
+    findings: Findings, volume: Image, context: ResultContext
 ) -> tuple[EncodedObject, ...]:
     """The result objects of one analysed series, SR first, then the SEG, then what the options of the context ask for.
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pulmo_models.types import Caution, Concept, Findings, Laterality, Nodule, Radiograph, Volume
+from pulmo_models.types import Caution, Concept, Findings, Image, Laterality, Nodule, Volume
 from pulmo_node.encode.identity import ResultContext
 from pulmo_node.errors import Permanent
 
@@ -164,7 +164,7 @@ def acquisition_text(volume: Volume) -> str:
     return f"Acquisition: {', '.join(part for part in parts if part)}."
 
 
-def findings_to_json(findings: Findings, image: Volume | Radiograph, context: ResultContext) -> dict[str, Any]:
+def findings_to_json(findings: Findings, image: Image, context: ResultContext) -> dict[str, Any]:
     """The content of findings.json (lists, dicts, strings and finite numbers only).
 
     ``image`` is what the findings were found in.

@@ -1,4 +1,4 @@
-"""Real series and radiographs through the whole stage; SimpleITK and highdicom read the same series."""
+"""Real series through the whole stage; SimpleITK and highdicom read the same series."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from pulmo_models.types import Radiograph, Volume
-from pulmo_node.assemble import assemble, assemble_ct, describe, find_series
+from pulmo_models.types import Volume
+from pulmo_node.assemble import assemble, assemble_ct, find_series
 from tests.conftest import data_folder
 
 
@@ -71,31 +71,3 @@ def test_highdicom_agrees_on_affine_and_values(folder: str) -> None:
         theirs = theirs.flip_spatial(0)
     assert np.abs(theirs.affine - volume.affine).max() < 1e-3
     assert np.array_equal(np.maximum(theirs.array, -1024), volume.hu)
-
-
-class TestRadiographs:
-    @pytest.mark.parametrize(
-        ("name", "shape", "spacing_mm"),
-        [
-            ("dx_chest_pa_monochrome1_j2k_966_fixed", (2128, 2000), (0.16, 0.16)),
-            ("cr_chest_pa_monochrome1_RG1_j2k_lossless_masses", (1955, 1841), None),
-            ("cr_chest_pa_siim_jpegbaseline", (1024, 1024), (0.168, 0.168)),
-            ("cr_chest_pa_monochrome1_440_gdcm", (440, 440), None),
-        ],
-    )
-    def test_shape_and_spacing(self, name: str, shape: tuple[int, int], spacing_mm: tuple[float, float] | None) -> None:
-        path = data_folder(f"cxr_dicom/{name}.dcm")
-        image = assemble([path], describe([path]))
-        assert isinstance(image, Radiograph)
-        assert image.pixels.shape == shape
-        assert image.pixels.dtype == np.float32
-        assert image.spacing_mm == spacing_mm
-
-    def test_the_tag_decides_on_the_sense(self) -> None:
-        images = []
-        for name in ("cr_chest_pa_siim_jpegbaseline", "cr_chest_pa_siim_FAKE_monochrome1"):
-            path = data_folder(f"cxr_dicom/{name}.dcm")
-            image = assemble([path], describe([path]))
-            assert isinstance(image, Radiograph)
-            images.append(image.pixels)
-        assert np.corrcoef(images[0].ravel(), images[1].ravel())[0, 1] == pytest.approx(-1, abs=1e-6)

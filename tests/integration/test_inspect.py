@@ -181,8 +181,7 @@ def test_radiographs_are_named(tmp_path: Path) -> None:
         for path in data_folder("cxr_dicom").glob(f"cr_*{name}.dcm"):
             shutil.copy(path, tmp_path)
     output = runner.invoke(app, ["inspect", str(tmp_path)]).output
-    assert output.count("one radiograph") == 1
-    assert "refused: SEVERAL_IMAGES: " in output
+    assert output.count("radiographs") == 2  # two series: the trap is in that of the image it was made of
 
 
 def test_another_patient_in_the_study(tmp_path: Path) -> None:

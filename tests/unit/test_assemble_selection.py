@@ -15,7 +15,7 @@ from pydicom.uid import (
 )
 
 from pulmo_models.codes import CautionCode, RejectionCode
-from pulmo_models.types import Radiograph, SeriesDescription
+from pulmo_models.types import SeriesDescription
 from pulmo_node.assemble import assemble, assemble_ct, describe, find_series
 from pulmo_node.errors import Rejected
 from tests.assembling import assembled, copy_of, other_volumes, rejected, second_of
@@ -203,32 +203,7 @@ class TestMultiFrame:
         assert caught.value.code == RejectionCode.UNREADABLE
 
 
-class TestRadiograph:
-    @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-    def test_larger_is_brighter(self, photometric: str, tmp_path: Path) -> None:
-        ds = ct_datasets(ramp_hu((1, 6, 5)))[0]
-        ds.Modality, ds.PhotometricInterpretation, ds.ViewPosition = "DX", photometric, "PA"
-        del ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType
-        path = tmp_path / "dx.dcm"
-        write_part10(ds, path)
-        image = assemble([path], describe([path]))
-        assert isinstance(image, Radiograph)
-        stored = ramp_hu((1, 6, 5))[0] + 1024
-        truth = stored if photometric == "MONOCHROME2" else stored.max() + stored.min() - stored
-        assert np.array_equal(image.pixels, truth)
-        assert image.spacing_mm == (0.7, 0.8)
-        assert image.view_position == "PA"
-        assert image.source.sop_instance_uid == ds.SOPInstanceUID
-
-    def test_two_images_in_one_series(self, tmp_path: Path) -> None:
-        datasets = ct_datasets(ramp_hu((2, 6, 5)))
-        for ds in datasets:
-            ds.Modality = "CR"
-        paths = write_datasets(datasets, tmp_path)
-        with pytest.raises(Rejected) as caught:
-            assemble(paths, describe(paths))
-        assert caught.value.code == RejectionCode.SEVERAL_IMAGES
-
+class TestModality:
     def test_other_modalities_are_refused(self) -> None:
         series = SeriesDescription(study_instance_uid="1.2", series_instance_uid="1.3", modality="MR")
         with pytest.raises(Rejected) as caught:
