@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from pulmo_models.ct.device import Runner
+from pulmo_models.device import Runner
 from pulmo_models.types import BoolArray
 
 FloatVolume = npt.NDArray[np.float32]

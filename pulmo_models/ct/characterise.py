@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from pulmo_models.ct.candidates import AIR_HU, Candidate, normalise
-from pulmo_models.ct.device import Runner
 from pulmo_models.ct.masks import CENTRE, Index, MaskWalk, extend, next_slices, overlap_share, start_walk
 from pulmo_models.ct.views import ONE_VIEW, VIEWS, WIDE, View, ask
+from pulmo_models.device import Runner
 from pulmo_models.geometry import crop
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.types import CONCEPT_NAMES, Concept, Mask

@@ -28,13 +28,13 @@ from pulmo_models.ct.characterise import (
     MalignancyHead,
     characterise,
 )
-from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.lungs import LungRegion, localise_lungs
 from pulmo_models.ct.measure import measure
 from pulmo_models.ct.scope import partial_lungs, touches_interpolated
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.ct.site import laterality, pleura_distance_mm
 from pulmo_models.ct.views import ONE_VIEW, VIEWS
+from pulmo_models.device import Precision, Runner, resolve_device
 from pulmo_models.orientation import Turn, no_turn, upright
 from pulmo_models.pipeline import ProgressCallback, Rejection, no_progress
 from pulmo_models.types import AlgorithmStage, Caution, Findings, Image, Nodule, PipelineInfo, Volume

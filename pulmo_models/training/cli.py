@@ -160,7 +160,7 @@ def _job(  # noqa: PLR0913
     init: str | None,
     memory_gib: float = 8.0,
 ) -> Job:
-    from pulmo_models.ct.device import resolve_device  # noqa: PLC0415
+    from pulmo_models.device import resolve_device  # noqa: PLC0415
     from pulmo_models.training.fitting.trainings import Job  # noqa: PLC0415
 
     return Job(

@@ -76,7 +76,7 @@ def _voi(values: FloatImage, dataset: Dataset, smallest: float, largest: float) 
     """0 (black, were it MONOCHROME2) to 1."""
     if dataset.get("VOILUTSequence"):
         found, bits = _looked_up(values, dataset, "VOILUTSequence")
-        return found / (2**bits - 1)
+        return found / float(2**bits - 1)
     centres, widths = texts(dataset, "WindowCenter"), texts(dataset, "WindowWidth")
     if centres and widths:
         return _window(values, float(centres[0]), float(widths[0]), text(dataset, "VOILUTFunction"))

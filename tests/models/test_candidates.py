@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pulmo_models.ct.candidates import Candidate, CandidateSettings, find_candidates, heatmap, normalise, pick_peaks
-from pulmo_models.ct.device import Runner
+from pulmo_models.device import Runner
 from tests import published_reference as reference
 
 CPU = torch.device("cpu")

@@ -17,9 +17,9 @@ from pulmo_models.ct.characterise import (
     merge_duplicates,
     wide_input,
 )
-from pulmo_models.ct.device import Runner
 from pulmo_models.ct.masks import grow_from_hu, overlap_share
 from pulmo_models.ct.views import ONE_VIEW
+from pulmo_models.device import Runner
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.types import CONCEPT_NAMES, Mask
 

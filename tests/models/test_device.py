@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pulmo_models.ct.device import Precision, Runner, resolve_device
+from pulmo_models.device import Precision, Runner, resolve_device
 from pulmo_models.errors import DeviceOutOfMemory, DeviceUnavailable
 
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from pulmo_models.checkpoints import write_set
 from pulmo_models.ct.characterise import MalignancyHead
-from pulmo_models.ct.device import Runner
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.device import Runner
 from pulmo_models.errors import WeightsCorrupt, WeightsMissing
 from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.mapping import frames_of_grid

@@ -15,7 +15,7 @@ from pulmo_models import registry
 from pulmo_models.checkpoints import write_set
 from pulmo_models.codes import CautionCode
 from pulmo_models.ct import nodules
-from pulmo_models.ct.device import Precision, Runner
+from pulmo_models.device import Precision, Runner
 from pulmo_models.errors import DeviceUnavailable, WeightsMissing
 from pulmo_models.geometry import index_to_lps
 from pulmo_models.mapping import frames_of_grid

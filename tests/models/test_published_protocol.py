@@ -14,8 +14,8 @@ from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.ct import nodules
 from pulmo_models.ct.candidates import CandidateSettings, find_candidates, heatmap
 from pulmo_models.ct.characterise import CharacteriseSettings, wide_input
-from pulmo_models.ct.device import Precision, Runner
 from pulmo_models.ct.masks import overlap_share
+from pulmo_models.device import Precision, Runner
 from pulmo_models.imports import import_checkpoints
 from pulmo_models.pipeline import Rejection
 from pulmo_models.types import CONCEPT_NAMES, Findings

@@ -16,10 +16,10 @@ from pulmo_models.ct.characterise import (
     characterise,
     look,
 )
-from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.ct.views import VIEWS
+from pulmo_models.device import Precision, Runner, resolve_device
 from pulmo_models.errors import WeightsMissing
 from pulmo_models.training.fitting.networks import Networks
 from pulmo_models.training.metrics.resampling import Floats

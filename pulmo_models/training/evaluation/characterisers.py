@@ -11,8 +11,8 @@ import torch
 
 from pulmo_models.ct.candidates import Candidate, normalise
 from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise, wide_input
-from pulmo_models.ct.device import Runner
 from pulmo_models.ct.views import VIEWS, ask
+from pulmo_models.device import Runner
 from pulmo_models.training.fitting.rows import StoreUnfit
 from pulmo_models.training.metrics.resampling import Floats
 from pulmo_models.training.store import Patch

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 from pulmo_models import __version__
 from pulmo_models.ct.characterise import MalignancyHead
-from pulmo_models.ct.device import Precision, Runner, resolve_device
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.device import Precision, Runner, resolve_device
 from pulmo_models.pipeline import Rejection
 from pulmo_models.training.evaluation.analysis import Analyst
 from pulmo_models.training.evaluation.characterisers import student, teacher

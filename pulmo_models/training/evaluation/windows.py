@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pulmo_models.ct.candidates import CandidateSettings, heatmap, pick_peaks
-from pulmo_models.ct.device import Runner
+from pulmo_models.device import Runner
 from pulmo_models.training.evaluation.analysis import LOWEST_HEAT
 from pulmo_models.training.metrics.froc import HitRule, Places, ScanScores, froc_figures, score_scan
 from pulmo_models.training.splits import Split

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader, Dataset
 
-from pulmo_models.ct.device import has_native_bf16
+from pulmo_models.device import has_native_bf16
 from pulmo_models.training.fitting.modules import PlannedModule
 from pulmo_models.training.fitting.plan import Plan, batches
 from pulmo_models.training.fitting.runs import BEST, LAST

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pulmo_models.ct.candidates import CandidateSettings, find_candidates
-from pulmo_models.ct.device import Runner
+from pulmo_models.device import Runner
 from pulmo_models.training.material.hosts import Host
 
 # A coarser stride than the node's: a candidate that only some windows see is welcome here.
