@@ -76,7 +76,7 @@ def load_network(spec: WeightSpec, network: nn.Module) -> nn.Module:
         state = load_file(path)
     except SafetensorError as exc:
         raise WeightsCorrupt(f"weights file {path} is no safetensors file: {exc}") from exc
-    network.load_state_dict(_checked(state, network, path), strict=True)
+    network.load_state_dict(checked_state(state, network, path), strict=True)
     return network.eval()
 
 
@@ -112,7 +112,7 @@ def load_published_checkpoint(path: Path, network: nn.Module) -> dict[str, Tenso
                 raise WeightsCorrupt(f"checkpoint {path}: {key} is {container[key]!r}, not {expected!r}")
     if not isinstance(state, Mapping):
         raise WeightsCorrupt(f"checkpoint {path}: model_state_dict is a {type(state).__name__}, not a state dict")
-    return _checked(state, network, path)
+    return checked_state(state, network, path)
 
 
 def read_container(path: Path, known_globals: Sequence[Any] = ()) -> Mapping[Any, Any]:
@@ -164,7 +164,7 @@ def load_state(
         if foreign := sorted(str(key) for key in state if not str(key).startswith(prefix)):
             raise WeightsCorrupt(f"{path}: {len(foreign)} keys do not begin with {prefix}, the first is {foreign[0]}")
         state = {str(key).removeprefix(prefix): value for key, value in state.items()}
-    return _checked(state, network, path)
+    return checked_state(state, network, path)
 
 
 def save_network(path: Path, state: Mapping[str, Tensor], network: nn.Module) -> WeightSpec:
@@ -174,7 +174,7 @@ def save_network(path: Path, state: Mapping[str, Tensor], network: nn.Module) ->
         WeightsCorrupt: keys or shapes are not those of the network.
     """
     # Not by save_file, which lets nobody but the writer read: a node may run as another user.
-    path.write_bytes(save({key: value.contiguous() for key, value in _checked(state, network, path).items()}))
+    path.write_bytes(save({key: value.contiguous() for key, value in checked_state(state, network, path).items()}))
     return describe_file(path)
 
 
@@ -226,7 +226,7 @@ def write_set(
     return manifest
 
 
-def _checked(state: Mapping[Any, Any], network: nn.Module, path: Path) -> dict[str, Tensor]:
+def checked_state(state: Mapping[Any, Any], network: nn.Module, path: Path) -> dict[str, Tensor]:
     """The state if its keys and shapes are exactly those of the network and every value is finite.
 
     Floating point becomes float32; the counters of batch norms stay integers.

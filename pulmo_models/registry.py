@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.ct.settings import NoduleSettings, RetinaNetSettings
+from pulmo_models.cxr.settings import CxrFindingsSettings, LungRiskSettings
 from pulmo_models.errors import UnknownPipeline
 from pulmo_models.pipeline import Pipeline
 from pulmo_models.types import SeriesDescription
@@ -21,6 +22,22 @@ def accepts_ct(series: SeriesDescription) -> str | None:
     """None where a CT pipeline may look at the series, otherwise the reason why not."""
     if series.modality != "CT":
         return f"modality is {series.modality or 'missing'}, not CT"
+    return None
+
+
+_CHEST = ("CHEST", "THORAX", "LUNG")
+
+
+def accepts_radiograph(series: SeriesDescription) -> str | None:
+    """None where a chest radiograph pipeline may look at the series, otherwise the reason why not.
+
+    A series may hold several views; the pipeline looks at each.
+    """
+    if series.modality not in ("CR", "DX"):
+        return f"modality is {series.modality or 'missing'}, not CR or DX"
+    part = series.body_part_examined.upper()
+    if part and not any(word in part for word in _CHEST):
+        return f"the body part is {part}, not the chest"
     return None
 
 
@@ -48,6 +65,31 @@ _ENTRIES: dict[str, PipelineEntry] = {
             accepts=accepts_ct,
             factory="pulmo_models.ct.nodules:build",
             settings=NoduleSettings,
+        ),
+        PipelineEntry(
+            label="cxr-findings",
+            summary="five findings in frontal chest radiographs, with a heat map for each",
+            modality="CR, DX",
+            accepts=accepts_radiograph,
+            factory="pulmo_models.cxr.classification:build",
+            settings=CxrFindingsSettings,
+        ),
+        PipelineEntry(
+            label="cxr-lung-risk",
+            summary="CXR-Lung-Risk, a score of the risk of death from lung disease, from frontal chest radiographs",
+            modality="CR, DX",
+            accepts=accepts_radiograph,
+            factory="pulmo_models.cxr.lung_risk:build",
+            settings=LungRiskSettings,
+        ),
+        PipelineEntry(
+            label="ct-retinanet",
+            summary="lung nodules in chest CT as boxes: MONAI's LUNA16 RetinaNet, alone or before the characteriser",
+            modality="CT",
+            accepts=accepts_ct,
+            factory="pulmo_models.ct.box_nodules:build",
+            settings=RetinaNetSettings,
+            weights_keys=("weights", "characteriser"),
         ),
     )
 }

@@ -1,1 +1,1 @@
-"""Pipelines for chest radiographs."""
+"""Pipelines for frontal chest radiographs."""

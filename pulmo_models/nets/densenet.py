@@ -71,7 +71,13 @@ class DenseNet121(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
+    def body(self, x: Tensor) -> Tensor:
+        """The activations of ``norm5``, before the ReLU."""
+        return self.features(x)
+
+    def classify(self, activations: Tensor) -> Tensor:
+        """From those activations to the output of the head."""
+        return self.classifier(nn.functional.adaptive_avg_pool2d(torch.relu(activations), 1).flatten(1))
+
     def forward(self, x: Tensor) -> Tensor:
-        # Not in place: Grad-CAM keeps what norm5 gave.
-        x = torch.relu(self.features(x))
-        return self.classifier(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+        return self.classify(self.body(x))

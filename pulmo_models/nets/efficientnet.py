@@ -112,5 +112,13 @@ class EfficientNetB0(nn.Module):
                 nn.init.uniform_(module.weight, -bound, bound)
                 nn.init.zeros_(module.bias)
 
+    def body(self, x: Tensor) -> Tensor:
+        """The activations of ``features.8``."""
+        return self.features(x)
+
+    def classify(self, activations: Tensor) -> Tensor:
+        """From those activations to the output of the head."""
+        return self.classifier(self.avgpool(activations).flatten(1))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+        return self.classify(self.body(x))

@@ -83,10 +83,17 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def body(self, x: Tensor) -> Tensor:
+        """The activations of the last block of ``layer4``."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def classify(self, activations: Tensor) -> Tensor:
+        """From those activations to the output of the head."""
+        return self.fc(self.avgpool(activations).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.body(x))
 
 
 def _stage(block: Block, in_channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
