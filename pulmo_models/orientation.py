@@ -36,6 +36,14 @@ class Turn:
         a, b, c = (spacing_mm[axis] for axis in self.axes)
         return a, b, c
 
+    def index(self, index: Index) -> Index:
+        """The index in the turned array of a voxel of the array as it was."""
+        a, b, c = (
+            self.shape[axis] - 1 - index[axis] if n in self.reversed_axes else index[axis]
+            for n, axis in enumerate(self.axes)
+        )
+        return a, b, c
+
     def index_back(self, index: Index) -> Index:
         """The index in the array as it was."""
         back = [0, 0, 0]

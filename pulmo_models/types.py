@@ -7,6 +7,7 @@ patient's left, y to posterior, z to head). ``Volume.affine`` maps ``(slice, row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -228,6 +229,29 @@ class Mask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Box:
+    """A box along the axes of its volume: its corners as voxel indices (slice, row, column), not rounded.
+
+    An index is that of a voxel's centre.
+    """
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+    corners_lps_mm: tuple[tuple[float, float, float], tuple[float, float, float]]  # of `low` and `high`
+
+    def voxels(self, shape: tuple[int, ...]) -> Mask:
+        """The voxels of a volume of that shape whose centres lie in the box, at least one in each direction."""
+        first, count = [], []
+        for low, high, size in zip(self.low, self.high, shape, strict=True):
+            middle = min(max(round((low + high) / 2), 0), size - 1)
+            begin, end = max(0, min(math.ceil(low), middle)), min(size - 1, max(math.floor(high), middle))
+            first.append(begin)
+            count.append(end - begin + 1)
+        z, y, x = first
+        return Mask(origin=(z, y, x), voxels=np.ones(count, dtype=bool))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Axis:
     """An in-plane diameter: its length and the two end points as voxel indices (slice, row, column), not rounded.
 
@@ -256,24 +280,41 @@ class Concept:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Nodule:
-    """One finding. Probabilities are 0..1."""
+    """One finding. Probabilities are 0..1.
 
-    centre_lps_mm: tuple[float, float, float]  # centroid of the mask
+    A pipeline that outlines nodules gives ``mask`` and what is measured on it; one that draws boxes gives ``box``,
+    whose sides in the plane are the two axes. What a pipeline does not tell is None.
+    """
+
+    centre_lps_mm: tuple[float, float, float]  # centroid of the mask, or middle of the box
     centre_index: tuple[int, int, int]  # candidate voxel (slice, row, column)
-    mask: Mask
-    candidate_score: float  # stage 1, peak of the heat map
-    detection_probability: float  # stage 2
-    malignancy_probability: float  # stage 2
-    concepts: tuple[Concept, ...]
-    long_axis: Axis  # longest in-plane diameter on the slice of largest area
+    mask: Mask | None = None
+    box: Box | None = None
+    candidate_score: float  # of the first network: peak of the heat map, or score of the box
+    detection_probability: float  # of the last network that judges whether it is a nodule
+    malignancy_probability: float | None = None
+    concepts: tuple[Concept, ...] = ()
+    long_axis: Axis  # longest in-plane diameter on the slice of largest area; of a box its longer side
     short_axis: Axis  # longest diameter perpendicular to it on the same slice
-    volume_mm3: float
-    mean_hu: float
-    min_hu: float
-    max_hu: float
+    volume_mm3: float | None = None
+    mean_hu: float | None = None
+    min_hu: float | None = None
+    max_hu: float | None = None
     laterality: Laterality | None = None  # of the lung that holds it; None where the lungs were not looked for
     pleura_distance_mm: float | None = None  # from the mask to the surface of the lung; 0 where it touches
     cautions: tuple[Caution, ...] = ()  # on this nodule alone
+
+    def __post_init__(self) -> None:
+        if self.mask is None and self.box is None:
+            raise ValueError("a nodule has a mask or a box")
+
+    def extent(self, shape: tuple[int, ...]) -> Mask:
+        """Where it lies in a volume of that shape: its mask, or the voxels of its box."""
+        if self.mask is not None:
+            return self.mask
+        if self.box is None:
+            raise ValueError("a nodule has a mask or a box")
+        return self.box.voxels(shape)
 
     def top_concepts(self, count: int = 3) -> tuple[Concept, ...]:
         """The concepts with the largest contribution by magnitude, largest first."""
@@ -384,13 +425,22 @@ class PipelineInfo:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Findings:
-    """What a pipeline found in one series."""
+    """What a pipeline found in one series. Its nodules all have masks, or none has."""
 
     pipeline: PipelineInfo
     nodules: tuple[Nodule, ...] = ()
     images: tuple[ImageFindings, ...] = ()  # of a radiograph pipeline, one for each radiograph that it analysed
     lungs: Mapping[Laterality, Mask] = field(default_factory=dict)  # where the pipeline looked for them
-    malignancy_bias: float = 0.0  # bias difference of the malignancy head: logit = sum of contributions + bias
+    malignancy_bias: float | None = 0.0  # difference of the malignancy head: logit = sum of contributions + bias
     cautions: tuple[Caution, ...] = ()  # of the volume and of the analysis
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if len({nodule.mask is None for nodule in self.nodules}) > 1:
+            raise ValueError("some of the nodules have masks and others have none")
+
+    @property
+    def outlined(self) -> bool:
+        """Whether there are nodules, with masks."""
+        return bool(self.nodules) and self.nodules[0].mask is not None

@@ -55,9 +55,9 @@ def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
             ", ".join(f"{value:.1f}" for value in nodule["centre_lps_mm"]),
             nodule.get("laterality") or "",
             f"{nodule['long_axis_mm']:.1f}",
-            f"{nodule['volume_mm3']:.0f}",
+            _number(nodule["volume_mm3"], 0),
             f"{nodule['detection_probability']:.2f}",
-            f"{nodule['malignancy_probability']:.2f}",
+            _number(nodule["malignancy_probability"], 2),
             ", ".join(f"{name} {c['value']:.1f}: {c['contribution']:+.2f}" for name, c in drivers),
         )
     console.print(table if findings["nodules"] else "No nodules were found. Research use only.")
@@ -66,6 +66,11 @@ def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
     for nodule in findings["nodules"]:
         for caution in nodule.get("cautions", ()):
             console.print(f"[yellow]caution on nodule {nodule['segment_number']}:[/] {_caution_text(caution)}")
+
+
+def _number(value: float | None, digits: int) -> str:
+    """A number that not every pipeline tells."""
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _caution_text(caution: Mapping[str, str] | str) -> str:

@@ -101,24 +101,24 @@ class NodulePipeline:
         cautions = list(image.cautions)
         turn = no_turn(image.hu.shape) if self._published else upright(image.affine, image.hu.shape)
         hu, spacing_mm = turn.array(image.hu), turn.spacing_mm(image.spacing_mm)
-        with _step("lungs", timings, progress):
+        with step("lungs", timings, progress):
             region = self._lungs(image)
         search = None
         if region is not None and not self._published:
             search = turn.array(region.search)
-            cautions += _known(partial_lungs(image, region.mask))
-        with _step("stage1", timings, progress):
+            cautions += known(partial_lungs(image, region.mask))
+        with step("stage1", timings, progress):
             share = partial(progress, "stage1")
             candidates = find_candidates(hu, spacing_mm, detector, self._candidates, search, share)
-        with _step("stage2", timings, progress):
+        with step("stage2", timings, progress):
             share = partial(progress, "stage2")
             settings = self._characterise
             found = characterise(hu, spacing_mm, candidates, characteriser, self._head, settings, share)
-        with _step("measure", timings, progress):
+        with step("measure", timings, progress):
             reported = found if self._published else found[:MAX_NODULES]
-            measured = (_nodule(image, turn, region, finding) for finding in reported)
+            measured = (nodule_of(image, turn, region, finding) for finding in reported)
             nodules = sorted(measured, key=lambda nodule: -nodule.malignancy_probability)
-        cautions += [*detector.cautions, *characteriser.cautions, *_known(_too_many(len(found), len(reported)))]
+        cautions += [*detector.cautions, *characteriser.cautions, *known(too_many(len(found), len(reported)))]
         return Findings(
             pipeline=self._info,
             nodules=tuple(nodules),
@@ -139,7 +139,7 @@ class NodulePipeline:
             raise
 
 
-def _nodule(volume: Volume, turn: Turn, region: LungRegion | None, found: CharacterisedCandidate) -> Nodule:
+def nodule_of(volume: Volume, turn: Turn, region: LungRegion | None, found: CharacterisedCandidate) -> Nodule:
     """The nodule on the grid of the volume, where it is measured."""
     mask = turn.mask_back(found.mask)
     measures = measure(volume, mask)
@@ -159,18 +159,20 @@ def _nodule(volume: Volume, turn: Turn, region: LungRegion | None, found: Charac
         max_hu=measures.max_hu,
         laterality=None if region is None else laterality(mask, region),
         pleura_distance_mm=None if region is None else pleura_distance_mm(mask, region, volume.spacing_mm),
-        cautions=_known(touches_interpolated(volume, mask)),
+        cautions=known(touches_interpolated(volume, mask)),
     )
 
 
-def _too_many(found: int, reported: int) -> Caution | None:
+def too_many(found: int, reported: int) -> Caution | None:
+    """TOO_MANY_NODULES where not all that were found are reported."""
     if found == reported:
         return None
     sentence = f"{found} nodules were found; only the {reported} with the highest detection probability are reported."
     return Caution(code=CautionCode.TOO_MANY_NODULES, sentence=sentence)
 
 
-def _known(caution: Caution | None) -> tuple[Caution, ...]:
+def known(caution: Caution | None) -> tuple[Caution, ...]:
+    """The caution, if it is one."""
     return () if caution is None else (caution,)
 
 
@@ -209,7 +211,8 @@ def _describe(
 
 
 @contextmanager
-def _step(name: str, timings: dict[str, float], progress: ProgressCallback) -> Iterator[None]:
+def step(name: str, timings: dict[str, float], progress: ProgressCallback) -> Iterator[None]:
+    """Report that a step begins and ends, and note how long it took."""
     progress(name, 0.0)
     start = time.perf_counter()
     yield

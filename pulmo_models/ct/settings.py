@@ -37,3 +37,24 @@ class NoduleSettings:
             peak_threshold=point.peak_threshold if peak is None else peak,
             detection_threshold=point.detection_threshold if detection is None else detection,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetinaNetSettings:
+    """The table ``[pipelines.ct-retinanet]``.
+
+    ``protocol = "published"`` is the bundle's inference: the whole volume, windows of 512 x 512 x 192, every box that
+    its selection leaves. ``"tuned"`` looks at the box around the lungs only, in windows that fit the device.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    weights: str = "monai-luna16"  # name of a set that was fetched or imported, or path of its .toml
+    protocol: Literal["tuned", "published"] = "tuned"
+    score_threshold: Probability | None = None  # of a box; None: 0.5 where boxes are reported, 0.02 before stage 2
+    window: Literal["auto", "small", "published"] = "auto"  # auto: published on a GPU of 20 GB and more
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    characterise: bool = False  # give the boxes to the characteriser of ct-nodules: masks, concepts, malignancy
+    characteriser: str = "pulmo-node-3"  # the set whose second network that is
+    detection_threshold: Probability | None = None  # of the characteriser, as in ct-nodules
+    tensorrt: str = ""  # an engine file that takes the place of the network

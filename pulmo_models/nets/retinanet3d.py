@@ -73,7 +73,7 @@ class Body(nn.Sequential):
 
 
 class FeaturePyramid(nn.Module):
-    """Lin et al., Feature Pyramid Networks, 2017: the coarse level is added to the fine one; a third level by pooling."""
+    """Lin et al., Feature Pyramid Networks, 2017: the coarse level is added to the fine one; a third by pooling."""
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A nodule. None stands for what an earlier version of findings.json does not have, or what was not found."""
+    """A nodule. None stands for what its pipeline or an earlier version of findings.json does not tell."""
 
     segment_number: int  # from 1: its number in SR and SEG
     tracking_uid: str  # the same in SR and SEG
@@ -22,16 +22,17 @@ class Finding:
     centre_z_mm: float
     long_axis_mm: float
     short_axis_mm: float
-    volume_mm3: float
-    mean_hu: float
+    box_lps_mm: list[Any] | None  # two opposite corners, where the pipeline draws boxes
+    volume_mm3: float | None
+    mean_hu: float | None
     min_hu: float | None
     max_hu: float | None
     laterality: str | None  # "left" or "right", the patient's
     pleura_distance_mm: float | None
     candidate_score: float  # 0..1
     detection_probability: float  # 0..1
-    malignancy_probability: float  # 0..1
-    malignancy_bias: float  # of the logit; the same in every finding of a job
+    malignancy_probability: float | None  # 0..1
+    malignancy_bias: float | None  # of the logit; the same in every finding of a job
     concepts: Mapping[str, Any]  # {name: {"value": on the LIDC scale, "contribution": to the malignancy logit}}
     cautions: list[Any]  # [{"code": ..., "sentence": ...}] on this nodule
 
@@ -49,7 +50,7 @@ def findings_of(findings_json: str) -> tuple[Finding, ...]:
         raise ValueError(f"no findings.json: {type(exc).__name__}") from exc
 
 
-def _finding(nodule: Mapping[str, Any], malignancy_bias: float) -> Finding:
+def _finding(nodule: Mapping[str, Any], malignancy_bias: float | None) -> Finding:
     x, y, z = nodule["centre_lps_mm"]
     return Finding(
         segment_number=nodule["segment_number"],
@@ -59,6 +60,7 @@ def _finding(nodule: Mapping[str, Any], malignancy_bias: float) -> Finding:
         centre_z_mm=z,
         long_axis_mm=nodule["long_axis_mm"],
         short_axis_mm=nodule["short_axis_mm"],
+        box_lps_mm=nodule.get("box_lps_mm"),
         volume_mm3=nodule["volume_mm3"],
         mean_hu=nodule["mean_hu"],
         min_hu=nodule.get("min_hu"),

@@ -83,7 +83,7 @@ def _capture(
             manufacturer_model_name=equipment.model_name,
             software_versions=equipment.software_version,
             device_serial_number=equipment.serial_number,
-            series_description="Pulmo key images",
+            series_description=equipment.series_description("key images"),
             transfer_syntax_uid=ExplicitVRLittleEndian,
             contributing_equipment=equipment.contributing_items(context),
         )

@@ -1,4 +1,4 @@
-"""One nodule as a volumetric measurement group (PS3.16 TID 1411).
+"""One nodule as a measurement group: volumetric (PS3.16 TID 1411), or without a region (TID 1501) where it has no mask.
 
 highdicom allows no coordinates below the numbers of such a group, because TID 1419 has no such row; the templates are
 extensible, and a viewer needs them, so the lines of the two axes are added after the group is built.
@@ -7,6 +7,7 @@ extensible, and a viewer needs them, so the lines of the two axes are added afte
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from highdicom import sr
@@ -22,35 +23,51 @@ from pulmo_node.errors import Permanent
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
 
 
+Group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations | sr.MeasurementsAndQualitativeEvaluations
+
+
 def measurement_group(
-    nodule: Nodule, record: NoduleRecord, volume: Volume, seg: EncodedObject, equipment: Equipment, bias: float
-) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    nodule: Nodule,
+    record: NoduleRecord,
+    volume: Volume,
+    seg: EncodedObject | None,
+    equipment: Equipment,
+    bias: float | None,
+) -> Group:
     """The group of one nodule; `record` holds the numbers, `nodule` the lines of its axes, `seg` its segment.
+
+    Without a segmentation it is a group of measurements without region (TID 1501): the axes are the sides of a box.
 
     Raises:
         Permanent: an axis does not lie on a slice of the volume.
     """
     side = None if record.laterality is None else codes.SIDES[record.laterality]
-    shown = [mask.frame for mask in mask_on_frames(volume, nodule.mask)]  # where the segmentation shows it too
+    # Where the segmentation, if there is one, shows it too.
+    shown = [mask.frame for mask in mask_on_frames(volume, nodule.extent(volume.hu.shape))]
     long_axis, short_axis = (axis_line(axis, volume, shown) for axis in (nodule.long_axis, nodule.short_axis))
-    group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=record.tracking_uid, identifier=record.tracking_identifier),
-        referenced_segment=sr.ReferencedSegment(
+    said: dict[str, Any] = {
+        "tracking_identifier": sr.TrackingIdentifier(uid=record.tracking_uid, identifier=record.tracking_identifier),
+        "finding_category": codes.MORPHOLOGICALLY_ABNORMAL,
+        "finding_type": codes.NODULE,
+        "finding_sites": [sr.FindingSite(codes.LUNG, laterality=side)],
+        "algorithm_id": algorithm_identification(equipment),
+        "measurements": _measurements(record, bias, equipment),
+        "qualitative_evaluations": [
+            sr.QualitativeEvaluation(codes.CONCEPTS[concept.name], codes.RATINGS[concept.name][concept.rating])
+            for concept in nodule.concepts
+        ],
+    }
+    group: Group
+    if seg is None:
+        group = sr.MeasurementsAndQualitativeEvaluations(**said)
+    else:
+        segment = sr.ReferencedSegment(
             seg.sop_class_uid,
             seg.sop_instance_uid,
             record.segment_number,
             source_series=sr.SourceSeriesForSegmentation(volume.series.series_instance_uid),
-        ),
-        finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
-        finding_type=codes.NODULE,
-        finding_sites=[sr.FindingSite(codes.LUNG, laterality=side)],
-        algorithm_id=algorithm_identification(equipment),
-        measurements=_measurements(record, bias, equipment),
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(codes.CONCEPTS[concept.name], codes.RATINGS[concept.name][concept.rating])
-            for concept in nodule.concepts
-        ],
-    )
+        )
+        group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=segment, **said)
     items = group[0].ContentSequence
     numbers = [item for item in items if item.value_type == sr.ValueTypeValues.NUM]
     numbers[0].ContentSequence = sr.ContentSequence([long_axis])
@@ -96,7 +113,7 @@ def axis_line(axis: Axis, volume: Volume, among: Collection[int] | None = None) 
     )
 
 
-def _measurements(record: NoduleRecord, bias: float, equipment: Equipment) -> list[sr.Measurement]:
+def _measurements(record: NoduleRecord, bias: float | None, equipment: Equipment) -> list[sr.Measurement]:
     """Every number of the record.
 
     The axes come first, because the viewer looks for coordinates in the first number; then what it should write beside
@@ -116,23 +133,23 @@ def _measurements(record: NoduleRecord, bias: float, equipment: Equipment) -> li
     def characterised(name: Code, value: float, unit: Code = codes.NO_UNITS) -> sr.Measurement:
         return sr.Measurement(name, value, unit, algorithm_id=characterisation)
 
-    found = [
-        length(codes.LONG_AXIS, record.long_axis_mm),
-        length(codes.SHORT_AXIS, record.short_axis_mm),
-        sr.Measurement(codes.VOLUME, record.volume_mm3, codes.CUBIC_MILLIMETRE),
-        characterised(codes.PROBABILITY_OF_CANCER, percent(record.malignancy_probability), codes.PERCENT),
-        characterised(codes.DETECTION_PROBABILITY, percent(record.detection_probability), codes.PERCENT),
-        sr.Measurement(codes.CANDIDATE_SCORE, record.candidate_score, codes.NO_UNITS, algorithm_id=proposal),
-        attenuation(record.mean_hu, codes.MEAN),
-        attenuation(record.min_hu, codes.MINIMUM),
-        attenuation(record.max_hu, codes.MAXIMUM),
-    ]
+    found = [length(codes.LONG_AXIS, record.long_axis_mm), length(codes.SHORT_AXIS, record.short_axis_mm)]
+    if record.volume_mm3 is not None:
+        found.append(sr.Measurement(codes.VOLUME, record.volume_mm3, codes.CUBIC_MILLIMETRE))
+    if record.malignancy_probability is not None:
+        probability = percent(record.malignancy_probability)
+        found.append(characterised(codes.PROBABILITY_OF_CANCER, probability, codes.PERCENT))
+    found.append(characterised(codes.DETECTION_PROBABILITY, percent(record.detection_probability), codes.PERCENT))
+    found.append(sr.Measurement(codes.CANDIDATE_SCORE, record.candidate_score, codes.NO_UNITS, algorithm_id=proposal))
+    by_derivation = ((codes.MEAN, record.mean_hu), (codes.MINIMUM, record.min_hu), (codes.MAXIMUM, record.max_hu))
+    found += [attenuation(value, derivation) for derivation, value in by_derivation if value is not None]
     if record.pleura_distance_mm is not None:
         found.append(length(codes.DISTANCE_TO_PLEURA, record.pleura_distance_mm))
     for name, concept in record.concepts.items():
         found.append(characterised(codes.CONCEPTS[name], concept.value))
         found.append(characterised(codes.CONTRIBUTIONS[name], concept.contribution))
-    found.append(characterised(codes.MALIGNANCY_BIAS, bias))
+    if bias is not None:
+        found.append(characterised(codes.MALIGNANCY_BIAS, bias))
     return found
 
 

@@ -101,7 +101,8 @@ class Equipment:
     software_version: str
     serial_number: str
     device_uid: str
-    description: str = "Detection, measurement and characterisation of lung nodules"
+    description: str = PipelineInfo.description
+    subject: str = PipelineInfo.subject  # of its results, in the descriptions of their series
     parameters: tuple[tuple[str, str], ...] = ()  # weights, thresholds: what TID 4019 and (0066,0032) list
     stages: tuple[Equipment, ...] = ()  # its networks, in the order in which they work
 
@@ -109,17 +110,25 @@ class Equipment:
     def of(cls, info: PipelineInfo | None, context: ResultContext) -> Equipment:
         """The equipment of a pipeline; without `info` (it was never built) that of the node itself."""
         name, version, weights = context.pipeline, context.code_version, ""
+        subject, description = context.pipeline.partition("-")[2], cls.description
         if info is not None:
             name, version, weights = ascii_text(info.name), ascii_text(info.version), info.weights_sha256
+            subject, description = ascii_text(info.subject), ascii_text(info.description)
         return cls(
             manufacturer=context.manufacturer,
             model_name=name,
             software_version=version,
             serial_number=weights[:16] or version,  # type 1 in SEG; a program has no other serial number
             device_uid=uids.device_uid(pipeline=context.pipeline, name=name, version=version, weights_sha256=weights),
+            description=description,
+            subject=subject,
             parameters=() if info is None else algorithm_parameters(info),
             stages=() if info is None else tuple(_stage(info, number, context) for number in range(len(info.stages))),
         )
+
+    def series_description(self, kind: str) -> str:
+        """Series Description (0008,103E) of its results of one kind: "Pulmo nodules SR"."""
+        return " ".join(part for part in ("Pulmo", self.subject, kind) if part)[:64]
 
     def contributing_items(self, context: ResultContext) -> list[hd.ContributingEquipment]:
         """The Contributing Equipment Sequence (0018,A001): an item for the program, and one for each network."""

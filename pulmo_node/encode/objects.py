@@ -1,4 +1,4 @@
-"""Findings -> result objects: one SR always, one SEG where there is a nodule, pictures for people by the options."""
+"""Findings -> result objects: one SR always, one SEG where there is a mask, pictures for people by the options."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from pulmo_node.encode.sr import encode_sr
 from pulmo_node.errors import Permanent
 
 
-def encode_findings(
-    findings: Findings, volume: Image, context: ResultContext
-) -> tuple[EncodedObject, ...]:
-    """The result objects of one analysed series, SR first, then the SEG, then what the options of the context ask for.
+def encode_findings(findings: Findings, volume: Image, context: ResultContext) -> tuple[EncodedObject, ...]:
+    """The result objects of one analysed series: SR, SEG if there are masks, then what the options ask for.
 
     Encoding the same findings, volume and context again gives equal bytes.
 
@@ -31,8 +29,9 @@ def encode_findings(
     equipment = Equipment.of(findings.pipeline, context)
     objects: list[EncodedObject] = []
     if findings.nodules:
-        seg = encode_seg(findings, records, volume, equipment, context)
-        objects += [encode_sr(findings, records, volume, seg, equipment, context), seg]
+        seg = encode_seg(findings, records, volume, equipment, context) if findings.outlined else None
+        objects.append(encode_sr(findings, records, volume, seg, equipment, context))
+        objects += [] if seg is None else [seg]
     else:
         objects.append(encode_no_findings(findings, volume, context))
     if context.options.key_images:

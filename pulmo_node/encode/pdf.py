@@ -66,7 +66,7 @@ def encode_pdf(
             manufacturer_model_name=equipment.model_name,
             software_versions=equipment.software_version,
             device_serial_number=equipment.serial_number,
-            series_description="Pulmo nodules PDF",
+            series_description=equipment.series_description("PDF"),
         )
         built.ContributingEquipmentSequence = equipment.contributing_items(context)
         built.ConversionType = "WSD"  # by a workstation

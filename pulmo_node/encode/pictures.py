@@ -37,6 +37,7 @@ _LINE = 20  # pixels from one line of text to the next
 _THUMBNAIL = 88
 _LEAST_SCALE = 0.5  # of the logit: smaller contributions do not fill their bar
 _NO_NODULES = "No lung nodules were found."
+_NOT_TOLD = "-"
 _COLUMNS = (  # heading and left edge of the columns of the page
     ("nodule", _THUMBNAIL + 2 * _MARGIN),
     ("place", 210),
@@ -128,11 +129,16 @@ def numbers(nodule: Nodule, record: NoduleRecord, volume: Volume) -> dict[str, s
         places.append(
             f"{record.pleura_distance_mm:.1f} mm from the pleura" if record.pleura_distance_mm else "touches the pleura"
         )
+    volume_mm3, malignancy = record.volume_mm3, record.malignancy_probability
+    below = "sides of a box" if volume_mm3 is None else f"{volume_mm3:.0f} mm3"
+    attenuation = _NOT_TOLD
+    if record.mean_hu is not None:
+        attenuation = f"mean {record.mean_hu:.0f} HU\n{record.min_hu:.0f} to {record.max_hu:.0f} HU"
     return {
         "place": "\n".join(places),
-        "size": f"{record.long_axis_mm:.1f} x {record.short_axis_mm:.1f} mm\n{record.volume_mm3:.0f} mm3",
-        "attenuation": f"mean {record.mean_hu:.0f} HU\n{record.min_hu:.0f} to {record.max_hu:.0f} HU",
-        "malignancy": f"{percent(record.malignancy_probability):.0f} %",
+        "size": f"{record.long_axis_mm:.1f} x {record.short_axis_mm:.1f} mm\n{below}",
+        "attenuation": attenuation,
+        "malignancy": _NOT_TOLD if malignancy is None else f"{percent(malignancy):.0f} %",
         "detection": f"{percent(record.detection_probability):.0f} %",
     }
 
@@ -148,8 +154,9 @@ def _nodule_picture(
     nodule: Nodule, record: NoduleRecord, volume: Volume, scale: float, findings: Findings
 ) -> Image.Image:
     said = numbers(nodule, record, volume)
+    told = [said[name].replace("\n", ", ") for name in ("size", "attenuation", "place") if said[name] != _NOT_TOLD]
     lines = [
-        ", ".join(said[name].replace("\n", ", ") for name in ("size", "attenuation", "place")),
+        ", ".join(told),
         f"detection {said['detection']}, candidate score {record.candidate_score:.2f}",
     ]
     notes = [f"Caution: {ascii_text(caution_text(caution))}" for caution in nodule.cautions]
@@ -157,16 +164,18 @@ def _nodule_picture(
     notes = [line for note in notes for line in _wrapped(note)]
     top = VIEW_PIXELS + _MARGIN // 2
     bars = top + 4 * _LINE
-    foot = bars + (len(nodule.concepts) + 1) * _LINE + _MARGIN // 2
+    foot = bars + (len(nodule.concepts) + bool(nodule.concepts)) * _LINE + _MARGIN // 2
     picture = Image.new("RGB", (WIDTH_PIXELS, foot + len(notes) * _LINE + _MARGIN))
     for number, view in enumerate(
-        render_views(volume, nodule.mask, VIEW_PIXELS, (nodule.long_axis, nodule.short_axis))
+        render_views(volume, nodule.extent(volume.hu.shape), VIEW_PIXELS, (nodule.long_axis, nodule.short_axis))
     ):
         picture.paste(view, (number * VIEW_PIXELS, 0))
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, top), f"{record.label}: malignancy {said['malignancy']}", fill=TEXT_RGB, font=_font(22))
+    headline = "detection" if record.malignancy_probability is None else "malignancy"
+    draw.text((_MARGIN, top), f"{record.label}: {headline} {said[headline]}", fill=TEXT_RGB, font=_font(22))
     _draw_lines(draw, top + 30, lines, TEXT_RGB)
-    _draw_bars(draw, bars, nodule, scale, malignancy_bias(findings))
+    if nodule.concepts:
+        _draw_bars(draw, bars, nodule, scale, malignancy_bias(findings) or 0.0)
     _draw_lines(draw, foot, notes, DIM_RGB)
     return picture
 
@@ -196,7 +205,7 @@ def _draw_bars(draw: ImageDraw.ImageDraw, top: int, nodule: Nodule, scale: float
 def _draw_row(picture: Image.Image, top: int, nodule: Nodule, record: NoduleRecord, volume: Volume) -> None:
     draw = ImageDraw.Draw(picture)
     draw.line([_MARGIN, top - 4, WIDTH_PIXELS - _MARGIN, top - 4], fill=LINE_RGB)
-    _, detail = render_views(volume, nodule.mask, _THUMBNAIL)
+    _, detail = render_views(volume, nodule.extent(volume.hu.shape), _THUMBNAIL)
     picture.paste(detail, (_MARGIN, top))
     said = numbers(nodule, record, volume)
     strongest = (

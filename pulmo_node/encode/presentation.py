@@ -66,7 +66,7 @@ def _encode(
             manufacturer_model_name=equipment.model_name,
             software_versions=equipment.software_version,
             device_serial_number=equipment.serial_number,
-            series_description="Pulmo nodules GSPS",
+            series_description=equipment.series_description("GSPS"),
             content_label=f"NODULE_{record.segment_number}",
             content_description=record.label,
             graphic_layers=[_layer()],
@@ -88,7 +88,7 @@ def _encode(
 
 def key_mask(nodule: Nodule, volume: Volume) -> FrameMask:
     """The acquired image on which the report draws the long axis of the nodule, with the pixels of the mask there."""
-    masks = {mask.frame: mask for mask in mask_on_frames(volume, nodule.mask)}
+    masks = {mask.frame: mask for mask in mask_on_frames(volume, nodule.extent(volume.hu.shape))}
     start = nodule.long_axis.start
     return masks[on_frame(volume, (round(start[0]), *start[1:]), masks.keys()).frame]
 

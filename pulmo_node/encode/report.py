@@ -7,7 +7,7 @@ concept values 0.01 on the LIDC scale, contributions and bias 0.0001.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pulmo_models.types import Caution, Concept, Findings, Image, Laterality, No
 from pulmo_node.encode.identity import ResultContext
 from pulmo_node.errors import Permanent
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 TRACKING_PREFIX = "Cornerstone3DTools@^0.1.0:Bidirectional:"
 """OHIF turns a measurement group into a bidirectional measurement by this beginning of its tracking identifier."""
@@ -44,15 +44,16 @@ class NoduleRecord:
     centre_lps_mm: tuple[float, float, float]
     long_axis_mm: float
     short_axis_mm: float
-    volume_mm3: float
-    mean_hu: float
-    min_hu: float
-    max_hu: float
+    box_lps_mm: tuple[tuple[float, float, float], ...] | None  # two opposite corners, where a box was drawn
+    volume_mm3: float | None
+    mean_hu: float | None
+    min_hu: float | None
+    max_hu: float | None
     laterality: Laterality | None
     pleura_distance_mm: float | None
     candidate_score: float  # 0..1
     detection_probability: float  # 0..1
-    malignancy_probability: float  # 0..1
+    malignancy_probability: float | None  # 0..1
     concepts: Mapping[str, ConceptRecord]
     segment_number: int
     cautions: tuple[Caution, ...]
@@ -70,10 +71,17 @@ class NoduleRecord:
     @property
     def comment(self) -> str:
         """The line that a viewer's measurement panel shows."""
-        volume = f"{self.volume_mm3 / 1000:.1f} cm3" if self.volume_mm3 >= 1000 else f"{self.volume_mm3:.0f} mm3"
-        malignancy = f"{percent(self.malignancy_probability):.0f} %"
-        numbers = f"{self.label}: malignancy {malignancy}, {self.long_axis_mm:.0f} mm, {volume}"
-        return ". ".join((numbers, *map(caution_text, self.cautions)))
+        said = [f"{self.long_axis_mm:.0f} mm"]
+        if self.malignancy_probability is not None:
+            said.insert(0, f"malignancy {percent(self.malignancy_probability):.0f} %")
+        else:
+            said.insert(0, f"detection {percent(self.detection_probability):.0f} %")
+        if self.volume_mm3 is None:
+            said.append("sides of a box")
+        else:
+            large = self.volume_mm3 >= 1000
+            said.append(f"{self.volume_mm3 / 1000:.1f} cm3" if large else f"{self.volume_mm3:.0f} mm3")
+        return ". ".join((f"{self.label}: {', '.join(said)}", *map(caution_text, self.cautions)))
 
 
 def percent(probability: float) -> float:
@@ -108,28 +116,35 @@ def nodule_record(nodule: Nodule, number: int, weights_sha256: str, context: Res
     def checked(value: float, digits: int, name: str) -> float:
         return rounded(value, digits, f"{name} of nodule {number} in series {context.series_instance_uid}")
 
+    def known(value: float | None, digits: int, name: str) -> float | None:
+        return None if value is None else checked(value, digits, name)
+
     def concept_record(concept: Concept) -> ConceptRecord:
         return ConceptRecord(
             value=checked(concept.value, CONCEPT_DIGITS, concept.name),
             contribution=checked(concept.contribution, LOGIT_DIGITS, f"contribution of {concept.name}"),
         )
 
-    distance = nodule.pleura_distance_mm
-    x, y, z = (checked(value, LENGTH_DIGITS, "centre") for value in nodule.centre_lps_mm)
+    def position(lps_mm: Sequence[float], name: str) -> tuple[float, float, float]:
+        x, y, z = (checked(value, LENGTH_DIGITS, name) for value in lps_mm)
+        return x, y, z
+
+    corners = None if nodule.box is None else nodule.box.corners_lps_mm
     return NoduleRecord(
         tracking_uid=tracking_uid(nodule, number, weights_sha256, context),
-        centre_lps_mm=(x, y, z),
+        centre_lps_mm=position(nodule.centre_lps_mm, "centre"),
         long_axis_mm=checked(nodule.long_axis.length_mm, LENGTH_DIGITS, "long axis"),
         short_axis_mm=checked(nodule.short_axis.length_mm, LENGTH_DIGITS, "short axis"),
-        volume_mm3=checked(nodule.volume_mm3, VOLUME_DIGITS, "volume"),
-        mean_hu=checked(nodule.mean_hu, HU_DIGITS, "mean HU"),
-        min_hu=checked(nodule.min_hu, HU_DIGITS, "smallest HU"),
-        max_hu=checked(nodule.max_hu, HU_DIGITS, "largest HU"),
+        box_lps_mm=None if corners is None else tuple(position(corner, "box") for corner in corners),
+        volume_mm3=known(nodule.volume_mm3, VOLUME_DIGITS, "volume"),
+        mean_hu=known(nodule.mean_hu, HU_DIGITS, "mean HU"),
+        min_hu=known(nodule.min_hu, HU_DIGITS, "smallest HU"),
+        max_hu=known(nodule.max_hu, HU_DIGITS, "largest HU"),
         laterality=nodule.laterality,
-        pleura_distance_mm=None if distance is None else checked(distance, LENGTH_DIGITS, "distance to the pleura"),
+        pleura_distance_mm=known(nodule.pleura_distance_mm, LENGTH_DIGITS, "distance to the pleura"),
         candidate_score=checked(nodule.candidate_score, PROBABILITY_DIGITS, "candidate score"),
         detection_probability=checked(nodule.detection_probability, PROBABILITY_DIGITS, "detection probability"),
-        malignancy_probability=checked(nodule.malignancy_probability, PROBABILITY_DIGITS, "malignancy probability"),
+        malignancy_probability=known(nodule.malignancy_probability, PROBABILITY_DIGITS, "malignancy probability"),
         concepts={concept.name: concept_record(concept) for concept in nodule.concepts},
         segment_number=number,
         cautions=nodule.cautions,
@@ -142,8 +157,10 @@ def nodule_records(findings: Findings, context: ResultContext) -> tuple[NoduleRe
     return tuple(nodule_record(nodule, n, weights, context) for n, nodule in enumerate(findings.nodules, start=1))
 
 
-def malignancy_bias(findings: Findings) -> float:
-    """The reported bias of the malignancy logit. Raises `Permanent`."""
+def malignancy_bias(findings: Findings) -> float | None:
+    """The reported bias of the malignancy logit, where there is one. Raises `Permanent`."""
+    if findings.malignancy_bias is None:
+        return None
     return rounded(findings.malignancy_bias, LOGIT_DIGITS, "malignancy bias")
 
 
@@ -175,6 +192,7 @@ def findings_to_json(findings: Findings, image: Image, context: ResultContext) -
     nodules = [asdict(record) for record in nodule_records(findings, context)]
     for nodule in nodules:
         nodule["centre_lps_mm"] = list(nodule["centre_lps_mm"])
+        nodule["box_lps_mm"] = nodule["box_lps_mm"] and [list(corner) for corner in nodule["box_lps_mm"]]
         nodule["cautions"] = list(nodule["cautions"])
     return {
         "schema_version": SCHEMA_VERSION,

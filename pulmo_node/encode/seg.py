@@ -55,7 +55,7 @@ def encode_seg(
     """
     options, weights_sha256 = context.options, findings.pipeline.weights_sha256
     sides = sorted(findings.lungs) if options.lung_segments else []
-    masks = _masks_on_frames([nodule.mask for nodule in findings.nodules], volume)
+    masks = _masks_on_frames([nodule.mask for nodule in findings.nodules if nodule.mask is not None], volume)
     lungs = _masks_on_frames([findings.lungs[side] for side in sides], volume)
     touched = {mask.frame for found in (*masks, *lungs) for mask in found}
     used = list(range(len(volume.frames))) if options.empty_frames else sorted(touched)
@@ -80,7 +80,7 @@ def encode_seg(
             device_serial_number=equipment.serial_number,
             content_label="NODULES",
             content_description="Lung nodules and lungs" if sides else "Lung nodules",
-            series_description="Pulmo nodules SEG",
+            series_description=equipment.series_description("SEG"),
             omit_empty_frames=not options.empty_frames,
             contributing_equipment=equipment.contributing_items(context),
             **source_arguments,

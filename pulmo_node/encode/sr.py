@@ -1,4 +1,4 @@
-"""Measurement report: Comprehensive 3D SR by TID 1500 with one volumetric group (TID 1411) per nodule (PS3.16).
+"""Measurement report: Comprehensive 3D SR by TID 1500 with one group per nodule (PS3.16): TID 1411 or 1501.
 
 Written so that OHIF shows and hydrates it: the first number of each group is the long axis, which carries its line
 as an SCOORD on the key slice, the tracking identifier names a bidirectional tool, and a comment holds what the
@@ -16,7 +16,7 @@ from pydicom.sr.coding import Code
 from pulmo_models.types import Findings, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.finish import finish
-from pulmo_node.encode.group import measurement_group
+from pulmo_node.encode.group import Group, measurement_group
 from pulmo_node.encode.identity import (
     RESEARCH_USE,
     EncodedObject,
@@ -35,11 +35,11 @@ def encode_sr(
     findings: Findings,
     records: Sequence[NoduleRecord],
     volume: Volume,
-    seg: EncodedObject,
+    seg: EncodedObject | None,
     equipment: Equipment,
     context: ResultContext,
 ) -> EncodedObject:
-    """The measurement report of at least one nodule.
+    """The measurement report of at least one nodule; ``seg`` holds the masks, where the nodules have any.
 
     Raises:
         Permanent: a source file cannot be read, or an axis does not lie on a slice of the volume.
@@ -55,14 +55,15 @@ def encode_sr(
         sentences = [*map(caution_text, findings.cautions), acquisition_text(volume), RESEARCH_USE]
         images = library_images(volume) if context.options.image_library else ()
         report = measurement_report(groups, codes.SUCCEEDED_WITH_FINDINGS, sentences, header, equipment, images)
-    segmentation = reference(header.StudyInstanceUID, seg.series_instance_uid, seg.sop_class_uid, seg.sop_instance_uid)
-    evidence = [*evidence_items(volume.series, volume.frames), segmentation]
+    evidence = evidence_items(volume.series, volume.frames)
+    if seg is not None:
+        study = header.StudyInstanceUID
+        evidence.append(reference(study, seg.series_instance_uid, seg.sop_class_uid, seg.sop_instance_uid))
     return build_sr(report, header, evidence, "sr", equipment, weights, context)
 
 
 def measurement_report(
-    groups: Sequence[sr.MeasurementsAndQualitativeEvaluations]
-    | Sequence[sr.VolumetricROIMeasurementsAndQualitativeEvaluations],
+    groups: Sequence[Group],
     status: Code,
     sentences: Sequence[str],
     header: Dataset,
@@ -121,7 +122,7 @@ def build_sr(
             is_complete=True,
             is_final=False,
             is_verified=False,
-            series_description="Pulmo nodules SR",
+            series_description=equipment.series_description("SR"),
             manufacturer_model_name=equipment.model_name,
             software_versions=equipment.software_version,
             device_serial_number=equipment.serial_number,

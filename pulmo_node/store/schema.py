@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD_REVISION = "0006"
+HEAD_REVISION = "0007"
 """The newest migration; a database at this revision is opened without loading Alembic."""
 
 UID_LENGTH = 64  # PS3.5, 6.2: UI
@@ -131,16 +131,17 @@ findings = sa.Table(
     sa.Column("centre_z_mm", sa.Double, nullable=False),
     sa.Column("long_axis_mm", sa.Double, nullable=False),
     sa.Column("short_axis_mm", sa.Double, nullable=False),
-    sa.Column("volume_mm3", sa.Double, nullable=False),
-    sa.Column("mean_hu", sa.Double, nullable=False),
+    sa.Column("box_lps_mm", sa.JSON(none_as_null=True)),
+    sa.Column("volume_mm3", sa.Double),
+    sa.Column("mean_hu", sa.Double),
     sa.Column("min_hu", sa.Double),
     sa.Column("max_hu", sa.Double),
     sa.Column("laterality", sa.String(8)),
     sa.Column("pleura_distance_mm", sa.Double),
     sa.Column("candidate_score", sa.Double, nullable=False),
     sa.Column("detection_probability", sa.Double, nullable=False),
-    sa.Column("malignancy_probability", sa.Double, nullable=False),
-    sa.Column("malignancy_bias", sa.Double, nullable=False),
+    sa.Column("malignancy_probability", sa.Double),
+    sa.Column("malignancy_bias", sa.Double),
     sa.Column("concepts", sa.JSON, nullable=False),
     sa.Column("cautions", sa.JSON, nullable=False),
     sa.UniqueConstraint("job_id", "segment_number"),

@@ -86,6 +86,7 @@ def nodule(number: int = 1, **changes: Any) -> dict[str, Any]:
         "centre_lps_mm": [-61.13, 0.1 + number, 1203.07],
         "long_axis_mm": 14.21,
         "short_axis_mm": 9.83,
+        "box_lps_mm": None,
         "volume_mm3": 1403.3,
         "mean_hu": -12.7,
         "min_hu": -611.1,

@@ -41,7 +41,7 @@ def test_keys_and_values(volume: Volume) -> None:
         "cautions",
         "nodules",
     ]
-    assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (3, "ct-nodules", WEIGHTS)
+    assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (4, "ct-nodules", WEIGHTS)
     assert (plain["series_instance_uid"], plain["malignancy_bias"]) == (uid, -1.2346)
     assert plain["cautions"] == [{"code": "THICK_SLICES", "sentence": "A caution in Łódź."}]
     assert plain["acquisition"] == {
@@ -60,6 +60,7 @@ def test_keys_and_values(volume: Volume) -> None:
             "centre_lps_mm",
             "long_axis_mm",
             "short_axis_mm",
+            "box_lps_mm",
             "volume_mm3",
             "mean_hu",
             "min_hu",
