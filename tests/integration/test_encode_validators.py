@@ -33,6 +33,7 @@ from tests.encode_factory import (
     write_volume,
 )
 from tests.iod_check import iod_errors
+from tests.unit.test_encode_boxes import RETINANET, boxed
 from tests.validators import (
     LABEL_MAP,
     complaints,
@@ -144,6 +145,14 @@ def test_objects_of_a_single_frame_series(tmp_path: Path) -> None:
     objects = _all_objects(volume, _findings(volume, [(3, 10, 12), (8, 28, 33)]))
     assert {encoded.kind for encoded in objects} == {"sr", "seg", "key-image", "gsps", "pdf"}
     assert {encoded.sop_class_uid for encoded in objects if encoded.kind == "seg"} == {SegmentationStorage, LABEL_MAP}
+    _validate(objects, tmp_path)
+
+
+def test_objects_of_a_detector_of_boxes(tmp_path: Path) -> None:
+    volume = write_volume(chest_datasets(), tmp_path / "ct")
+    findings = Findings(pipeline=RETINANET, nodules=(boxed(volume),), malignancy_bias=None)
+    objects = encode_findings(findings, volume, make_context(volume, options=EVERYTHING, predecessors=(EARLIER,)))
+    assert [encoded.kind for encoded in objects] == ["sr", "key-image", "key-image", "gsps", "pdf"]
     _validate(objects, tmp_path)
 
 
