@@ -166,6 +166,7 @@ RESULT_SOP_CLASSES: tuple[UID, ...] = (
     uid.SegmentationStorage,
     UID("1.2.840.10008.5.1.4.1.1.66.7"),  # Label Map Segmentation Storage
     uid.SecondaryCaptureImageStorage,
+    uid.ParametricMapStorage,
     uid.GrayscaleSoftcopyPresentationStateStorage,
     uid.EncapsulatedPDFStorage,
 )

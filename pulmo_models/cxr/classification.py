@@ -98,6 +98,7 @@ class FindingsPipeline:
         return Findings(
             pipeline=self._info,
             images=tuple(found),
+            malignancy_bias=None,
             cautions=(*image.cautions, *cautions, *fallbacks),
             timings_seconds={"classify": time.perf_counter() - begun},
             device="+".join(dict.fromkeys(runner.device.type for runner in runners)),

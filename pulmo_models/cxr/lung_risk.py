@@ -215,6 +215,7 @@ class LungRiskPipeline:
         return Findings(
             pipeline=self._info,
             images=tuple(found),
+            malignancy_bias=None,
             cautions=(*image.cautions, *cautions, *fallbacks),
             timings_seconds={"score": time.perf_counter() - begun},
             device="+".join(dict.fromkeys(devices)),

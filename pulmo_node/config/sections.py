@@ -143,6 +143,8 @@ class ResultsSection:
     key_images: bool = True
     presentation_states: bool = False
     pdf_report: bool = False
+    heat_maps: bool = True
+    parametric_maps: bool = False
 
     @property
     def options(self) -> dict[str, Any]:

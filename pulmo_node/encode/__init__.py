@@ -5,13 +5,13 @@ as bytes. Errors: `Permanent`. Governed by PS3.3 A.35.13 (Comprehensive 3D SR) a
 and TID 2000; `docs/results.md` says what the objects hold.
 """
 
+from pulmo_node.encode.film_records import findings_to_json
 from pulmo_node.encode.identity import EncodedObject, Predecessor, ResultContext, ResultOptions
 from pulmo_node.encode.keyimage import direction, render_mask
 from pulmo_node.encode.notice import encode_rejection
 from pulmo_node.encode.objects import encode_findings
 from pulmo_node.encode.pictures import render_nodules
 from pulmo_node.encode.planes import render_planes
-from pulmo_node.encode.report import findings_to_json
 from pulmo_node.encode.uids import result_uid
 
 __all__ = [

@@ -6,6 +6,7 @@ One series: first the summary page, then a picture of each nodule. No machine re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import highdicom as hd
 import numpy as np
@@ -22,7 +23,23 @@ from pulmo_node.encode.presentation import key_mask
 from pulmo_node.encode.report import NoduleRecord
 from pulmo_node.encode.source import bare_header, read_header
 
-SERIES_NUMBER = 9003
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSeries:
+    """A series of secondary captures."""
+
+    identity: str  # what its UIDs are derived from
+    number: int
+    kind: str  # in its description
+    derivation: str  # what the pictures are
+
+
+KEY_IMAGES = CaptureSeries(
+    identity="key-image",
+    number=9003,
+    kind="key images",
+    derivation="Slices in the lung window with outlines and numbers of the nodules",
+)
 
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
@@ -37,37 +54,43 @@ def encode_key_images(
     """
     weights_sha256 = findings.pipeline.weights_sha256
     header = read_header(volume.frames[0])
-    page = _capture(summary_page(findings, records, volume, context), 0, weights_sha256, header, equipment, context)
+    first = summary_page(findings, records, volume, context)
+    page = capture(first, KEY_IMAGES, 0, weights_sha256, header, equipment, context)
     page.ImageComments = page_title(records)
     page.PatientOrientation = []  # a page of several planes
     captures = [page]
     for picture, nodule, record in zip(
         nodule_pictures(findings, records, volume), findings.nodules, records, strict=True
     ):
-        capture = _capture(picture, record.segment_number, weights_sha256, header, equipment, context)
-        capture.ImageComments = ascii_text(record.comment)
+        shown = capture(picture, KEY_IMAGES, record.segment_number, weights_sha256, header, equipment, context)
+        shown.ImageComments = ascii_text(record.comment)
         source = volume.frames[key_mask(nodule, volume).frame]
         reference = Dataset()
         reference.ReferencedSOPClassUID = source.sop_class_uid
         reference.ReferencedSOPInstanceUID = source.sop_instance_uid
         if source.frame_number is not None:
             reference.ReferencedFrameNumber = source.frame_number
-        capture.SourceImageSequence = [reference]
-        capture.PatientOrientation = [direction(volume.affine[:3, axis]) for axis in (2, 1)]
-        captures.append(capture)
-    return tuple(finish(capture, "key-image", header, context) for capture in captures)
+        shown.SourceImageSequence = [reference]
+        shown.PatientOrientation = [direction(volume.affine[:3, axis]) for axis in (2, 1)]
+        captures.append(shown)
+    return tuple(finish(each, KEY_IMAGES.identity, header, context) for each in captures)
 
 
-def _capture(
+def capture(
     picture: Image.Image,
+    series: CaptureSeries,
     number: int,
     weights_sha256: str,
     header: Dataset,
     equipment: Equipment,
     context: ResultContext,
 ) -> hd.sc.SCImage:
-    """A picture as an instance of the series of key images; ``number`` is that of the nodule, 0 for the page."""
-    with library_errors("key image", context.series_instance_uid):
+    """A picture as an instance of a series of them, ``number`` counted from 0; of key images 0 is the page.
+
+    Raises:
+        Permanent: it cannot be encoded.
+    """
+    with library_errors(series.identity, context.series_instance_uid):
         built = hd.sc.SCImage.from_ref_dataset(
             ref_dataset=bare_header(header),
             pixel_array=np.asarray(picture),
@@ -75,22 +98,22 @@ def _capture(
             bits_allocated=8,
             coordinate_system=hd.CoordinateSystemNames.PATIENT,
             patient_orientation=("L", "P"),  # the callers say what it is
-            series_instance_uid=context.uid("key-image-series", weights_sha256),
-            series_number=SERIES_NUMBER,
-            sop_instance_uid=context.uid(f"key-image {number}", weights_sha256),
+            series_instance_uid=context.uid(f"{series.identity}-series", weights_sha256),
+            series_number=series.number,
+            sop_instance_uid=context.uid(f"{series.identity} {number}", weights_sha256),
             instance_number=number + 1,
             manufacturer=equipment.manufacturer,
             manufacturer_model_name=equipment.model_name,
             software_versions=equipment.software_version,
             device_serial_number=equipment.serial_number,
-            series_description=equipment.series_description("key images"),
+            series_description=equipment.series_description(series.kind),
             transfer_syntax_uid=ExplicitVRLittleEndian,
             contributing_equipment=equipment.contributing_items(context),
         )
     built.ConversionType = "WSD"  # by a workstation
     built.BodyPartExamined = "CHEST"  # no paired part, so no laterality is asked for
     built.BurnedInAnnotation = built.RecognizableVisualFeatures = "NO"
-    built.DerivationDescription = "Slices in the lung window with outlines and numbers of the nodules"
+    built.DerivationDescription = series.derivation
     for keyword in ("DateOfSecondaryCapture", "TimeOfSecondaryCapture"):  # the clock; the dates of the content tell it
         del built[keyword]
     if header.get("LossyImageCompression") == "01":  # it stays lossy whatever is made of it (PS3.3 C.7.6.1.1.5)

@@ -32,6 +32,8 @@ PROCEDURE_DESCRIPTION = Code("121065", "DCM", "Procedure Description")
 CONCLUSION = Code("121077", "DCM", "Conclusion")
 PROCEDURE_REPORTED = Code("121058", "DCM", "Procedure reported")
 CT_CHEST_REPORT = Code("24627-2", "LN", "CT Chest Report")
+CHEST_RADIOGRAPHY = Code("399208008", "SCT", "Plain chest X-ray")
+PROCEDURES: Mapping[str, Code] = {"CR": CHEST_RADIOGRAPHY, "DX": CHEST_RADIOGRAPHY}  # by modality; else a chest CT
 DEVICE = Code("121007", "DCM", "Device")
 LANGUAGE = Code("en-GB", "RFC5646", "English (United Kingdom)")
 
@@ -64,6 +66,24 @@ HOUNSFIELD_UNIT = Code("[hnsf'U]", "UCUM", "Hounsfield unit")
 PERCENT = Code("%", "UCUM", "Percent")
 NO_UNITS = Code("1", "UCUM", "no units")
 
+# Findings in radiographs, each with its site, and what is said of them
+HEART = Code("80891009", "SCT", "Heart")
+PLEURA = Code("3120008", "SCT", "Pleura")
+FILM_FINDINGS: Mapping[str, tuple[Code, Code]] = {
+    "Atelectasis": (Code("46621007", "SCT", "Atelectasis"), LUNG),
+    "Cardiomegaly": (Code("8186001", "SCT", "Cardiomegaly"), HEART),
+    "Consolidation": (Code("95436008", "SCT", "Lung consolidation"), LUNG),
+    "Edema": (Code("19242006", "SCT", "Pulmonary edema"), LUNG),
+    "Pleural Effusion": (Code("60046008", "SCT", "Pleural effusion"), PLEURA),
+}
+PROBABILITY = Code("122157", "DCM", "Probability")
+PRESENCE = Code("121052", "DCM", "Presence of property")
+PRESENT = Code("52101004", "SCT", "Present")
+ABSENT = Code("272519000", "SCT", "Absent")
+GRADIENT_WEIGHTED_CLASS_ACTIVATION = Code("130403", "DCM", "Gradient-weighted class activation")
+YEAR = Code("a", "UCUM", "year")
+UNITS: Mapping[str, Code] = {"a": YEAR, "1": NO_UNITS}
+
 # Program and equipment
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
@@ -83,6 +103,8 @@ CONTRIBUTIONS: Mapping[str, Code] = {
     "spiculation": Code("117", PRIVATE_SCHEME, "Contribution of spiculation to malignancy logit"),
     "texture": Code("118", PRIVATE_SCHEME, "Contribution of texture to malignancy logit"),
 }
+
+ESTIMATES: Mapping[str, Code] = {"CXR-Lung-Risk": Code("120", PRIVATE_SCHEME, "CXR-Lung-Risk score")}
 
 # The eight LIDC-IDRI concepts
 CONCEPTS: Mapping[str, Code] = {

@@ -44,6 +44,8 @@ class ResultOptions:
     key_images: bool = True  # secondary captures: a summary page and one of each nodule
     presentation_states: bool = False  # GSPS on the key images of the source
     pdf_report: bool = False  # encapsulated PDF
+    heat_maps: bool = True  # of radiographs: colour secondary captures
+    parametric_maps: bool = False  # of radiographs: the heat maps as numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +155,7 @@ class Equipment:
 class EncodedObject:
     """One result object, ready for the outbox."""
 
-    kind: str  # "sr", "seg", "key-image", "gsps" or "pdf"
+    kind: str  # "sr", "seg", "key-image", "gsps", "pdf", "heat-map" or "parametric-map"
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pulmo_models.types import Findings, Image, Volume
+from pulmo_models.types import Findings, Image, RadiographSeries, Volume
 from pulmo_node.encode.captures import encode_key_images
+from pulmo_node.encode.film_records import film_records
+from pulmo_node.encode.film_sr import encode_film_sr
+from pulmo_node.encode.heat_maps import encode_heat_maps, encode_parametric_maps
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext
 from pulmo_node.encode.notice import encode_no_findings
 from pulmo_node.encode.pdf import encode_pdf
@@ -11,7 +14,6 @@ from pulmo_node.encode.presentation import encode_presentation_states
 from pulmo_node.encode.report import nodule_records
 from pulmo_node.encode.seg import encode_seg
 from pulmo_node.encode.sr import encode_sr
-from pulmo_node.errors import Permanent
 
 
 def encode_findings(findings: Findings, volume: Image, context: ResultContext) -> tuple[EncodedObject, ...]:
@@ -24,7 +26,7 @@ def encode_findings(findings: Findings, volume: Image, context: ResultContext) -
             cannot be encoded.
     """
     if not isinstance(volume, Volume):
-        raise Permanent("findings in a radiograph cannot be encoded: no pipeline yields them yet")
+        return _of_films(findings, volume, context)
     records = nodule_records(findings, context)
     equipment = Equipment.of(findings.pipeline, context)
     objects: list[EncodedObject] = []
@@ -40,4 +42,16 @@ def encode_findings(findings: Findings, volume: Image, context: ResultContext) -
         objects += encode_presentation_states(findings, records, volume, equipment, context)
     if context.options.pdf_report:
         objects.append(encode_pdf(findings, records, volume, equipment, context))
+    return tuple(objects)
+
+
+def _of_films(findings: Findings, series: RadiographSeries, context: ResultContext) -> tuple[EncodedObject, ...]:
+    """Of radiographs: one SR, then pictures and parametric maps of the heat maps."""
+    records = film_records(findings, series, context)
+    equipment = Equipment.of(findings.pipeline, context)
+    objects = [encode_film_sr(findings, records, series, equipment, context)]
+    if context.options.heat_maps:
+        objects += encode_heat_maps(findings, records, series, equipment, context)
+    if context.options.parametric_maps:
+        objects += encode_parametric_maps(findings, series, equipment, context)
     return tuple(objects)

@@ -76,7 +76,8 @@ def measurement_report(
     """
     report = sr.MeasurementReport(
         observation_context=observation_context(equipment),
-        procedure_reported=procedure_codes(header) or [codes.CT_CHEST_REPORT],
+        procedure_reported=procedure_codes(header)
+        or [codes.PROCEDURES.get(str(header.get("Modality")), codes.CT_CHEST_REPORT)],
         imaging_measurements=groups,
         title=codes.IMAGING_MEASUREMENT_REPORT,
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(

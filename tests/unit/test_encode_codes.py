@@ -19,6 +19,8 @@ from pulmo_models.types import CONCEPT_NAMES, CONCEPT_RANGES, Mask
 from pulmo_node.encode import codes, encode_findings, encode_rejection
 from pulmo_node.encode.identity import ResultOptions
 from tests.encode_factory import chest_datasets, make_context, make_findings, make_nodule, read_object, write_volume
+from tests.film_results import encoded, film_findings, read_films, risk_findings
+from tests.radiograph_factory import film, radiograph, write_series
 
 # The LIDC codes as QIICR/lidc2dicom publishes them (concepts_dict.json, values_dict.json), typed in once more.
 # Scheme letters: Q = 99LIDCQIICR, N = NCIt, R = RADLEX (there: RadLex).
@@ -73,6 +75,10 @@ DELIBERATE = {
     ("276214006", "SCT"): ("Finding category", "TID 1411, written by highdicom; pydicom has the full SNOMED term"),
     ("260753009", "SCT"): ("Source", "TID 320 and 1601, written by highdicom; pydicom has the full SNOMED term"),
     ("121232", "DCM"): ("Source Series for Segmentation", "written by highdicom; dictionary: lower case"),
+    ("399208008", "SCT"): ("Plain chest X-ray", "procedure of radiographs; not in pydicom"),
+    ("46621007", "SCT"): ("Atelectasis", "finding in radiographs; not in pydicom"),
+    ("8186001", "SCT"): ("Cardiomegaly", "finding in radiographs; pydicom has that meaning under another code"),
+    ("95436008", "SCT"): ("Lung consolidation", "finding in radiographs; not in pydicom"),
     ("{pixels}", "UCUM"): ("Pixels", "TID 1602, written by highdicom; a UCUM annotation"),
     ("{-1:1}", "UCUM"): ("{-1:1}", "TID 1604, written by highdicom; a UCUM annotation"),
 }
@@ -150,7 +156,10 @@ def _everything_written(folder: Path) -> list[Dataset]:
         found += encode_findings(findings, volume, context)
         found += encode_findings(make_findings(volume), volume, context)
         found.append(encode_rejection(paths, "NO_LUNGS", "No lungs.", context))
-    return [read_object(encoded) for encoded in found]
+    films = read_films(write_series(folder / "films", radiograph(film())))
+    for made in (film_findings(films), risk_findings(films)):
+        found += encoded(made, films, parametric_maps=True)
+    return [read_object(each) for each in found]
 
 
 def test_each_written_code_is_known(tmp_path: Path) -> None:
