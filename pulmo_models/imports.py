@@ -56,7 +56,7 @@ def fetch_published(
     name = name or model.name
     if (found := _same_commit(model, folder, name, revision)) is not None:
         return found
-    _check_name(folder, name)
+    check_name(folder, name)
     downloads = folder / DOWNLOADS
     files = hub.download(model, downloads, revision=revision, progress=progress)
     origin = f"{files.endpoint}/{model.repository} at commit {files.commit}"
@@ -85,7 +85,7 @@ def import_checkpoints(
         WeightsUnknown: not the published weights.
         WeightsUnavailable: the name is taken or the folder cannot be written.
     """
-    _check_name(folder, name)
+    check_name(folder, name)
     origin = f"imported from the files {stage1.name} and {stage2.name}"
     if concept_scale is None:
         return _import_published(PULMO, (stage1, stage2), folder, name, _about(PULMO, origin))
@@ -152,7 +152,8 @@ def _read(stage1: Path, stage2: Path) -> tuple[dict[str, Tensor], dict[str, Tens
     return load_published_checkpoint(stage1, HeatmapUNet3D()), load_published_checkpoint(stage2, Student2p5D())
 
 
-def _check_name(folder: Path, name: str) -> None:
+def check_name(folder: Path, name: str) -> None:
+    """Whether a set may be called that. Raises `WeightsUnavailable`."""
     if not _NAME.fullmatch(name) or name.endswith(".toml"):
         raise WeightsUnavailable(f"{name!r} is no name for a set: letters, digits, '.', '_' and '-' only")
     taken = [path for path in manifests(folder) if path.stem == name]
@@ -169,7 +170,7 @@ def _write(
     concept_scale: ConceptScale,
     about: Mapping[str, str],
 ) -> Path:
-    with _writable(folder), tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as part:
+    with writable(folder), tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as part:
         write_set(
             Path(part) / name,
             name=name,
@@ -184,7 +185,8 @@ def _write(
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
+    """A weights folder that is there; what the system says against writing it, as one sentence."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield

@@ -64,3 +64,45 @@ PULMO = PublishedModel(
 
 MODELS: Mapping[str, PublishedModel] = {PULMO.name: PULMO}
 """Every model that can be fetched, by the name that the command line gives it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedNetwork:
+    """One checkpoint of one network, published at an address with a digest."""
+
+    name: str
+    pipeline: str  # registry label
+    network: str  # name of the network in a set of that pipeline
+    architecture: str
+    url: str
+    digest: str  # "algorithm:hex"
+    file: str
+    container: str  # key under which the file may hold the state; else it is the bare state
+    tensors: int
+    parameters: int
+    licence: str
+    attribution: str
+
+
+MONAI_LUNA16 = PublishedNetwork(
+    name="monai-luna16",
+    pipeline="ct-retinanet",
+    network="detector",
+    architecture="RetinaNet3D",
+    url=(
+        "https://developer.download.nvidia.com/assets/Clara/monai/tutorials/model_zoo/model_lung_nodule_ct_detection.pt"
+    ),
+    digest="md5:b2e732a7c2786e2f8398fa45293b1e73",
+    file="model_lung_nodule_ct_detection.pt",
+    container="model",
+    tensors=190,
+    parameters=20_902_741,
+    licence="Apache-2.0",
+    attribution=(
+        "MONAI model zoo, lung_nodule_ct_detection 0.6.8 (MONAI Consortium), Apache 2.0, converted to safetensors "
+        "without change of values; trained on LUNA16 (fold 0). Research use only"
+    ),
+)
+
+NETWORKS: Mapping[str, PublishedNetwork] = {MONAI_LUNA16.name: MONAI_LUNA16}
+"""Every single network that can be fetched, by the name that the command line gives it."""

@@ -18,7 +18,7 @@ import typer
 from pulmo_models import registry
 from pulmo_models.errors import ModelError, WeightsMissing
 from pulmo_models.network_sets import NetworkSet, read_any, verify_any
-from pulmo_models.published import MODELS, PULMO
+from pulmo_models.published import MODELS, NETWORKS, PULMO
 from pulmo_models.weights import WeightSet, locate, manifests
 from pulmo_node.cli_common import ConfigOption, JsonOption, err, out, print_json, progress_bar, read_config
 from pulmo_node.config import ENVIRONMENT_PREFIX, default_path
@@ -28,6 +28,7 @@ from pulmo_node.errors import ConfigError, Permanent
 app = typer.Typer(help="Weights of the networks.", no_args_is_help=True)
 
 _IMPORTS = "pulmo_models.imports"
+_NETWORK_IMPORTS = "pulmo_models.network_imports"
 
 
 class ConceptScale(StrEnum):
@@ -97,28 +98,41 @@ def weights_verify(
 
 @app.command("fetch")
 def weights_fetch(
-    model: Annotated[str, typer.Argument(help=f"Published model: {', '.join(MODELS)}.")],
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit of its repository.")] = "main",
+    model: Annotated[str, typer.Argument(help=f"Published model: {', '.join((*MODELS, *NETWORKS))}.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of its repository on the hub.")] = "main",
+    url: Annotated[
+        str | None, typer.Option(help="Another place of the same file, for a model that has an address of its own.")
+    ] = None,
     name: NameOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Fetch published weights from the Hugging Face hub ($HF_ENDPOINT), check and convert them."""
+    """Fetch published weights from the Hugging Face hub ($HF_ENDPOINT) or their own address, check and convert them."""
     folder = read_config(config).weights_folder
-    imports = importlib.import_module(_IMPORTS)
+    if url is not None and model not in NETWORKS:
+        raise typer.BadParameter(f"{model} comes from a hub: set HF_ENDPOINT", param_hint="--url")
+    imports = importlib.import_module(_NETWORK_IMPORTS if model in NETWORKS else _IMPORTS)
     with progress_bar() as (progress, task):
 
         def report(file: str, done: int, total: int) -> None:
-            progress.update(task, description=file, completed=done / total)
+            progress.update(task, description=file, completed=done / total if total else 0.0)
 
         with _translated():
+            if model in NETWORKS:
+                _announce(imports.fetch_network(NETWORKS[model], folder, name=name, url=url, progress=report))
+                return
             manifest = imports.fetch_published(model, folder, name=name, revision=revision, progress=report)
     _announce(manifest)
 
 
 @app.command("import")
 def weights_import(
-    stage1: Annotated[Path, typer.Argument(help=f"Checkpoint of the detector, {PULMO.stage1.file}.")],
-    stage2: Annotated[Path, typer.Argument(help=f"Checkpoint of the characteriser, {PULMO.stage2.file}.")],
+    stage1: Annotated[Path, typer.Argument(help=f"Checkpoint of the detector, {PULMO.stage1.file}; or of --model.")],
+    stage2: Annotated[
+        Path | None, typer.Argument(help=f"Checkpoint of the characteriser, {PULMO.stage2.file}.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"The one file is a network that is published alone: {', '.join(NETWORKS)}.")
+    ] = None,
     name: NameOption = None,
     any_weights: Annotated[
         bool, typer.Option("--any", help="Other weights of the same architecture are meant, not the published ones.")
@@ -129,14 +143,19 @@ def weights_import(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Check two checkpoint files and convert them into a set of weights."""
+    """Check checkpoint files, the two of Pulmo or the one of --model, and convert them into a set of weights."""
+    folder = read_config(config).weights_folder
+    if model is not None:
+        _import_network(model, stage1, stage2, name, folder, any_weights)
+        return
+    if stage2 is None:
+        raise typer.BadParameter("two files are needed; one alone needs --model", param_hint="STAGE2")
     if any_weights and concept_scale is None:
         raise typer.BadParameter("--any needs --concept-scale raw or unit", param_hint="--concept-scale")
     if any_weights and name is None:
         raise typer.BadParameter("--any needs a name for the set", param_hint="--name")
     if concept_scale is not None and not any_weights:
         raise typer.BadParameter("the scale of the published weights is known; use it with --any", param_hint="--any")
-    folder = read_config(config).weights_folder
     imports = importlib.import_module(_IMPORTS)
     scale = None if concept_scale is None else concept_scale.value
     try:
@@ -147,6 +166,20 @@ def weights_import(
             raise Permanent(f"{exc}; --any imports other weights of the same architecture") from exc
         raise
     _announce(manifest)
+
+
+def _import_network(
+    model: str, file: Path, second: Path | None, name: str | None, folder: Path, any_weights: bool
+) -> None:
+    if model not in NETWORKS:
+        raise typer.BadParameter(f"there are: {', '.join(NETWORKS)}", param_hint="--model")
+    if second is not None:
+        raise typer.BadParameter(f"{model} is one file", param_hint="STAGE2")
+    if any_weights and name is None:
+        raise typer.BadParameter("--any needs a name for the set", param_hint="--name")
+    imports = importlib.import_module(_NETWORK_IMPORTS)
+    with _translated():
+        _announce(imports.import_network(NETWORKS[model], file, folder, name=name, any_weights=any_weights))
 
 
 @app.command("use")
