@@ -100,7 +100,7 @@ def test_a_group_has_its_sides_as_lines_and_only_what_is_known(
             shown = volume.frames[nodule.centre_index[0]].sop_instance_uid
             assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == shown
         (tracking,) = items_named(group, "Tracking Unique Identifier")
-        assert tracking.UID == record["tracking_uid"]
+        assert record["tracking_uid"] == tracking.UID
         (comment,) = items_named(group, "Comment")
         size = f"{record['long_axis_mm']:.0f} mm, sides of a box"
         assert comment.TextValue == f"Nodule {record['segment_number']}: detection 88 %, {size}"
