@@ -31,6 +31,10 @@ class Turn:
         """The array turned: a view."""
         return np.flip(array.transpose(self.axes), self.reversed_axes)
 
+    def array_back(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A turned array as it was: a view."""
+        return np.flip(array, self.reversed_axes).transpose(np.argsort(self.axes))
+
     def spacing_mm(self, spacing_mm: tuple[float, float, float]) -> tuple[float, float, float]:
         """The spacing of the turned array."""
         a, b, c = (spacing_mm[axis] for axis in self.axes)

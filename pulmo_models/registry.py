@@ -65,6 +65,7 @@ _ENTRIES: dict[str, PipelineEntry] = {
             accepts=accepts_ct,
             factory="pulmo_models.ct.nodules:build",
             settings=NoduleSettings,
+            weights_keys=("weights", "lung_weights"),
         ),
         PipelineEntry(
             label="cxr-findings",
@@ -89,7 +90,7 @@ _ENTRIES: dict[str, PipelineEntry] = {
             accepts=accepts_ct,
             factory="pulmo_models.ct.box_nodules:build",
             settings=RetinaNetSettings,
-            weights_keys=("weights", "characteriser"),
+            weights_keys=("weights", "characteriser", "lung_weights"),
         ),
     )
 }

@@ -25,7 +25,8 @@ from pulmo_models.checkpoints import load_network, load_stage2
 from pulmo_models.ct.boxes import SelectionSettings
 from pulmo_models.ct.candidates import Candidate
 from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise
-from pulmo_models.ct.lungs import LungRegion, localise_lungs
+from pulmo_models.ct.lung_boxes import lungs_by, told_by
+from pulmo_models.ct.lungs import LungRegion
 from pulmo_models.ct.nodules import MAX_NODULES, known, nodule_of, step, too_many
 from pulmo_models.ct.retinanet import PUBLISHED_WINDOW, Detection, DetectorSettings, Size, detect
 from pulmo_models.ct.scope import partial_lungs
@@ -98,7 +99,9 @@ class BoxPipeline:
             selection=SelectionSettings(score_threshold=least),
         )
         self._characteriser = None if second is None else _Characteriser(second, settings.detection_threshold)
-        self._info = _describe(weights, settings, self._detect, self._precision, second)
+        self._localise = lungs_by(settings, device)
+        info = _describe(weights, settings, self._detect, self._precision, second)
+        self._info = told_by(info, self._localise, settings)
 
     @property
     def info(self) -> PipelineInfo:
@@ -151,7 +154,7 @@ class BoxPipeline:
     def _lungs(self, volume: Volume) -> LungRegion | None:
         """The lungs; None where the published inference goes on without."""
         try:
-            return localise_lungs(volume)
+            return self._localise(volume)
         except Rejection:
             if self._published:
                 return None

@@ -73,8 +73,28 @@ def localise_lungs(volume: Volume) -> LungRegion:
     Raises:
         Rejection: code ``NO_LUNGS``, where less than 0.3 litre (or more than 14 litres) looks like lung.
     """
+    return _region(volume, _coarse_lungs(volume.hu, volume.spacing_mm))
+
+
+def region_within(volume: Volume, inside: BoolArray) -> LungRegion:
+    """The lungs of a volume of which it is known where they lie: ``inside`` is bool ``(slices, rows, columns)``.
+
+    What is as thin as lung there and no air around the patient is lung; nothing is asked of its size or shape.
+
+    Raises:
+        Rejection: as :func:`localise_lungs`.
+    """
+    factors, spacing = _working_grid(volume.spacing_mm)
+    hu = _block_mean(volume.hu, factors)
+    air = hu < AIR_BELOW_HU
+    parts = air & ~_outside_air(hu, air) & inside[tuple(slice(None, None, factor) for factor in factors)]
+    lungs = fill_holes(close(parts, spacing, CLOSING_MM)) if parts.any() else parts
+    return _region(volume, _Coarse(lungs=lungs, unclosed=parts, hu=hu, spacing_mm=spacing, factors=factors))
+
+
+def _region(volume: Volume, coarse: _Coarse) -> LungRegion:
+    """What is told of lungs on the working grid, or why they are none."""
     spacing = volume.spacing_mm
-    coarse = _coarse_lungs(volume.hu, spacing)
     mask = enlarge(coarse.lungs, coarse.factors, volume.hu.shape)
     lung_mm3 = float(mask.sum()) * float(np.prod(spacing))
     if lung_mm3 < SMALLEST_LUNGS_MM3:
@@ -124,9 +144,14 @@ class _Coarse:
     factors: tuple[int, ...]  # how many voxels of the volume one of this grid has along each axis
 
 
-def _coarse_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> _Coarse:
+def _working_grid(spacing_mm: tuple[float, float, float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """How many voxels one of the working grid has along each axis, and its spacing."""
     factors = tuple(max(1, round(WORKING_SPACING_MM / step)) for step in spacing_mm)
-    spacing = tuple(step * factor for step, factor in zip(spacing_mm, factors, strict=True))
+    return factors, tuple(step * factor for step, factor in zip(spacing_mm, factors, strict=True))
+
+
+def _coarse_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> _Coarse:
+    factors, spacing = _working_grid(spacing_mm)
     coarse = _block_mean(hu, factors)
     air = coarse < AIR_BELOW_HU
     inside = air & ~_outside_air(coarse, air) & _enclosed(air, spacing)

@@ -28,7 +28,8 @@ from pulmo_models.ct.characterise import (
     MalignancyHead,
     characterise,
 )
-from pulmo_models.ct.lungs import LungRegion, localise_lungs
+from pulmo_models.ct.lung_boxes import lungs_by, told_by
+from pulmo_models.ct.lungs import LungRegion
 from pulmo_models.ct.measure import measure
 from pulmo_models.ct.scope import partial_lungs, touches_interpolated
 from pulmo_models.ct.settings import NoduleSettings
@@ -79,7 +80,8 @@ class NodulePipeline:
         # The published arithmetic was bf16 on one GPU, which no other device reproduces; fp32 is what it rounds.
         exact = self._published and settings.precision == "auto"
         self._precision: Precision = "fp32" if exact else settings.precision
-        self._info = _describe(weights, settings, point, self._precision)
+        self._localise = lungs_by(settings, device)
+        self._info = told_by(_describe(weights, settings, point, self._precision), self._localise, settings)
 
     @property
     def info(self) -> PipelineInfo:
@@ -132,7 +134,7 @@ class NodulePipeline:
     def _lungs(self, volume: Volume) -> LungRegion | None:
         """The lungs; None where the published inference goes on without: it needs them for the sites alone."""
         try:
-            return localise_lungs(volume)
+            return self._localise(volume)
         except Rejection:
             if self._published:
                 return None

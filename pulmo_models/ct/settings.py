@@ -29,6 +29,8 @@ class NoduleSettings:
     cluster_mm: Annotated[float, Field(ge=0.0)] = 6.0  # a peak closer to a higher one is dropped
     detection_threshold: Probability | None = None  # smallest stage-2 probability of a reported nodule
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic of stage 1; stage 2 is always fp32
+    lungs: Literal["classical", "learned"] = "classical"  # how the region is found that stage 1 looks at
+    lung_weights: str = "ct-lungs"  # of the learned way
 
     def at(self, point: OperatingPoint) -> OperatingPoint:
         """The thresholds in force with weights that are to be used at `point`."""
@@ -57,4 +59,6 @@ class RetinaNetSettings:
     characterise: bool = False  # give the boxes to the characteriser of ct-nodules: masks, concepts, malignancy
     characteriser: str = "pulmo-node-3"  # the set whose second network that is
     detection_threshold: Probability | None = None  # of the characteriser, as in ct-nodules
+    lungs: Literal["classical", "learned"] = "classical"
+    lung_weights: str = "ct-lungs"
     tensorrt: str = ""  # an engine file that takes the place of the network

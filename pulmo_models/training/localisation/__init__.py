@@ -1,0 +1,1 @@
+"""Training of the lung localisation: boxes by the classical segmentation, two regressors, their evaluation."""
