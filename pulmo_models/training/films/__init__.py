@@ -1,0 +1,1 @@
+"""Training and evaluation of the radiograph classifiers: `pulmo-train cxr`."""
