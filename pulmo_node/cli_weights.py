@@ -21,6 +21,7 @@ from pulmo_models.network_sets import NetworkSet, read_any, verify_any
 from pulmo_models.published import MODELS, NETWORKS, PULMO
 from pulmo_models.weights import WeightSet, locate, manifests
 from pulmo_node.cli_common import ConfigOption, JsonOption, err, out, print_json, progress_bar, read_config
+from pulmo_node.cli_weights_films import register as register_films
 from pulmo_node.config import ENVIRONMENT_PREFIX, default_path
 from pulmo_node.config_edit import set_pipeline_weights
 from pulmo_node.errors import ConfigError, Permanent
@@ -235,6 +236,9 @@ def _announce(manifest: Path) -> None:
     out.print(f"  {weights.origin}", highlight=False)
     out.print(f"  licence {weights.licence}; {weights.attribution}", highlight=False)
     out.print(f"  {manifest}; choose it with: pulmo-node weights use {weights.name}{_for(weights)}", highlight=False)
+
+
+register_films(app, _announce)
 
 
 def _for(weights: WeightSet | NetworkSet) -> str:

@@ -40,7 +40,10 @@ def local(at: datetime) -> str:
 
 
 def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
-    """The nodules of a findings.json."""
+    """The nodules of a findings.json, or what was found in its radiographs."""
+    if findings.get("images"):
+        print_films(console, findings)
+        return
     table = Table(title="Nodules", caption="Research use only. Positions are LPS mm.")
     table.add_column("#", justify="right")
     table.add_column("position x, y, z (mm)")
@@ -66,6 +69,27 @@ def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
     for nodule in findings["nodules"]:
         for caution in nodule.get("cautions", ()):
             console.print(f"[yellow]caution on nodule {nodule['segment_number']}:[/] {_caution_text(caution)}")
+
+
+def print_films(console: Console, findings: Mapping[str, Any]) -> None:
+    """The radiographs of a findings.json."""
+    for number, film in enumerate(findings["images"], start=1):
+        title = f"Radiograph {number}: {film['view_position'] or 'view not told'}"
+        table = Table(title=title, caption="Research use only.")
+        for heading in ("finding", "probability", "threshold", "present"):
+            table.add_column(heading)
+        for score in film["class_scores"]:
+            present = "[bold]yes[/]" if score["positive"] else "no"
+            table.add_row(score["label"], f"{score['probability']:.2f}", f"{score['threshold']:.2f}", present)
+        if film["class_scores"]:
+            console.print(table)
+        for estimate in film["estimates"]:
+            group = f", group {estimate['group']}" if estimate["group"] else ""
+            console.print(f"{title}: {estimate['label']} {estimate['value']:.1f}{group}. Research use only.")
+        for caution in film["cautions"]:
+            console.print(f"[yellow]caution on radiograph {number}:[/] {_caution_text(caution)}")
+    for caution in findings["cautions"]:
+        console.print(f"[yellow]caution:[/] {_caution_text(caution)}")
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -21,7 +21,7 @@ from pulmo_node.errors import Permanent, PulmoError, Rejected
 Progress = Callable[[str, float], None]
 """Called with what is being done, and the share of it that is done, 0..1."""
 
-_KINDS = ("sr", "seg", "key-image", "gsps", "pdf")  # of the objects that `encode` makes
+_KINDS = ("sr", "seg", "key-image", "gsps", "pdf", "heat-map", "parametric-map")  # of the objects that `encode` makes
 
 
 @dataclass(frozen=True, kw_only=True)

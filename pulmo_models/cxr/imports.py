@@ -1,10 +1,12 @@
 """From published checkpoints of radiograph networks to sets of weights that the node can use.
 
-Errors: :class:`WeightsMissing`, :class:`WeightsCorrupt`, each naming the file and the reason.
+A set appears whole or not at all. Errors: :class:`WeightsMissing`, :class:`WeightsCorrupt`,
+:class:`WeightsUnavailable`, each naming the file and the reason.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from pulmo_models.checkpoints import save_network
 from pulmo_models.cxr import classification, lung_risk, networks
 from pulmo_models.cxr.settings import LABELS
 from pulmo_models.errors import WeightsCorrupt
+from pulmo_models.imports import check_name, writable
 from pulmo_models.network_sets import NetworkSet, NetworkSpec, write_networks
 from pulmo_models.weights import sha256_of
 
@@ -87,25 +90,27 @@ def _write(
     facts: Mapping[str, str],
     settings: Mapping[str, list[float]],
 ) -> Path:
-    target = folder / name
-    target.mkdir(parents=True, exist_ok=True)
-    specs = {}
-    for key, (source, architecture, state, network) in members.items():
-        spec = save_network(target / f"{name}-{key}.safetensors", state, network)
-        spec = replace(spec, source_file=source.name, source_digest=f"sha256:{sha256_of(source)}")
-        specs[key] = NetworkSpec(**asdict(spec), architecture=architecture)
-    manifest = target / f"{name}.toml"
-    write_networks(
-        manifest,
-        NetworkSet(
-            pipeline=pipeline,
-            name=name,
-            version=facts["version"],
-            licence=facts["licence"],
-            origin=facts["origin"],
-            attribution=facts["attribution"],
-            networks=specs,
-            settings=dict(settings),
-        ),
-    )
-    return manifest
+    check_name(folder, name)
+    with writable(folder), tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as part:
+        place = Path(part) / name
+        place.mkdir()
+        specs = {}
+        for key, (source, architecture, state, network) in members.items():
+            spec = save_network(place / f"{name}-{key}.safetensors", state, network)
+            spec = replace(spec, source_file=source.name, source_digest=f"sha256:{sha256_of(source)}")
+            specs[key] = NetworkSpec(**asdict(spec), architecture=architecture)
+        write_networks(
+            place / f"{name}.toml",
+            NetworkSet(
+                pipeline=pipeline,
+                name=name,
+                version=facts["version"],
+                licence=facts["licence"],
+                origin=facts["origin"],
+                attribution=facts["attribution"],
+                networks=specs,
+                settings=dict(settings),
+            ),
+        )
+        place.rename(folder / name)
+    return folder / name / f"{name}.toml"

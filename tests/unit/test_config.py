@@ -43,13 +43,34 @@ def test_the_shipped_file_shows_every_key_with_its_default() -> None:
 
 def test_the_shipped_file_shows_every_key_of_its_pipelines() -> None:
     text = SHIPPED.read_text(encoding="utf-8")
-    shipped = tomllib.loads(text)["pipelines"]
+    shipped = tomllib.loads(text)["pipelines"] | _switched_off(text)
     for entry in registry.entries():
         defaults = asdict(entry.settings())
         assert shipped[entry.label] == {key: value for key, value in defaults.items() if value is not None}
         for key in (key for key, value in defaults.items() if value is None):
             of_the_weights = getattr(load_set(defaults["weights"]).operating_point, key)
             assert f"\n# {key} = {of_the_weights:g}\n" in text, "a key without a default stands there as a comment"
+
+
+def _switched_off(text: str) -> dict[str, dict[str, object]]:
+    """The tables of pipelines that stand there as comments: one # before each line, so before a comment two."""
+    lines = [
+        line.removeprefix("#") for line in text.splitlines() if line.startswith("#") and line[1:2] not in (" ", "")
+    ]
+    return dict(tomllib.loads("\n".join(lines))["pipelines"])
+
+
+def test_what_is_switched_off_can_be_switched_on(tmp_path: Path) -> None:
+    """Without the one # each, and with rules that name them."""
+    text = SHIPPED.read_text(encoding="utf-8")
+    on = "\n".join(
+        line[1:] if line.startswith("#") and line[1:2] not in (" ", "") else line for line in text.splitlines()
+    )
+    config = load(written(tmp_path, on), {})
+    assert set(config.pipelines) == {entry.label for entry in registry.entries()}
+    assert {"cxr-findings", "cxr-lung-risk"} == set(config.rules[-1].pipelines)
+    assert config.rules[-1].destinations == ("sender",)
+    assert set(load(SHIPPED, {}).pipelines) == {"ct-nodules"}
 
 
 def test_the_results_section_holds_the_options_of_the_encoder_with_their_defaults() -> None:
