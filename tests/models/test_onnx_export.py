@@ -1,0 +1,62 @@
+"""The RetinaNet as ONNX: another runtime gives what torch gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pulmo_models.checkpoints import save_network
+from pulmo_models.nets.retinanet3d import RetinaNet3D
+from pulmo_models.network_sets import NetworkSet, NetworkSpec, write_networks
+from pulmo_models.training import onnx
+from pulmo_models.training.cli import app
+from pulmo_models.training.onnx import OUTPUTS, ExportImpossible, export_onnx
+from tests.models.retinanet_factory import fill
+from tests.models.test_weights import ABOUT
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    network = fill(RetinaNet3D())
+    spec = save_network(folder / "some-detector.safetensors", network.state_dict(), network)
+    networks = {"detector": NetworkSpec(**vars(spec), architecture="RetinaNet3D")}
+    write_networks(folder / "some.toml", NetworkSet(name="some", pipeline="ct-retinanet", networks=networks, **ABOUT))
+    return folder / "some.toml"
+
+
+def test_another_runtime_says_the_same_at_any_size(manifest: Path, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    path = export_onnx(str(manifest), tmp_path / "sub" / "some.onnx")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert tuple(output.name for output in session.get_outputs()) == OUTPUTS
+    network = fill(RetinaNet3D())
+    for shape in ((64, 64, 32), (48, 80, 24)):
+        values = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(1))
+        said = session.run(None, {"image": values.numpy()})
+        with torch.inference_mode():
+            expected = list(network(values).values())
+        for found, wanted in zip(said, expected, strict=True):
+            np.testing.assert_allclose(found, wanted.numpy(), atol=2e-4)
+
+
+def test_a_fixed_window_and_what_is_impossible(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "fixed.onnx"
+    result = CliRunner().invoke(app, ["export-onnx", str(manifest), str(path), "--window", "48,32,16"])
+    assert result.exit_code == 0, result.output
+    (image,) = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()
+    assert image.shape == [1, 1, 48, 32, 16]
+    with pytest.raises(ExportImpossible, match=r"divisible by \(16, 16, 8\)"):
+        export_onnx(str(manifest), path, window=(40, 32, 16))
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(onnx.importlib, "import_module", missing)
+    with pytest.raises(ExportImpossible, match=r"pip install 'pulmo-node\[onnx\]'"):
+        export_onnx(str(manifest), path)
