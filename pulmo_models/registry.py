@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from pulmo_models.ct.settings import NoduleSettings, RetinaNetSettings
@@ -12,6 +15,11 @@ from pulmo_models.cxr.settings import CxrFindingsSettings, LungRiskSettings
 from pulmo_models.errors import UnknownPipeline
 from pulmo_models.pipeline import Pipeline
 from pulmo_models.types import SeriesDescription
+
+log = logging.getLogger(__name__)
+
+ENTRY_POINTS = "pulmo_node.pipelines"
+"""Group of entry points by which another package adds pipelines: ``label = "module:entry"``."""
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -97,7 +105,12 @@ _ENTRIES: dict[str, PipelineEntry] = {
 
 
 def entries() -> tuple[PipelineEntry, ...]:
-    """Every registered pipeline, by label."""
+    """Every registered pipeline, by label; those of other packages that can be loaded among them."""
+    for label in _of_packages():
+        try:
+            entry(label)
+        except UnknownPipeline as exc:
+            log.warning("%s", exc)
     return tuple(_ENTRIES[label] for label in sorted(_ENTRIES))
 
 
@@ -107,15 +120,34 @@ def register(entry: PipelineEntry) -> None:
 
 
 def entry(label: str) -> PipelineEntry:
-    """The entry of one pipeline.
+    """The entry of one pipeline, of this package or of another (docs/add-a-pipeline.md).
 
     Raises:
-        UnknownPipeline: there is none under that label.
+        UnknownPipeline: there is none under that label, or the package that has it is broken.
     """
+    if label not in _ENTRIES:
+        point = _of_packages().get(label)
+        if point is None:
+            labels = ", ".join(sorted({*_ENTRIES, *_of_packages()}))
+            raise UnknownPipeline(f"no pipeline {label!r}; registered are: {labels}")
+        register(_loaded(label, point))
+    return _ENTRIES[label]
+
+
+@cache
+def _of_packages() -> dict[str, EntryPoint]:
+    """What installed packages offer in the group of entry points, by label; none is loaded."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _loaded(label: str, point: EntryPoint) -> PipelineEntry:
     try:
-        return _ENTRIES[label]
-    except KeyError:
-        raise UnknownPipeline(f"no pipeline {label!r}; registered are: {', '.join(sorted(_ENTRIES))}") from None
+        found = point.load()
+    except (ImportError, AttributeError) as exc:
+        raise UnknownPipeline(f"pipeline {label!r} of {point.value} cannot be loaded: {exc}") from exc
+    if not isinstance(found, PipelineEntry) or found.label != label:
+        raise UnknownPipeline(f"pipeline {label!r}: {point.value} is no PipelineEntry of that label")
+    return found
 
 
 def build(label: str, settings: Mapping[str, Any], device: str = "auto") -> Pipeline:

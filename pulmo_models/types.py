@@ -384,8 +384,9 @@ class Estimate:
 
     label: str
     value: float
-    unit: str  # UCUM, as `encode.codes` knows it
+    unit: str  # UCUM
     group: str = ""  # where the publication sorts the value into groups
+    note: str = ""  # what must be said with the number
     centre: tuple[float, float] | None = None  # (row, column): where a viewer may show it; None: the image's centre
 
 

@@ -95,7 +95,8 @@ def film_findings(series: RadiographSeries, *, cautions: tuple[Caution, ...] = (
 
 
 def risk_findings(series: RadiographSeries) -> Findings:
-    estimate = Estimate(label="CXR-Lung-Risk", value=SCORE, unit="a", group="below 65")
+    note = "Neither an age nor a diagnosis"
+    estimate = Estimate(label="CXR-Lung-Risk", value=SCORE, unit="a", group="below 65", note=note)
     found = tuple(ImageFindings(source=film.source, estimates=(estimate,)) for film in series.images)
     return Findings(pipeline=RISK_INFO, malignancy_bias=None, images=found)
 

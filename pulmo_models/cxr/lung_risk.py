@@ -51,6 +51,7 @@ from pulmo_models.types import (
 
 LABEL = "cxr-lung-risk"
 SCORE = "CXR-Lung-Risk"
+NOTE = "A score counted in years: neither an age nor a diagnosis"
 
 INTERCEPT = 49.8484258
 MEMBERS: Mapping[int, tuple[str, float]] = MappingProxyType(
@@ -210,7 +211,7 @@ class LungRiskPipeline:
         found = []
         for place, film in enumerate(films):
             value = score({number: float(output[place]) for number, output in outputs.items()})
-            estimate = Estimate(label=SCORE, value=value, unit="a", group=risk_group(value))
+            estimate = Estimate(label=SCORE, value=value, unit="a", group=risk_group(value), note=NOTE)
             found.append(ImageFindings(source=film.source, estimates=(estimate,), cautions=film_cautions(film)))
         return Findings(
             pipeline=self._info,

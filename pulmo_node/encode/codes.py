@@ -7,6 +7,7 @@ the dictionary on purpose says why beside it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import highdicom as hd
@@ -81,8 +82,7 @@ PRESENCE = Code("121052", "DCM", "Presence of property")
 PRESENT = Code("52101004", "SCT", "Present")
 ABSENT = Code("272519000", "SCT", "Absent")
 GRADIENT_WEIGHTED_CLASS_ACTIVATION = Code("130403", "DCM", "Gradient-weighted class activation")
-YEAR = Code("a", "UCUM", "year")
-UNITS: Mapping[str, Code] = {"a": YEAR, "1": NO_UNITS}
+UNITS: Mapping[str, Code] = {"a": Code("a", "UCUM", "year"), "1": NO_UNITS, "%": PERCENT, "mm": MILLIMETRE}
 
 # Program and equipment
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
@@ -170,6 +170,26 @@ RATINGS: Mapping[str, Mapping[int, Code]] = {
         5: Code("RID50151", "RADLEX", "solid pulmonary nodule"),
     },
 }
+
+
+def film_finding(label: str) -> tuple[Code, Code]:
+    """A finding in radiographs and its site; one that is not known here gets a private code of its own."""
+    return FILM_FINDINGS.get(label) or (_private(label), LUNG)
+
+
+def estimate(label: str) -> Code:
+    """The name of a number; one that is not known here gets a private code of its own."""
+    return ESTIMATES.get(label) or _private(label)
+
+
+def unit(ucum: str) -> Code:
+    """A unit; one that is not known here means what its code says."""
+    return UNITS.get(ucum) or Code(ucum, "UCUM", ucum)
+
+
+def _private(label: str) -> Code:
+    """The same label always has the same code: it is made of the label."""
+    return Code(f"x{hashlib.sha256(label.encode()).hexdigest()[:12]}", PRIVATE_SCHEME, label[:64])
 
 
 def coding_schemes() -> list[hd.coding_schemes.CodingSchemeIdentificationItem]:

@@ -59,11 +59,13 @@ class EstimateRecord:
     value: float
     unit: str
     group: str
+    note: str
 
     def comment(self, film: str) -> str:
         """The line that a viewer's measurement panel shows."""
         group = f" (group {self.group})" if self.group else ""
-        return f"{self.label} {self.value:.1f}{group}{film}. A score counted in years: neither an age nor a diagnosis"
+        note = f". {self.note}" if self.note else ""
+        return f"{self.label} {self.value:.1f}{group}{film}{note}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,7 @@ def _estimate(estimate: Estimate, tracking_uid: str) -> EstimateRecord:
         value=rounded(estimate.value, _ESTIMATE_DIGITS, estimate.label),
         unit=estimate.unit,
         group=estimate.group,
+        note=estimate.note,
     )
 
 

@@ -89,7 +89,7 @@ def _groups(record: FilmRecord, film: Radiograph, image: str, equipment: Equipme
 
 
 def _score_group(score: ScoreRecord, film: Radiograph, image: str, equipment: Equipment) -> _Group:
-    finding, site = codes.FILM_FINDINGS[score.label]
+    finding, site = codes.film_finding(score.label)
     group = _Group(
         tracking_identifier=sr.TrackingIdentifier(uid=score.tracking_uid, identifier=f"{TRACKING_PREFIX}{score.label}"),
         finding_type=finding,
@@ -104,7 +104,7 @@ def _score_group(score: ScoreRecord, film: Radiograph, image: str, equipment: Eq
 
 
 def _estimate_group(estimate: EstimateRecord, film: Radiograph, image: str, equipment: Equipment) -> _Group:
-    name, unit = codes.ESTIMATES[estimate.label], codes.UNITS[estimate.unit]
+    name, unit = codes.estimate(estimate.label), codes.unit(estimate.unit)
     group = _Group(
         tracking_identifier=sr.TrackingIdentifier(
             uid=estimate.tracking_uid, identifier=f"{TRACKING_PREFIX}{estimate.label}"

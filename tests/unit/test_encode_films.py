@@ -154,7 +154,7 @@ class TestReport:
         assert number.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue == "a"
         assert list(number.ContentSequence[-1].GraphicData) == [130.0, 150.0]
         words = first(group, "Comment").TextValue
-        assert "neither an age nor a diagnosis" in words
+        assert "Neither an age nor a diagnosis" in words
         assert "group below 65" in words
 
     def test_numbers_that_are_none(self, series: RadiographSeries) -> None:
