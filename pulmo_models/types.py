@@ -422,6 +422,7 @@ class PipelineInfo:
     stages: tuple[AlgorithmStage, ...] = ()
     subject: str = "nodules"  # of its results, as the descriptions of their series name it
     description: str = "Detection, measurement and characterisation of lung nodules"
+    series_base: int = 9000  # the series of its results have the next numbers: each pipeline its own
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -42,6 +42,7 @@ FINDINGS_INFO = PipelineInfo(
     weights_sha256="ab" * 32,
     stages=(AlgorithmStage(name="densenet121 classifier", version="1", weights_sha256="cd" * 32),),
     subject="chest findings",
+    series_base=9020,
     description="Classification of findings in frontal chest radiographs",
 )
 RISK_INFO = PipelineInfo(
@@ -52,6 +53,7 @@ RISK_INFO = PipelineInfo(
     weights_sha256="ef" * 32,
     stages=(AlgorithmStage(name="CXR-Lung-Risk ensemble", version="1", weights_sha256="ef" * 32),),
     subject="lung risk",
+    series_base=9030,
     description="Mortality risk score from frontal chest radiographs",
 )
 

@@ -275,5 +275,6 @@ def _describe(
         weights_sha256=digests[0] if one else hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         stages=tuple(stages),
         subject="RetinaNet nodules",
+        series_base=9010,
         description=f"Detection {'' if one else 'and characterisation '}of lung nodules by a 3D RetinaNet",
     )

@@ -160,5 +160,6 @@ def _describe(weights: NetworkSet, thresholds: Mapping[str, float], settings: Cx
             for spec in weights.networks.values()
         ),
         subject="chest findings",
+        series_base=9020,
         description="Classification of findings in frontal chest radiographs",
     )

@@ -250,5 +250,6 @@ def _describe(weights: NetworkSet, settings: LungRiskSettings) -> PipelineInfo:
             ),
         ),
         subject="lung risk",
+        series_base=9030,
         description="Mortality risk score from frontal chest radiographs",
     )

@@ -29,14 +29,14 @@ class CaptureSeries:
     """A series of secondary captures."""
 
     identity: str  # what its UIDs are derived from
-    number: int
+    offset: int  # of its series number from that of the pipeline
     kind: str  # in its description
     derivation: str  # what the pictures are
 
 
 KEY_IMAGES = CaptureSeries(
     identity="key-image",
-    number=9003,
+    offset=3,
     kind="key images",
     derivation="Slices in the lung window with outlines and numbers of the nodules",
 )
@@ -99,7 +99,7 @@ def capture(
             coordinate_system=hd.CoordinateSystemNames.PATIENT,
             patient_orientation=("L", "P"),  # the callers say what it is
             series_instance_uid=context.uid(f"{series.identity}-series", weights_sha256),
-            series_number=series.number,
+            series_number=equipment.series_base + series.offset,
             sop_instance_uid=context.uid(f"{series.identity} {number}", weights_sha256),
             instance_number=number + 1,
             manufacturer=equipment.manufacturer,

@@ -28,11 +28,11 @@ from pulmo_node.encode.source import bare_header, read_header
 
 CAPTURES = CaptureSeries(
     identity="heat-map",
-    number=9003,
+    offset=3,
     kind="heat maps",
     derivation="Radiograph under the Grad-CAM heat map of one finding",
 )
-MAPS_SERIES_NUMBER = 9006
+MAPS_SERIES_OFFSET = 6
 CAPTURE_PIXELS = 1024  # longer side of a capture, at most
 MAP_PIXELS = 256  # longer side of a parametric map, at most; the map itself has 7 x 7 cells
 
@@ -144,7 +144,7 @@ def _parametric_map(
         source_images=[source],
         pixel_array=np.stack(planes, axis=-1)[None].astype(np.float32),
         series_instance_uid=context.uid("parametric-map-series", weights),
-        series_number=MAPS_SERIES_NUMBER,
+        series_number=equipment.series_base + MAPS_SERIES_OFFSET,
         sop_instance_uid=context.uid(f"parametric-map {film.source.sop_instance_uid}", weights),
         instance_number=1,
         manufacturer=equipment.manufacturer,

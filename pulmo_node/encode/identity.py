@@ -65,8 +65,6 @@ class ResultContext:
     predecessors: tuple[Predecessor, ...] = ()  # reports on the same series that this one replaces
     manufacturer: str = "Pulmo Node"
     code_version: str = __version__
-    sr_series_number: int = 9001
-    seg_series_number: int = 9002
 
     def __post_init__(self) -> None:
         if self.content_datetime.tzinfo is None:
@@ -105,6 +103,7 @@ class Equipment:
     device_uid: str
     description: str = PipelineInfo.description
     subject: str = PipelineInfo.subject  # of its results, in the descriptions of their series
+    series_base: int = PipelineInfo.series_base
     parameters: tuple[tuple[str, str], ...] = ()  # weights, thresholds: what TID 4019 and (0066,0032) list
     stages: tuple[Equipment, ...] = ()  # its networks, in the order in which they work
 
@@ -124,6 +123,7 @@ class Equipment:
             device_uid=uids.device_uid(pipeline=context.pipeline, name=name, version=version, weights_sha256=weights),
             description=description,
             subject=subject,
+            series_base=PipelineInfo.series_base if info is None else info.series_base,
             parameters=() if info is None else algorithm_parameters(info),
             stages=() if info is None else tuple(_stage(info, number, context) for number in range(len(info.stages))),
         )

@@ -32,7 +32,7 @@ from pulmo_node.encode.pictures import nodule_pictures, numbers, page_notes, pag
 from pulmo_node.encode.report import NoduleRecord
 from pulmo_node.encode.source import read_header
 
-SERIES_NUMBER = 9005
+SERIES_OFFSET = 5
 TITLE = "Lung nodules in chest CT"
 
 _MARGIN = 18 * mm
@@ -56,7 +56,7 @@ def encode_pdf(
         built = hd.base.SOPClass(
             study_instance_uid=header.StudyInstanceUID,
             series_instance_uid=context.uid("pdf-series", weights_sha256),
-            series_number=SERIES_NUMBER,
+            series_number=equipment.series_base + SERIES_OFFSET,
             sop_instance_uid=context.uid("pdf", weights_sha256),
             sop_class_uid=EncapsulatedPDFStorage,
             instance_number=1,

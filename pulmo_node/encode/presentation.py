@@ -23,7 +23,7 @@ from pulmo_node.encode.keyimage import LUNG_WINDOW_HU, OUTLINE_RGB
 from pulmo_node.encode.report import NoduleRecord
 from pulmo_node.encode.source import bare_header, read_header
 
-SERIES_NUMBER = 9004
+SERIES_OFFSET = 4
 
 _PIXEL = hd.pr.AnnotationUnitsValues.PIXEL  # 0\0 is the corner of the first pixel, columns\rows that of the last
 
@@ -59,7 +59,7 @@ def _encode(
         built = hd.pr.GrayscaleSoftcopyPresentationState(
             referenced_images=[image],
             series_instance_uid=context.uid("gsps-series", weights_sha256),
-            series_number=SERIES_NUMBER,
+            series_number=equipment.series_base + SERIES_OFFSET,
             sop_instance_uid=context.uid(f"gsps {record.segment_number}", weights_sha256),
             instance_number=record.segment_number,
             manufacturer=equipment.manufacturer,

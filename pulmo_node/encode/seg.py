@@ -24,6 +24,7 @@ from pulmo_node.encode.report import NoduleRecord
 from pulmo_node.encode.source import frame_as_image, frame_positions_mm, image_header, read_header
 from pulmo_node.errors import Permanent
 
+SERIES_OFFSET = 2
 _TYPES = hd.seg.SegmentationTypeValues
 
 _NODULES_RGB = (
@@ -71,7 +72,7 @@ def encode_seg(
                 *(_lung_segment(n, side, equipment) for n, side in enumerate(sides, start=len(records) + 1)),
             ],
             series_instance_uid=context.uid("seg-series", weights_sha256),
-            series_number=context.seg_series_number,
+            series_number=equipment.series_base + SERIES_OFFSET,
             sop_instance_uid=context.uid("seg", weights_sha256),
             instance_number=1,
             manufacturer=equipment.manufacturer,

@@ -28,6 +28,8 @@ from pulmo_node.encode.identity import (
 from pulmo_node.encode.report import NoduleRecord, acquisition_text, caution_text, malignancy_bias
 from pulmo_node.encode.source import bare_header, evidence_items, library_images, read_header, reference
 
+SERIES_OFFSET = 1
+
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
 
 
@@ -116,7 +118,7 @@ def build_sr(
             evidence=[bare_header(header), *evidence],
             content=root,
             series_instance_uid=context.uid(f"{identity}-series", weights_sha256),
-            series_number=context.sr_series_number,
+            series_number=equipment.series_base + SERIES_OFFSET,
             sop_instance_uid=context.uid(identity, weights_sha256),
             instance_number=1,
             manufacturer=equipment.manufacturer,
