@@ -7,6 +7,7 @@ syntaxes).
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ IMPLEMENTATION_CLASS_UID = UID("2.25.173950946663202943339343307336040725090")
 """Names this software in associations and in the meta header of the files that it writes (PS3.7 D.3.3.2)."""
 
 IMPLEMENTATION_VERSION_NAME = f"PULMO_{__version__}"[:16]
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 ERROR_COMMENT_LENGTH = 64  # value representation LO
 
@@ -113,6 +116,7 @@ STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
 STORAGE_COMMITMENT_INSTANCE = UID("1.2.840.10008.1.20.1.1")
 """Its one well-known SOP Instance."""
 
+REQUEST_COMMITMENT = 1  # Action Type ID, PS3.4 table J.3-1
 _ALL_STORED, _FAILURES_EXIST = 1, 2  # Event Type ID, PS3.4 table J.3-2
 
 
@@ -224,6 +228,11 @@ def decodable_transfer_syntaxes() -> tuple[UID, ...]:
 def decoder_gaps() -> tuple[str, ...]:
     """Names of the transfer syntaxes that an installation ought to decode and does not."""
     return tuple(syntax.name for syntax in COMPRESSED if not has_decoder(syntax))
+
+
+def is_uid(text: str) -> bool:
+    """Whether a peer's text is a UID, by PS3.5 9.1 but for components with leading zeros, which harm nobody."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def configure_pynetdicom() -> None:

@@ -8,7 +8,7 @@ import threading
 import uuid
 from datetime import timedelta
 
-from pulmo_node.commitment_scu import CommitmentScu
+from pulmo_node.commitment import CommitmentScu
 from pulmo_node.config import Config
 from pulmo_node.domain.circuit import Circuit
 from pulmo_node.domain.deliveries import Delivery
