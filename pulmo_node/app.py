@@ -21,6 +21,7 @@ from pulmo_node.attempt import Analysis, LocalAnalysis
 from pulmo_node.audit import AuditTrail, operator
 from pulmo_node.commitment import CommitmentScp, CommitmentScu
 from pulmo_node.config import Config, TlsSection
+from pulmo_node.deidentify import DeidentifyingSender
 from pulmo_node.deliver import DicomSender, ResultSenders, StowSender
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.domain.retry import RetryPolicy
@@ -107,7 +108,7 @@ def build_sender(config: Config, reports: CommitmentScu | None = None) -> DicomS
 def build_result_sender(config: Config, reports: CommitmentScu | None = None) -> ResultSender:
     """Whoever speaks to a destination as it is configured: by DICOM or by STOW-RS."""
     web = StowSender(timeout_seconds=config.delivery.timeout_seconds)
-    return ResultSenders(build_sender(config, reports), web)
+    return DeidentifyingSender(ResultSenders(build_sender(config, reports), web))
 
 
 def build_analyser(config: Config) -> Analyser:
