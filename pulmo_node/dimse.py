@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from enum import Enum, IntEnum
+from typing import Any
 
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -248,24 +249,30 @@ def configure_pynetdicom() -> None:
     pynetdicom_config.STORE_SEND_CHUNKED_DATASET = True
 
 
-class _Server(ThreadedAssociationServer):
+class PromptServer(ThreadedAssociationServer):
     """pynetdicom's server with room for a burst of connections, and quick to stop."""
 
     request_queue_size = 128  # as delivered 5: a connection beyond waits for a second or more for its next try
 
     def serve_forever(self, poll_interval: float = 0.05) -> None:
         """Look for the request to stop every 50 ms instead of 500."""
-        self._gc = [0, 599]  # polls from one garbage collection to the next: every 30 s, as before
+        self._gc = [0, 599]  # polls from one of its garbage collections to the next: every 30 s, as before
         super().serve_forever(poll_interval)
 
 
-def listen(entity: AE, address: tuple[str, int], handlers: list[evt.EventHandlerType]) -> ThreadedAssociationServer:
-    """Accept associations in a thread of its own; returns when the port is open.
+def listen(
+    entity: AE,
+    address: tuple[str, int],
+    handlers: list[evt.EventHandlerType],
+    server_class: type[PromptServer] = PromptServer,
+    **options: Any,
+) -> ThreadedAssociationServer:
+    """Accept associations in a thread of its own; returns when the port is open. `options` are those of the class.
 
     Raises:
         OSError: the address is in use or not one of this machine.
     """
-    server = entity.make_server(address, evt_handlers=handlers, server_class=_Server)
+    server = entity.make_server(address, evt_handlers=handlers, server_class=server_class, **options)
     entity._servers.append(server)  # from where its shutdown removes it
     threading.Thread(
         target=server.serve_forever, name=f"AcceptorServer:{server.server_address[1]}", daemon=True

@@ -13,7 +13,7 @@ In reading order: `head` (what a data set says that it is), `receiver` (the SCP)
 
 from __future__ import annotations
 
-from pulmo_node.receive.head import InstanceHead, Refused, encode_meta, read_head
+from pulmo_node.receive.head import InstanceHead, Refused, describe, encode_meta, read_head
 from pulmo_node.receive.receiver import Receiver, ReceiveSettings
 
-__all__ = ["InstanceHead", "ReceiveSettings", "Receiver", "Refused", "encode_meta", "read_head"]
+__all__ = ["InstanceHead", "ReceiveSettings", "Receiver", "Refused", "describe", "encode_meta", "read_head"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from datetime import datetime
 from io import BytesIO
 from typing import Any
 
@@ -14,6 +15,8 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from pulmo_node.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, DimseStatus, is_uid
+from pulmo_node.domain.series import StoredInstance
+from pulmo_node.ports import WrittenInstance
 
 _STUDY_INSTANCE_UID = 0x0020000D
 _SERIES_INSTANCE_UID = 0x0020000E
@@ -69,6 +72,30 @@ def read_head(data_set: bytes, transfer_syntax_uid: UID) -> InstanceHead:
         sop_instance_uid=_checked_uid(values.get(_SOP_INSTANCE_UID, ""), "SOP Instance UID"),
         sop_class_uid=_checked_uid(values.get(_SOP_CLASS_UID, ""), "SOP Class UID"),
         modality=values.get(_MODALITY, "")[:16],
+    )
+
+
+def describe(
+    head: InstanceHead,
+    written: WrittenInstance,
+    *,
+    transfer_syntax_uid: UID,
+    calling_ae_title: str,
+    received_at: datetime,
+) -> StoredInstance:
+    """The row of an instance that lies on the disk."""
+    return StoredInstance(
+        study_instance_uid=head.study_instance_uid,
+        series_instance_uid=head.series_instance_uid,
+        sop_instance_uid=head.sop_instance_uid,
+        sop_class_uid=head.sop_class_uid,
+        transfer_syntax_uid=str(transfer_syntax_uid),
+        modality=head.modality,
+        calling_ae_title=calling_ae_title,
+        path=written.path,
+        sha256=written.sha256,
+        size_bytes=written.size_bytes,
+        received_at=received_at,
     )
 
 

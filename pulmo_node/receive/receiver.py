@@ -30,14 +30,13 @@ from pulmo_node.dimse import (
     is_uid,
     prepare_connection,
 )
-from pulmo_node.domain.series import StoredInstance
 from pulmo_node.errors import PulmoError, StorageFull, Transient
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.server import GuardedServer, listen_guarded
 from pulmo_node.network.tls import ServerTls, ServerTlsSettings
 from pulmo_node.ports import Clock, CommitmentReports, InstanceStore, Journal, ReceiveStore
-from pulmo_node.receive.head import InstanceHead, Refused, encode_meta, read_head
+from pulmo_node.receive.head import InstanceHead, Refused, describe, encode_meta, read_head
 
 log = logging.getLogger(__name__)
 
@@ -266,17 +265,11 @@ class Receiver:
             data_set=data_set,
         )
         outcome = self._store.record_instance(
-            StoredInstance(
-                study_instance_uid=head.study_instance_uid,
-                series_instance_uid=head.series_instance_uid,
-                sop_instance_uid=head.sop_instance_uid,
-                sop_class_uid=head.sop_class_uid,
-                transfer_syntax_uid=str(transfer_syntax_uid),
-                modality=head.modality,
+            describe(
+                head,
+                written,
+                transfer_syntax_uid=transfer_syntax_uid,
                 calling_ae_title=transfer.calling_ae_title,
-                path=written.path,
-                sha256=written.sha256,
-                size_bytes=written.size_bytes,
                 received_at=self._clock.now(),
             )
         )
