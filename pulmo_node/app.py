@@ -17,8 +17,10 @@ from types import TracebackType
 
 from pulmo_node import logs, systemd
 from pulmo_node.analyse import Analyser
+from pulmo_node.atna import Closable
 from pulmo_node.attempt import Analysis, LocalAnalysis
-from pulmo_node.audit import AuditTrail, operator
+from pulmo_node.audit import operator
+from pulmo_node.auditing import open_trail
 from pulmo_node.commitment import CommitmentScp, CommitmentScu
 from pulmo_node.config import Config, TlsSection
 from pulmo_node.deidentify import DeidentifyingSender
@@ -59,9 +61,9 @@ def open_store(config: Config, who: str | None = None) -> SqlStore:
     return store
 
 
-def open_audit(config: Config, who: str | None = None) -> AuditTrail:
+def open_audit(config: Config, who: str | None = None) -> Closable:
     """The audit trail; `who` is the operator at the command line where it is not said."""
-    return AuditTrail(config.audit_file, who or operator(), SystemClock())
+    return open_trail(config, who or operator(), SystemClock())
 
 
 def build_purge(config: Config, store: SqlStore) -> Purge:
@@ -144,7 +146,8 @@ class Node:
     def __init__(self, config: Config) -> None:
         self.config = config
         clock = SystemClock()
-        store = open_store(config, who=f"node {config.node.ae_title}")
+        store = open_store(config)
+        self.audit = store.journal = open_audit(config, who=f"node {config.node.ae_title}")
         instances = FileInstanceStore(config.storage, min_free_bytes=config.receive.min_free_bytes)
         self._commitment = CommitmentScp(
             store,
@@ -156,7 +159,7 @@ class Node:
         )
         reports = CommitmentScu(store, clock, config.delivery.retry)
         self.receiver = Receiver(_receive_settings(config), store, instances, clock, self._commitment, reports)
-        self.receiver.journal = store.journal
+        self.receiver.journal = self.audit
         adapters = Adapters(
             clock=clock,
             series=store,
@@ -181,12 +184,20 @@ class Node:
         self._purge.sweep()
         self.start_receiving()
         self.start_working()
+        self._note("node started")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop_receiving()
+        self._note("node stopped")
         self.stop_working()
         log.info("stopped")
+
+    def _note(self, action: str) -> None:
+        try:
+            self.audit.record([{"action": action}])
+        except PulmoError as exc:
+            log.error("%s", exc)
 
     def start_receiving(self) -> None:
         """Listen. Raises `PulmoError`; nothing is started then."""
@@ -207,6 +218,7 @@ class Node:
         self._commitment.stop()
         self._scheduler.stop(self.config.node.drain_seconds)
         self.store.close()
+        self.audit.close()
 
     @property
     def alive(self) -> bool:
@@ -277,7 +289,7 @@ def replaced(node: Node, reread: Callable[[], Config]) -> Node:
     successor.start_working()
     logs.configure(config.log.level)
     log.info("the configuration was replaced")
-    open_audit(config, f"node {config.node.ae_title}").record([{"action": "configuration replaced"}])
+    successor.audit.record([{"action": "configuration replaced"}])
     return successor
 
 

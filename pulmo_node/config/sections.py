@@ -165,6 +165,12 @@ class AuditSection:
 
     __pydantic_config__ = STRICT
     file: str = ""  # empty: "audit.jsonl" in the storage directory
+    syslog: Annotated[
+        str, StringConstraints(pattern=r"^((udp|tcp|tls)://(\[[0-9a-fA-F:]+\]|[^\s/@?#:\[\]]+)(:[1-9][0-9]{0,4})?)?$")
+    ] = ""  # empty: no DICOM audit messages
+    syslog_ca: str = ""  # empty: the issuers that the system trusts
+    syslog_patients: bool = False
+    site: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

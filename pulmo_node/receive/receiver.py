@@ -63,6 +63,7 @@ class _Transfer:
     calling_ae_title: str
     series_instance_uid: str | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    studies: Counter[str] = field(default_factory=Counter)  # instances that were answered with Success, by study
 
 
 class CommitmentHandler(Protocol):
@@ -214,7 +215,8 @@ class Receiver:
         with self._lock:
             transfer = self._transfers.pop(event.assoc, None)
         if transfer is not None:
-            self._audit(f"association {how}", transfer.calling_ae_title, _address(event), **dict(transfer.counts))
+            what = {**transfer.counts, "studies": dict(transfer.studies)} if transfer.studies else transfer.counts
+            self._audit(f"association {how}", transfer.calling_ae_title, _address(event), **what)
             counts = ", ".join(f"{number} {what}" for what, number in sorted(transfer.counts.items()))
             log.info("association from %s %s: %s", transfer.calling_ae_title, how, counts or "no instance")
 
@@ -273,6 +275,7 @@ class Receiver:
                 received_at=self._clock.now(),
             )
         )
+        transfer.studies[head.study_instance_uid] += 1
         return outcome.value
 
 
