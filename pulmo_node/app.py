@@ -277,14 +277,17 @@ def replaced(node: Node, reread: Callable[[], Config]) -> Node:
     except PulmoError as exc:
         log.error("the configuration stays as it was: %s", exc)
         return node
-    node.stop_receiving()
-    try:
-        successor.start_receiving()
-    except PulmoError as exc:
-        log.error("the configuration stays as it was: %s", exc)
-        successor.store.close()
-        node.start_receiving()
-        return node
+    if successor.receiver.listens_like(node.receiver):
+        successor.receiver.take_over(node.receiver)
+    else:
+        node.stop_receiving()
+        try:
+            successor.start_receiving()
+        except PulmoError as exc:
+            log.error("the configuration stays as it was: %s", exc)
+            successor.store.close()
+            node.start_receiving()
+            return node
     node.stop_working()
     successor.start_working()
     logs.configure(config.log.level)
@@ -323,6 +326,7 @@ def _receive_settings(config: Config) -> ReceiveSettings:
             association_seconds=receive.max_association_seconds,
             association_bytes=receive.max_association_bytes,
             message_bytes=receive.max_instance_bytes,
+            bytes_in_flight=receive.max_bytes_in_flight,
             slowest_bytes_per_second=receive.slowest_bytes_per_second,
         ),
         max_pdu=receive.max_pdu_bytes,
