@@ -184,7 +184,7 @@ class TestLimits:
             node.log.wait_for(f"association from LORIS aborted: {reason}")
 
     def test_seconds(self, tmp_path: Path, request_bytes: bytes) -> None:
-        with receiving_node(tmp_path, limits=Limits(association_seconds=0.3)) as node:
+        with receiving_node(tmp_path, limits=Limits(association_seconds=2)) as node:
             with raw_association(node, request_bytes) as lasting:
                 assert received(lasting) == b""
             node.log.wait_for("association from LORIS aborted: the association lasts too long")
