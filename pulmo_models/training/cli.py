@@ -12,6 +12,8 @@ import typer
 from pulmo_models.training.commands import evaluate as cli_evaluate
 from pulmo_models.training.commands import films as cli_films
 from pulmo_models.training.commands import lungs as cli_lungs
+from pulmo_models.training.commands import onnx as cli_onnx
+from pulmo_models.training.commands import retinanet as cli_retinanet
 from pulmo_models.training.commands.common import DeviceName, plain_errors
 from pulmo_models.training.commands.data import data_app
 
@@ -29,6 +31,8 @@ app.add_typer(data_app, name="data")
 cli_evaluate.register(app)
 cli_films.register(app)
 cli_lungs.register(app)
+cli_onnx.register(app)
+cli_retinanet.register(app)
 
 StoreOption = Annotated[list[Path], typer.Option(help="Patch store, written by pulmo-train data; may be repeated.")]
 RecipeOption = Annotated[str, typer.Option(help="tuned, published, or the path of a .toml file.")]

@@ -135,6 +135,61 @@ def monai_prepared() -> Any:
     return transforms.ScaleIntensityRange(-1024, 300, 0, 1, clip=True)(values)
 
 
+def some_images(count: int = 5) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Boxes with scores, and true boxes that some of them overlap: for the figures of COCO."""
+    generator = torch.Generator().manual_seed(17)
+    found = []
+    for number in range(count):
+        centre = torch.rand(3 + number, 3, generator=generator) * 60
+        half = torch.rand(3 + number, 3, generator=generator) * 4 + 3
+        truth = torch.cat((centre - half, centre + half), dim=1)
+        near = truth.repeat(3, 1) + torch.randn(3 * len(truth), 6, generator=generator) * 1.5
+        some, _ = some_boxes(12)
+        boxes = torch.cat((near, some))
+        found.append((boxes, torch.rand(len(boxes), generator=generator), truth[: number or None]))
+    found.append((some_boxes(4)[0], torch.rand(4, generator=generator), torch.zeros(0, 6)))
+    found.append((torch.zeros(0, 6), torch.zeros(0), some_boxes(2)[0]))
+    return found
+
+
+MATCHED_GRID = (16, 8, 4)  # edges of the levels' maps, of an image of 64 x 64 x 32
+
+
+def some_truth() -> Tensor:
+    """True boxes in an image of 64 x 64 x 32, two of which share anchors."""
+    return torch.tensor(
+        [[10, 12, 6, 19, 20, 11], [14, 15, 7, 24, 25, 13], [40, 41, 20, 60, 62, 30], [30, 5, 2, 34, 9, 5]]
+    ).float()
+
+
+def monai_figures() -> dict[str, float]:
+    """MONAI's `COCOMetric` as the bundle configures it."""
+    coco = importlib.import_module("monai.apps.detection.metrics.coco").COCOMetric
+    matching = importlib.import_module("monai.apps.detection.metrics.matching").matching_batch
+    iou = importlib.import_module("monai.data.box_utils").box_iou
+    metric = coco(classes=["nodule"], iou_list=[0.1], max_detection=[100])
+    images = some_images()
+    matched = matching(
+        iou_fn=iou,
+        iou_thresholds=metric.iou_thresholds,
+        pred_boxes=[boxes.numpy() for boxes, _, _ in images],
+        pred_classes=[np.zeros(len(boxes), dtype=int) for boxes, _, _ in images],
+        pred_scores=[scores.numpy() for _, scores, _ in images],
+        gt_boxes=[truth.numpy() for _, _, truth in images],
+        gt_classes=[np.zeros(len(truth), dtype=int) for _, _, truth in images],
+    )
+    said = metric(matched)
+    return {key: float(value) for key, value in (said[0] if isinstance(said, tuple) else said).items()}
+
+
+def monai_matches(anchors: Tensor) -> list[int]:
+    """Which box each anchor learns by MONAI's ATSS, as pairs of the anchors that learn any."""
+    atss = importlib.import_module("monai.apps.detection.utils.ATSS_matcher").ATSSMatcher
+    matcher = atss(num_candidates=4, center_in_gt=False)
+    _, matches = matcher.compute_matches(some_truth(), anchors, [n**3 for n in MATCHED_GRID], 3)
+    return torch.nonzero(matches >= 0)[:, 0].tolist() + matches[matches >= 0].tolist()
+
+
 def record() -> dict[str, Any]:
     """Everything that MONAI says."""
     boxes = importlib.import_module("monai.data.box_utils")
@@ -151,6 +206,8 @@ def record() -> dict[str, Any]:
         "decoded": coder.decode_single(some_codes(40), anchors[:40]).tolist(),
         "iou": boxes.box_iou(some[:6], some[6:12]).tolist(),
         "kept": boxes.non_max_suppression(some, scores, 0.22, 300).tolist(),
+        "figures": monai_figures(),
+        "matches": monai_matches(anchors),
         "detections": {},
     }
     prepared = monai_prepared()
