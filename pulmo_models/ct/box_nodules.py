@@ -47,7 +47,6 @@ LABEL = "ct-retinanet"
 NETWORK = "detector"
 """Name of the network in a set for this pipeline."""
 
-REPORTED_FROM = 0.5
 SMALL_WINDOW: Size = (256, 256, 96)
 LARGE_GPU_BYTES = 20e9  # from here on the published window fits with room to spare
 
@@ -90,9 +89,7 @@ class BoxPipeline:
         exact = self._published and settings.precision == "auto"
         self._precision: Precision = "fp32" if exact else settings.precision
         second = load_set(settings.characteriser) if settings.characterise else None
-        least = settings.score_threshold
-        if least is None:
-            least = REPORTED_FROM if second is None else SelectionSettings.score_threshold
+        least = settings.score_threshold if second is None else settings.candidate_threshold
         self._detect = DetectorSettings(
             window=_window(settings, self._device),
             always_windows=bool(settings.tensorrt),

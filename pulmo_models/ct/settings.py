@@ -53,7 +53,8 @@ class RetinaNetSettings:
 
     weights: str = "monai-luna16"  # name of a set that was fetched or imported, or path of its .toml
     protocol: Literal["tuned", "published"] = "tuned"
-    score_threshold: Probability | None = None  # of a box; None: 0.5 where boxes are reported, 0.02 before stage 2
+    score_threshold: Probability = 0.5  # of a box that is reported
+    candidate_threshold: Probability = 0.02  # of a box that is given to the characteriser; the published selection
     window: Literal["auto", "small", "published"] = "auto"  # auto: published on a GPU of 20 GB and more
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     characterise: bool = False  # give the boxes to the characteriser of ct-nodules: masks, concepts, malignancy

@@ -27,12 +27,22 @@ def box_head(features: int) -> nn.Sequential:
 
 def lung_resnet50() -> nn.Module:
     """The published regressor."""
-    return resnet50(box_head, in_channels=1)
+    return _steady(resnet50(box_head, in_channels=1))
 
 
 def lung_efficientnet_b0() -> nn.Module:
     """The second member of the ensemble."""
-    return EfficientNetB0(box_head, in_channels=1)
+    return _steady(EfficientNetB0(box_head, in_channels=1))
+
+
+def _steady(network: nn.Module) -> nn.Module:
+    """Begin with small outputs: a sigmoid that is at its end from the start has no gradient to leave it by."""
+    *_, first, last = (module for module in network.modules() if isinstance(module, nn.Linear))
+    nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
+    nn.init.normal_(last.weight, std=0.01)
+    for layer in (first, last):
+        nn.init.zeros_(layer.bias)
+    return network
 
 
 ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {

@@ -131,7 +131,7 @@ def test_a_score_threshold_leaves_fewer(manifest: Path, volume: Volume) -> None:
 
 @pytest.mark.usefixtures("_detector")
 def test_in_front_of_the_characteriser(manifest: Path, characteriser: Path, volume: Volume) -> None:
-    settings = {"weights": str(manifest), "characterise": True, "score_threshold": 0.9}
+    settings = {"weights": str(manifest), "characterise": True, "candidate_threshold": 0.9}
     settings["characteriser"] = str(characteriser)
     pipeline = registry.build("ct-retinanet", settings, "cpu")
     assert [stage.name for stage in pipeline.info.stages] == ["RetinaNet3D detector", "Student2p5D characteriser"]

@@ -217,7 +217,7 @@ def test_training_and_evaluation_end_to_end(fold: tuple[Path, Path], tmp_path: P
             "64,64,32",
             "--device",
             "cpu",
-        ],  # fmt: skip
+        ],
     )
     assert result.exit_code == 0, result.output
     again = json.loads(out.read_text(encoding="utf-8"))
