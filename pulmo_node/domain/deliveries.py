@@ -93,7 +93,7 @@ REPORT_KIND = "sr"
 class ResultObject:
     """An encoded object in the outbox."""
 
-    kind: str  # "sr", "seg", "key-image", "gsps", "pdf"
+    kind: str  # "sr", "seg", "key-image", "gsps", "pdf", "heat-map", "parametric-map"
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str  # of the object's own series

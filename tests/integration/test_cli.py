@@ -78,7 +78,7 @@ def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
 
 
 def test_the_readme_names_no_command_that_does_not_exist() -> None:
-    table = re.findall(r"^\| `([a-z]+(?: [a-z]+)?)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    table = re.findall(r"^\| `([a-z-]+(?: [a-z-]+)?)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(table) == set(commands())
 
 

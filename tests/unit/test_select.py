@@ -79,3 +79,19 @@ def test_the_priority_of_the_rule_is_that_of_the_job() -> None:
     assert job.priority is Priority.STAT
     (job,) = select(config({**NODULES, "destinations": []}), CT).jobs
     assert job.priority is Priority.ROUTINE
+
+
+DX = SeriesDescription(study_instance_uid="1.2", series_instance_uid="1.2.4", modality="DX", body_part_examined="CHEST")
+
+
+def test_radiographs_of_a_chest_go_to_their_pipelines() -> None:
+    tables = {"pipelines": {"cxr-findings": {}, "cxr-lung-risk": {}}}
+    rules = [{"modality": "[CD][RX]", "pipelines": ["cxr-findings", "cxr-lung-risk"], "destinations": []}]
+    settings = resolve({**tables, "rules": rules}, base=Path())
+    for changes in ({}, {"modality": "CR"}, {"body_part_examined": ""}, {"body_part_examined": "Thorax"}):
+        found = select(settings, replace(DX, **changes))
+        assert [job.pipeline for job in found.jobs] == ["cxr-findings", "cxr-lung-risk"]
+    refused = select(settings, replace(DX, body_part_examined="HAND"))
+    assert refused.jobs == ()
+    assert "the body part is HAND, not the chest" in str(refused.note)
+    assert select(settings, CT).jobs == ()
