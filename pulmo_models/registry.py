@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from pulmo_models.ct.settings import NoduleSettings, RetinaNetSettings
+from pulmo_models.ct.settings import LungSettings, NoduleSettings, RetinaNetSettings
 from pulmo_models.cxr.settings import CxrFindingsSettings, LungRiskSettings
 from pulmo_models.errors import UnknownPipeline
 from pulmo_models.pipeline import Pipeline
@@ -90,6 +90,14 @@ _ENTRIES: dict[str, PipelineEntry] = {
             accepts=accepts_radiograph,
             factory="pulmo_models.cxr.lung_risk:build",
             settings=LungRiskSettings,
+        ),
+        PipelineEntry(
+            label="ct-lungs",
+            summary="lungs in chest CT: boxes by 2D regressors, both lungs as segments with their volumes",
+            modality="CT",
+            accepts=accepts_ct,
+            factory="pulmo_models.ct.lung_region:build",
+            settings=LungSettings,
         ),
         PipelineEntry(
             label="ct-retinanet",

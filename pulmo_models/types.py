@@ -434,6 +434,9 @@ class Findings:
     images: tuple[ImageFindings, ...] = ()  # of a radiograph pipeline, one for each radiograph that it analysed
     lungs: Mapping[Laterality, Mask] = field(default_factory=dict)  # where the pipeline looked for them
     malignancy_bias: float | None = 0.0  # difference of the malignancy head: logit = sum of contributions + bias
+    conclusions: tuple[
+        str, ...
+    ] = ()  # of a pipeline that looks for no nodules, a sentence each: its result is the lungs
     cautions: tuple[Caution, ...] = ()  # of the volume and of the analysis
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"

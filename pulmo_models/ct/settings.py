@@ -42,6 +42,15 @@ class NoduleSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LungSettings:
+    """The table ``[pipelines.ct-lungs]``."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    weights: str = "ct-lungs"  # name of a set of `pulmo-train lungs`, or path of its .toml
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetinaNetSettings:
     """The table ``[pipelines.ct-retinanet]``.
 

@@ -44,7 +44,11 @@ def encode_no_findings(findings: Findings, volume: Volume, context: ResultContex
         Permanent: a source file cannot be read, or the report cannot be encoded.
     """
     header = read_header(volume.frames[0])
-    sentences = (NO_NODULES, *map(caution_text, findings.cautions), acquisition_text(volume))
+    sentences = (
+        *(findings.conclusions or (NO_NODULES,)),
+        *map(caution_text, findings.cautions),
+        acquisition_text(volume),
+    )
     images = volume.series, volume.frames
     return _notice(sentences, codes.SUCCEEDED_WITHOUT_FINDINGS, header, images, findings.pipeline, "sr", context)
 

@@ -36,6 +36,10 @@ def encode_findings(findings: Findings, volume: Image, context: ResultContext) -
         objects += [] if seg is None else [seg]
     else:
         objects.append(encode_no_findings(findings, volume, context))
+    if findings.conclusions:
+        return (
+            (*objects, encode_seg(findings, records, volume, equipment, context)) if findings.lungs else tuple(objects)
+        )
     if context.options.key_images:
         objects += encode_key_images(findings, records, volume, equipment, context)
     if context.options.presentation_states:

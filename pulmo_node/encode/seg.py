@@ -45,7 +45,9 @@ _LUNGS_RGB: Mapping[Laterality, tuple[int, int, int]] = {"left": (202, 164, 140)
 def encode_seg(
     findings: Findings, records: Sequence[NoduleRecord], volume: Volume, equipment: Equipment, context: ResultContext
 ) -> EncodedObject:
-    """The segmentation of at least one nodule; segment n is ``findings.nodules[n - 1]``.
+    """The segmentation of at least one nodule, or of the lungs where they are the result.
+
+    Segment n is ``findings.nodules[n - 1]``.
 
     By the options of the context a label map (PS3.3 A.51 with SOP class Label Map Segmentation), with frames for images
     that no mask touches, and with the lungs as last segments. A label map gives each pixel one segment: where nodules
@@ -55,7 +57,7 @@ def encode_seg(
         Permanent: a mask leaves the volume, a source file cannot be read, or the sources cannot carry a SEG.
     """
     options, weights_sha256 = context.options, findings.pipeline.weights_sha256
-    sides = sorted(findings.lungs) if options.lung_segments else []
+    sides = sorted(findings.lungs) if options.lung_segments or findings.conclusions else []
     masks = _masks_on_frames([nodule.mask for nodule in findings.nodules if nodule.mask is not None], volume)
     lungs = _masks_on_frames([findings.lungs[side] for side in sides], volume)
     touched = {mask.frame for found in (*masks, *lungs) for mask in found}

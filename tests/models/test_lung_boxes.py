@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pulmo_models import registry
 from pulmo_models.checkpoints import load_network
-from pulmo_models.ct import lung_boxes
+from pulmo_models.ct import lung_boxes, lung_region
 from pulmo_models.ct.lung_boxes import (
     DEVIATION,
     MEAN,
@@ -35,6 +36,9 @@ from pulmo_models.training.localisation.data import SeriesMissing, slice_box
 from pulmo_models.training.localisation.module import augmented, box_loss, overlap
 from pulmo_models.training.localisation.train import LungTraining, train_lungs, write_lung_set
 from pulmo_models.types import AlgorithmStage, PipelineInfo, Volume
+from pulmo_node.encode import encode_findings
+from tests.ct_factory import ct_datasets
+from tests.encode_factory import make_context, read_object, write_volume
 from tests.models.test_lungs import make_volume, thorax
 
 CPU = torch.device("cpu")
@@ -245,9 +249,8 @@ def test_training_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vo
         architectures=tuple(ARCHITECTURES),
         device=CPU,
         epochs=1,
-        batch=2,
+        batch=6,
         size=64,
-        max_steps=1,
         out=tmp_path / "sets",
     )
     manifest = train_lungs(training)
@@ -269,6 +272,32 @@ def test_training_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vo
 def test_training_needs_series_of_each_split(tmp_path: Path) -> None:
     with pytest.raises(SeriesMissing, match="none of the series is there: somebody"):
         training_data.read_series(tmp_path, ["somebody"], 64)
+
+
+def test_the_lungs_alone_are_a_pipeline_with_segments_and_volumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set of random weights; what reads it is replaced by networks that know what lung looks like."""
+    network = lung_resnet50()
+    file = write_checkpoint(tmp_path / "some.ckpt", network)
+    manifest = write_lung_set({"resnet50": file}, tmp_path / "set", name="some", settings={}, about=ABOUT)
+    with pytest.raises(ValueError, match="sharpness"):
+        registry.build("ct-lungs", {"weights": str(manifest), "sharpness": 1}, "cpu")
+    monkeypatch.setattr(lung_region, "load_localiser", lambda name, device: reader())
+    pipeline = registry.build("ct-lungs", {"weights": str(manifest)}, "cpu")
+    assert [stage.name for stage in pipeline.info.stages] == ["resnet50 box regressor"]
+    volume = write_volume(ct_datasets(thorax()[0][::2, ::2, ::2], spacing_mm=(8.0, 4.0, 4.0)), tmp_path / "ct")
+    findings = pipeline(volume)
+    assert sorted(findings.lungs) == ["left", "right"]
+    said, _ = findings.conclusions
+    litres = {side: mask.voxels.sum() * 8 * 4 * 4 / 1000 for side, mask in findings.lungs.items()}
+    assert said == f"Left lung: {litres['left']:.0f} ml. Right lung: {litres['right']:.0f} ml."
+    report, seg = (read_object(each) for each in encode_findings(findings, volume, make_context(volume)))
+    assert (report.SeriesDescription, seg.SeriesDescription) == ("Pulmo lungs SR", "Pulmo lungs SEG")
+    texts = [str(element.value) for element in report.iterall() if element.keyword == "TextValue"]
+    assert said in texts
+    assert "No lung nodules were found." not in texts
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["Left lung", "Right lung"]
 
 
 def test_a_pipeline_takes_the_learned_way_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

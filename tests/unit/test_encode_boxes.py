@@ -58,7 +58,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
 
 @pytest.fixture(scope="module")
 def findings(volume: Volume) -> Findings:
-    nodules = (boxed(volume), boxed(volume, (8.0, 20.0, 30.0), (9.5, 30.0, 36.0)))
+    nodules = (boxed(volume), boxed(volume, (8.0, 20.0, 20.0), (9.5, 26.0, 36.0)))
     return Findings(pipeline=RETINANET, nodules=nodules, malignancy_bias=None)
 
 

@@ -134,7 +134,7 @@ def _train(training: LungTraining, architecture: str, series: Mapping[str, Seque
     }
     with only_one(folder):
         if begin_run(folder, about, {"device": str(training.device)}):
-            return folder / BEST
+            return _chosen(folder)
         seed_everything(training.seed, workers=False, verbose=False)
         module = LungBoxModule(ARCHITECTURES[architecture](), training.learning_rate, training.seed)
         trainer = Trainer(
@@ -145,7 +145,9 @@ def _train(training: LungTraining, architecture: str, series: Mapping[str, Seque
             logger=CSVLogger(folder / "logs", name=""),
             callbacks=[
                 ModelCheckpoint(folder, BEST[:-5], CRITERION, save_weights_only=True, enable_version_counter=False),
-                ModelCheckpoint(folder, LAST[:-5], enable_version_counter=False),
+                ModelCheckpoint(
+                    folder, LAST[:-5], save_last=False, save_on_train_epoch_end=True, enable_version_counter=False
+                ),
             ],
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -157,4 +159,9 @@ def _train(training: LungTraining, architecture: str, series: Mapping[str, Seque
         last = folder / LAST
         trainer.fit(module, train, validation, ckpt_path=str(last) if last.exists() else None)
         finish_run(folder)
-    return folder / BEST
+    return _chosen(folder)
+
+
+def _chosen(folder: Path) -> Path:
+    """The checkpoint of the best epoch; of a training that ended within its first one, the last."""
+    return folder / BEST if (folder / BEST).exists() else folder / LAST
