@@ -40,9 +40,9 @@ class FilmModule(LightningModule):
         """Adam, as published."""
         return torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
 
-    def on_train_epoch_start(self) -> None:
-        """Dropout is drawn anew from the seed in each epoch: a training that goes on is as one that never stopped."""
-        torch.manual_seed(self._seed * 100_003 + self.current_epoch)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout is drawn from the seed and the step alone: a training that goes on is as one that never stopped."""
+        torch.manual_seed(self._seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """The mean loss of a batch."""

@@ -159,16 +159,14 @@ class _Loaders(LightningDataModule):
         """The next epoch's."""
         epoch = self.trainer.current_epoch  # type: ignore[union-attr]
         self._films.epoch = epoch
-        order = torch.Generator().manual_seed(self._training.seed * 100_003 + epoch)
-        return DataLoader(
-            self._films,
-            batch_size=self._training.batch,
-            shuffle=True,
-            generator=order,
-            num_workers=self._training.workers,
-            # A batch norm of one film has no variance.
-            drop_last=len(self._films) % self._training.batch == 1 and len(self._films) > 1,
-        )
+        size = self._training.batch
+        # Drawn here and not by the loader, which draws anew each time that somebody looks at it.
+        drawn = torch.Generator().manual_seed(self._training.seed * 100_003 + epoch)
+        order = torch.randperm(len(self._films), generator=drawn).tolist()
+        batches = [order[first : first + size] for first in range(0, len(order), size)]
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            batches.pop()  # a batch norm of one film has no variance
+        return DataLoader(self._films, batch_sampler=batches, num_workers=self._training.workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every film that chooses."""
