@@ -1,5 +1,5 @@
 # Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, benchmark,
-# benchmark-encoding, benchmark-films, sbom, audit, lint. Everything happens in .venv; see README.md.
+# benchmark-encoding, benchmark-films, benchmark-ct, sbom, audit, lint. Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +21,7 @@ DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev ch
 DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql $(DEBIAN_VIEWER_PACKAGES)
 
 .PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak \
-  benchmark benchmark-encoding benchmark-films sbom audit lint format clean
+  benchmark benchmark-encoding benchmark-films benchmark-ct sbom audit lint format clean
 
 install: $(VENV)/.installed
 
@@ -99,6 +99,10 @@ benchmark: install-dev
 # Time and size of the result objects of ten nodules in a series of 300 slices.
 benchmark-encoding: install-dev
 	$(BIN)/python -m benchmarks.encoding
+
+# Time of ct-retinanet and ct-lungs on a series: make benchmark-ct SERIES=FOLDER
+benchmark-ct: install-train
+	$(BIN)/python -m benchmarks.ct_pipelines "$(SERIES)"
 
 # Time of the radiograph pipelines on one film: make benchmark-films [FILM=FILE]
 benchmark-films: install-dev

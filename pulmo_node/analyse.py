@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pulmo_models import registry
-from pulmo_models.errors import DeviceOutOfMemory, ModelError
+from pulmo_models.errors import DeviceOutOfMemory, ModelError, WeightsMissing
 from pulmo_models.network_sets import read_any
 from pulmo_models.pipeline import Pipeline, ProgressCallback, Rejection, no_progress
 from pulmo_models.types import Findings, Image, PipelineInfo
@@ -81,7 +81,16 @@ class Analyser:
 
     def _located(self, label: str) -> dict[str, Any]:
         """The table of a pipeline, the names of its weights replaced by where they lie."""
-        return {**self._settings.get(label, {}), **{key: str(path) for key, path in self._sets(label).items()}}
+        table = dict(self._settings.get(label, {}))
+        entry = registry.entry(label)
+        for key in entry.weights_keys:
+            default = getattr(entry.settings(), key, None)
+            if key not in table and default:
+                with suppress(
+                    WeightsMissing
+                ):  # a default that nobody has fetched: the pipeline knows whether it needs it
+                    table[key] = str(locate(default, self._weights_folder))
+        return {**table, **{key: str(path) for key, path in self._sets(label).items()}}
 
     def _sets(self, label: str) -> dict[str, Path]:
         """The manifests of the sets that the table of a pipeline names, by their keys. Raises `WeightsMissing`."""

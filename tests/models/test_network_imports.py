@@ -22,7 +22,9 @@ from pulmo_models.network_imports import fetch_network, import_network
 from pulmo_models.network_sets import load_networks, read_networks, verify_any, write_networks
 from pulmo_models.published import MONAI_LUNA16, PublishedNetwork
 from pulmo_models.weights import load_set
+from pulmo_node.analyse import Analyser
 from pulmo_node.cli import app
+from pulmo_node.errors import Permanent
 from tests.hub_server import HubServer, hub_server
 from tests.models.retinanet_factory import fill
 from tests.models.test_weights import Intruder
@@ -134,6 +136,10 @@ def test_a_transfer_that_was_cut_off_goes_on_later(server: HubServer, bundle: Pa
 def test_both_published_forms_load(bundle: Path, model: PublishedNetwork, state: State, tmp_path: Path) -> None:
     import_network(model, bundle, tmp_path)
     assert load_networks("monai-luna16", "ct-retinanet", tmp_path).version == "published"
+    # The node finds it by the default of the pipeline's table too; it knows the folder, the pipeline does not.
+    assert Analyser({"ct-retinanet": {}}, "cpu", tmp_path).info("ct-retinanet").weights_name == "monai-luna16"
+    with pytest.raises(Permanent, match="weights fetch monai-luna16"):
+        Analyser({"ct-retinanet": {}}, "cpu").info("ct-retinanet")
     wrapped = tmp_path / "model.pt"
     torch.save({"model": OrderedDict(state)}, wrapped)
     with pytest.raises(WeightsUnknown, match="not the published file"):
