@@ -106,6 +106,24 @@ def test_a_group_has_its_sides_as_lines_and_only_what_is_known(
         assert comment.TextValue == f"Nodule {record['segment_number']}: detection 88 %, {size}"
 
 
+def test_two_detectors_on_one_series_give_reports_of_their_own(volume: Volume, findings: Findings) -> None:
+    """Same series, same nodules: other series, other numbers, another program; nothing in common but the images."""
+    other = replace(findings, pipeline=replace(RETINANET, series_base=9010))
+    first = Findings(pipeline=INFO, nodules=(make_nodule(volume, (3, 10, 12)),), malignancy_bias=-1.0)
+    ours = [read_object(each) for each in encode_findings(first, volume, make_context(volume))]
+    theirs = [
+        read_object(each) for each in encode_findings(other, volume, make_context(volume, pipeline="ct-retinanet"))
+    ]
+    for keyword in ("SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "SeriesDescription"):
+        assert not {each[keyword].value for each in ours} & {each[keyword].value for each in theirs}
+    assert {each.StudyInstanceUID for each in (*ours, *theirs)} == {volume.series.study_instance_uid}
+    observers = [
+        {item.TextValue for item in each.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "121015"}
+        for each in (ours[0], theirs[0])
+    ]
+    assert observers == [{"Pulmo CT nodules"}, {"RetinaNet"}]
+
+
 def test_findings_json_and_the_store_say_what_is_not_known(volume: Volume, findings: Findings) -> None:
     plain = findings_to_json(findings, volume, make_context(volume, pipeline="ct-retinanet"))
     first, _ = plain["nodules"]
