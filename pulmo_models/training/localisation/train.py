@@ -34,8 +34,10 @@ log = logging.getLogger(__name__)
 LAST, BEST, REPORT = "last.ckpt", "best.ckpt", "lungs.json"
 PREFIX = "model."
 ATTRIBUTION = (
-    "Trained on series of TCIA QIN LUNG CT (CC BY 3.0), Lung-PET-CT-Dx (CC BY 4.0) and Lung-Fused-CT-Pathology (CC BY "
-    "3.0), with boxes by the classical lung segmentation. Research use only"
+    "Where the default series were used: QIN LUNG CT (Kalpathy-Cramer et al., TCIA, doi:10.7937/K9/TCIA.2015.NPGZYZBZ, "
+    "CC BY), Lung-PET-CT-Dx (Li et al., TCIA, doi:10.7937/TCIA.2020.NNC2-0461, CC BY 4.0) and Lung-Fused-CT-Pathology "
+    "(Madabhushi and Rusu, TCIA, doi:10.7937/K9/TCIA.2018.SMT36LPN, CC BY); boxes by the classical lung segmentation. "
+    "Research use only"
 )
 
 
@@ -74,7 +76,7 @@ def train_lungs(training: LungTraining) -> Path:
         settings={"readout": "centre_size", "size": training.size},
         about={
             "version": "1",
-            "licence": "Apache-2.0",
+            "licence": "not stated",
             "origin": f"pulmo-train lungs on {', '.join(training.splits['train'])}",
             "attribution": ATTRIBUTION,
         },
