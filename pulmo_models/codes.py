@@ -55,4 +55,3 @@ class CautionCode(StrEnum):
     TOO_MANY_NODULES = "TOO_MANY_NODULES"
     LOOKS_INVERTED = "LOOKS_INVERTED"  # a radiograph that is, or may be, shown as its negative
     VIEW_UNKNOWN = "VIEW_UNKNOWN"  # a radiograph of which nothing tells that it is frontal
-

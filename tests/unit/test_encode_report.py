@@ -40,6 +40,7 @@ def test_keys_and_values(volume: Volume) -> None:
         "malignancy_bias",
         "cautions",
         "nodules",
+        "images",
     ]
     assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (4, "ct-nodules", WEIGHTS)
     assert (plain["series_instance_uid"], plain["malignancy_bias"]) == (uid, -1.2346)
