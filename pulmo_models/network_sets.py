@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pulmo_models.errors import WeightsCorrupt, WeightsMissing
+from pulmo_models.errors import WeightsCorrupt
 from pulmo_models.weights import (
     OPTIONAL_KEYS,
     SOURCE_KEYS,
@@ -123,11 +123,6 @@ def verify_any(weights: WeightSet | NetworkSet) -> None:
     """
     for spec in specs_of(weights):
         verify_file(spec)
-
-
-def missing_set(label: str, name: str, advice: str) -> WeightsMissing:
-    """The error of a pipeline whose weights are not shipped: where to get them, in one sentence."""
-    return WeightsMissing(f"pipeline {label} has no weights {name!r}: {advice}")
 
 
 def write_networks(path: Path, weights: NetworkSet) -> None:

@@ -61,6 +61,7 @@ class PipelineEntry:
     settings: type  # dataclass of its table in the configuration, to check one without building the pipeline
     requires: tuple[str, ...] = ()  # packages besides those of the project itself
     weights_keys: tuple[str, ...] = ("weights",)  # settings that name a set of weights; a caller says where it lies
+    weights_hint: str = ""  # how to get weights that do not come with the package
 
 
 _ENTRIES: dict[str, PipelineEntry] = {
@@ -82,6 +83,7 @@ _ENTRIES: dict[str, PipelineEntry] = {
             accepts=accepts_radiograph,
             factory="pulmo_models.cxr.classification:build",
             settings=CxrFindingsSettings,
+            weights_hint="train some with pulmo-train cxr, or take published ones: pulmo-node weights import-findings",
         ),
         PipelineEntry(
             label="cxr-lung-risk",
@@ -90,6 +92,7 @@ _ENTRIES: dict[str, PipelineEntry] = {
             accepts=accepts_radiograph,
             factory="pulmo_models.cxr.lung_risk:build",
             settings=LungRiskSettings,
+            weights_hint="fetch those of Zenodo 7941660, then: pulmo-node weights import-lung-risk",
         ),
         PipelineEntry(
             label="ct-lungs",
@@ -98,6 +101,7 @@ _ENTRIES: dict[str, PipelineEntry] = {
             accepts=accepts_ct,
             factory="pulmo_models.ct.lung_region:build",
             settings=LungSettings,
+            weights_hint="train some with pulmo-train lungs",
         ),
         PipelineEntry(
             label="ct-retinanet",
@@ -106,6 +110,7 @@ _ENTRIES: dict[str, PipelineEntry] = {
             accepts=accepts_ct,
             factory="pulmo_models.ct.box_nodules:build",
             settings=RetinaNetSettings,
+            weights_hint="pulmo-node weights fetch monai-luna16",
             weights_keys=("weights", "characteriser", "lung_weights"),
         ),
     )

@@ -76,7 +76,9 @@ class Analyser:
             try:
                 self._built[label] = registry.build(label, self._located(label), self._device)
             except ModelError as exc:
-                raise Permanent(f"pipeline {label} cannot be loaded: {exc}") from exc
+                hint = registry.entry(label).weights_hint if isinstance(exc, WeightsMissing) else ""
+                advice = f"; to get weights: {hint}" if hint else ""
+                raise Permanent(f"pipeline {label} cannot be loaded: {exc}{advice}") from exc
         return self._built[label]
 
     def _located(self, label: str) -> dict[str, Any]:

@@ -67,3 +67,15 @@ def test_lung_risk(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     again = runner.invoke(app, ["weights", "import-lung-risk", str(tmp_path), "--config", str(config)])
     assert again.exit_code == 1
     assert "is there already" in str(again.exception)
+
+
+def test_without_weights_it_says_how_to_get_some(config: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "dx", radiograph(film()))
+    words = ["analyze", str(tmp_path / "dx"), "--out", str(tmp_path / "out"), "--config", str(config)]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 1
+    said = " ".join(f"{result.output} {result.exception}".split())
+    assert "pulmo-node weights import-findings" in said
+    checks = runner.invoke(app, ["healthchecks", "--config", str(config)])
+    assert checks.exit_code == 1
+    assert "import-findings" in " ".join(checks.output.split())
