@@ -30,7 +30,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
 from pulmo_models.types import Volume
-from pulmo_node.assemble import assemble, decoding, describe
+from pulmo_node.assemble import SeriesFiles, assemble, decoding, describe
 
 SIDE = 512
 SPACING_MM = (1.25, 0.7, 0.7)
@@ -107,7 +107,8 @@ def measured(reader: str, folder: Path) -> dict[str, float]:
 
 def ours(paths: list[Path]) -> Volume:
     """The volume of `pulmo_node.assemble`, as the node calls it."""
-    volume = assemble(paths, describe(paths))
+    files = SeriesFiles()
+    volume = assemble(paths, describe(paths, files=files), files)
     if not isinstance(volume, Volume):
         raise SystemExit("not a CT series")
     return volume
