@@ -24,9 +24,11 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
+from typing import TypeAlias
 from uuid import uuid4
 
 from pulmo_node.domain.deliveries import ResultObject
@@ -35,6 +37,8 @@ from pulmo_node.ports import OutboxItem, WrittenInstance
 
 log = logging.getLogger(__name__)
 
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
 _UID = re.compile(r"[0-9.]{1,64}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _GROUP_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"  # (0002,0000) UL, 4 bytes; it follows preamble and prefix (PS3.10, 7.1)
@@ -42,6 +46,7 @@ _GROUP_LENGTH_END = 128 + 4 + len(_GROUP_LENGTH) + 4
 _CONFLICT_DIGITS = 32
 _ABANDONED_AFTER_SECONDS = 3600.0
 _REMEMBERED_FOLDERS = 4096
+_SPACE_IS_ASKED_EVERY_BYTES = 16 * 1024**2
 
 
 class FileInstanceStore:
@@ -56,10 +61,10 @@ class FileInstanceStore:
         self._folders_lock = threading.Lock()
         self._durable_folders: set[Path] = set()
 
-    def write(
-        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes, data_set: bytes
-    ) -> WrittenInstance:
-        """Write one instance; on return it is durable.
+    def begin(
+        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes
+    ) -> IncomingInstance:
+        """Begin to write one instance, as `InstanceStore` has it.
 
         The first bytes under a SOP Instance UID keep the plain name; other bytes get a name of their own, once.
 
@@ -70,20 +75,24 @@ class FileInstanceStore:
         """
         if _meta_length(meta) != len(meta):
             raise ValueError("meta is not a whole File Meta Information with its group length")
-        digest = hashlib.sha256(data_set).hexdigest()
         folder = self._storage / "instances" / _uid_name(study_instance_uid) / _uid_name(series_instance_uid)
-        name = _uid_name(sop_instance_uid)
-        with _disk_refusal(f"writing instance {name}"):
+        with _disk_refusal(f"writing instance {_uid_name(sop_instance_uid)}"):
             self._make_folder(folder)
-            path = folder / f"{name}.dcm"
-            if not self._place(path, meta, data_set, digest):
-                path = folder / Path(self.conflict_path(path.name, digest))
-                if not self._place(path, meta, data_set, digest):
-                    raise Transient(f"instance {name}: {path.name} on disk does not hold the bytes that it is named by")
-            _fsync_folder(folder)  # also for a file that was there: who named it may not have come to this
-        return WrittenInstance(
-            path=path.relative_to(self._storage).as_posix(), sha256=digest, size_bytes=len(meta) + len(data_set)
+            return IncomingInstance(self, folder / f"{_uid_name(sop_instance_uid)}.dcm", meta)
+
+    def write(
+        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes, data_set: bytes
+    ) -> WrittenInstance:
+        """All of an instance at once: `begin`, `append` and `finish`, with their errors."""
+        incoming = self.begin(
+            study_instance_uid=study_instance_uid,
+            series_instance_uid=series_instance_uid,
+            sop_instance_uid=sop_instance_uid,
+            meta=meta,
         )
+        with incoming:
+            incoming.append(data_set)
+            return incoming.finish()
 
     def paths(self) -> Iterator[str]:
         """Every instance on disk, relative to storage, conflicts included; in no order. Raises `Transient`."""
@@ -152,30 +161,116 @@ class FileInstanceStore:
                 self._durable_folders.clear()
             self._durable_folders.add(folder)
 
-    def _check_space(self, size_bytes: int) -> None:
+    def has_space(self) -> bool:
         """Asked of the disk each time, so that the node goes on by itself once there is space again."""
         free = shutil.disk_usage(self._storage).free
-        full = free - size_bytes < self._min_free_bytes
+        full = free < self._min_free_bytes
         if full != self._is_full:
             self._is_full = full
             words = "nothing new is accepted" if full else "new instances are accepted again"
             log.log(logging.ERROR if full else logging.INFO, "%d MiB free in storage: %s", free // 1024**2, words)
-        if full:
+        return not full
+
+    def new_part(self) -> Path:
+        """A name below storage that nobody else has."""
+        return self._incoming / f"{uuid4().hex}.part"
+
+    def relative(self, path: Path) -> str:
+        """A path of a file as the database has it."""
+        return path.relative_to(self._storage).as_posix()
+
+
+class IncomingInstance:
+    """A file that grows while its instance arrives (port `IncomingInstance`); a context manager that leaves no part.
+
+    Memory is that of one fragment, whatever the size of the instance.
+    """
+
+    def __init__(self, store: FileInstanceStore, path: Path, meta: bytes) -> None:
+        """`path` is the plain name; its folder is there and durable. Raises as `FileInstanceStore.begin`."""
+        self._store = store
+        self._path = path
+        self._size_bytes = len(meta)
+        self._digest = hashlib.sha256()
+        self._checked_bytes = 0  # where space was asked for last
+        self._part: Path | None = None
+        self._file: FileIO | None = None
+        if self._store.has_space():
+            self._part = self._store.new_part()
+            self._file = FileIO(self._part, "xb")
+            try:
+                self._write(meta)
+            except OSError:
+                self.discard()
+                raise
+        elif not path.exists():  # with the same bytes it needs no space: then only the digest is taken
             raise StorageFull("storage is almost full")
 
-    def _place(self, path: Path, meta: bytes, data_set: bytes, digest: str) -> bool:
+    def __enter__(self) -> IncomingInstance:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def append(self, data: Buffer) -> None:
+        """Write the next bytes of the data set. Raises as `FileInstanceStore.begin`; then only `discard` is left."""
+        with _disk_refusal(f"writing instance {self._path.stem}"):
+            self._digest.update(data)
+            size = memoryview(data).nbytes
+            self._size_bytes += size
+            if self._size_bytes - self._checked_bytes > _SPACE_IS_ASKED_EVERY_BYTES:
+                self._check_space()
+            self._write(data)
+
+    def finish(self) -> WrittenInstance:
+        """The file is whole: on return it is durable, under the name that is told.
+
+        Raises:
+            StorageFull: it is new and too little space is left.
+            Transient: the disk refuses.
+        """
+        digest = self._digest.hexdigest()
+        with _disk_refusal(f"writing instance {self._path.stem}"):
+            path = self._path
+            if not self._place(path, digest):
+                path = path.with_name(self._store.conflict_path(path.name, digest))
+                if not self._place(path, digest):
+                    raise Transient(
+                        f"instance {self._path.stem}: {path.name} on disk does not hold the bytes that it is named by"
+                    )
+            _fsync_folder(path.parent)  # also for a file that was there: who named it may not have come to this
+        return WrittenInstance(path=self._store.relative(path), sha256=digest, size_bytes=self._size_bytes)
+
+    def discard(self) -> None:
+        """Close it and remove what has no name yet; nothing where it is finished."""
+        file, self._file = self._file, None
+        part, self._part = self._part, None
+        if file is not None:
+            file.close()
+        if part is not None:
+            with suppress(OSError):  # it is removed after the next start
+                part.unlink(missing_ok=True)
+
+    def _write(self, data: Buffer) -> None:
+        rest = memoryview(data)
+        while self._file is not None and rest.nbytes:
+            rest = rest[self._file.write(rest) :]
+
+    def _check_space(self) -> None:
+        self._checked_bytes = self._size_bytes
+        if not self._store.has_space():
+            raise StorageFull("storage is almost full")
+
+    def _place(self, path: Path, digest: str) -> bool:
         """Whether `path` now holds the data set: put there, or found there with the same bytes."""
         if not path.exists():
-            self._check_space(len(meta) + len(data_set))
-            part = self._incoming / f"{uuid4().hex}.part"
-            try:
-                _write_durably(part, meta, data_set)
-                os.link(part, path)  # unlike a rename it never replaces what another association has just put there
+            if self._file is None or self._part is None:
+                raise StorageFull("storage is almost full")
+            self._check_space()
+            os.fsync(self._file.fileno())
+            with suppress(FileExistsError):
+                os.link(self._part, path)  # unlike a rename it never replaces what another has just put there
                 return True
-            except FileExistsError:
-                pass
-            finally:
-                part.unlink(missing_ok=True)
         return _data_set_digest(path) == digest
 
 

@@ -91,6 +91,13 @@ class OrthancProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def pid(self) -> int:
+        """Of the process; only after `start`."""
+        if self._process is None:
+            raise RuntimeError("Orthanc was not started")
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         """Root of the REST interface and of Orthanc's own pages."""
         return f"http://127.0.0.1:{self.http_port}"
@@ -131,7 +138,7 @@ class OrthancProcess:
             self._process = subprocess.Popen(
                 [program, str(configuration)],
                 # DCMTK inside Orthanc waits for delayed acknowledgements unless told not to.
-                env={**os.environ, "LD_PRELOAD": str(self._shim()), "TCP_NODELAY": "1"},
+                env={**os.environ, "LD_PRELOAD": str(loopback_library(self.folder)), "TCP_NODELAY": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -164,6 +171,10 @@ class OrthancProcess:
     def get(self, path: str) -> Any:
         """JSON of a REST resource. Raises `OSError` where it cannot be had."""
         return json.loads(self._read(urllib.request.Request(self.url + path)))  # noqa: S310 - own loopback URL
+
+    def delete(self, path: str) -> None:
+        """Remove a REST resource. Raises `OSError` where it cannot be removed."""
+        self._read(urllib.request.Request(self.url + path, method="DELETE"))  # noqa: S310 - own loopback URL
 
     def find(self, level: str, query: dict[str, str]) -> list[str]:
         """Orthanc's identifiers of what matches at "Study", "Series" or "Instance" level."""
@@ -211,19 +222,25 @@ class OrthancProcess:
             configuration["DicomWeb"] = {"Enable": True, "Root": "/dicom-web/", "EnableWado": True}
         return configuration | self._extra
 
-    def _shim(self) -> Path:
-        library = self.folder / "loopback.so"
-        source = self.folder / "loopback.c"
-        source.write_text(_SHIM_SOURCE)
-        try:
-            subprocess.run(
-                ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"],
-                check=True,
-                capture_output=True,
-            )
-        except subprocess.CalledProcessError as exc:
-            raise Permanent(f"the compiler refused {source}: {exc.stderr.decode(errors='replace')}") from exc
-        return library
+
+def loopback_library(folder: Path) -> Path:
+    """Build, in `folder`, the library that keeps the program that preloads it (LD_PRELOAD) on loopback.
+
+    Raises:
+        Permanent: the compiler refuses.
+    """
+    library = folder / "loopback.so"
+    source = folder / "loopback.c"
+    source.write_text(_SHIM_SOURCE)
+    try:
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"],
+            check=True,
+            capture_output=True,
+        )
+    except subprocess.CalledProcessError as exc:
+        raise Permanent(f"the compiler refused {source}: {exc.stderr.decode(errors='replace')}") from exc
+    return library
 
 
 def _free_port() -> int:
