@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory [--out bench-out] [--quick]
 
-Each series is analysed in a fresh process, as the node's analysis process does it: assembly, networks, encoding, outbox.
+Each series is analysed in a fresh process, as the node's analysis process does it: assembly, networks, encoding.
 """
 
 from __future__ import annotations

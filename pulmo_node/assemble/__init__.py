@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pulmo_models.codes import RejectionCode
 from pulmo_models.types import Radiograph, SeriesDescription, Volume
+from pulmo_node.assemble.ahead import ReadAhead
 from pulmo_node.assemble.ct import assemble_ct, planned_ct
 from pulmo_node.assemble.folder import FoundFolder, FoundSeries, describe, find_series
 from pulmo_node.assemble.frames import SetAside
@@ -24,12 +25,14 @@ from pulmo_node.assemble.headers import SeriesFiles
 from pulmo_node.assemble.plan import check_one_patient, plan_ct
 from pulmo_node.assemble.planned import PlannedVolume, SeriesPlan
 from pulmo_node.assemble.radiograph import assemble_radiograph
+from pulmo_node.assemble.regular import ShareCallback
 from pulmo_node.errors import Rejected
 
 __all__ = [
     "FoundFolder",
     "FoundSeries",
     "PlannedVolume",
+    "ReadAhead",
     "Rejected",
     "RejectionCode",
     "SeriesFiles",
@@ -46,16 +49,22 @@ __all__ = [
 ]
 
 
-def assemble(paths: Sequence[Path], series: SeriesDescription, files: SeriesFiles | None = None) -> Volume | Radiograph:
+def assemble(
+    paths: Sequence[Path],
+    series: SeriesDescription,
+    files: SeriesFiles | None = None,
+    progress: ShareCallback = lambda _: None,
+) -> Volume | Radiograph:
     """Build what the modality of the series asks for: CT a volume, CR and DX a radiograph.
 
-    `files` holds the headers that were read for `describe`, where they are at hand.
+    `files` holds the headers that were read for `describe`, where they are at hand; `progress` is called with the share
+    of the images that are read.
 
     Raises:
         Rejected: the files hold no axial volume, or not one radiograph; says why.
     """
     if series.modality == "CT":
-        return assemble_ct(paths, series, files=files)
+        return assemble_ct(paths, series, files=files, progress=progress)
     if series.modality in ("CR", "DX"):
         return assemble_radiograph(paths, series)
     raise Rejected(

@@ -18,7 +18,7 @@ from pulmo_node.assemble.geometry import Axes
 from pulmo_node.assemble.headers import SeriesFiles
 from pulmo_node.assemble.plan import MINIMUM_SLICES, plan_ct
 from pulmo_node.assemble.planned import SeriesPlan, listing
-from pulmo_node.assemble.regular import read_hu
+from pulmo_node.assemble.regular import ShareCallback, read_hu
 from pulmo_node.assemble.slices import SliceReader
 
 
@@ -28,6 +28,7 @@ def assemble_ct(
     *,
     minimum_slices: int = MINIMUM_SLICES,
     files: SeriesFiles | None = None,
+    progress: ShareCallback = lambda _: None,
 ) -> Volume:
     """Assemble the volume that `plan_ct` chooses.
 
@@ -36,6 +37,7 @@ def assemble_ct(
         series: what `describe` said of them; goes into the volume.
         minimum_slices: fewer images are refused.
         files: the headers that were read for `describe`, where they are at hand.
+        progress: called with the share of the images that are in the volume.
 
     Returns:
         float32 HU, nothing below -1024; the affine is orthogonal and right-handed in (column, row, slice) terms.
@@ -45,10 +47,15 @@ def assemble_ct(
         Rejected: see docs/assembly.md for every code.
     """
     reader = SliceReader(files)
-    return planned_ct(plan_ct(paths, minimum_slices=minimum_slices, reader=reader), series, reader)
+    return planned_ct(plan_ct(paths, minimum_slices=minimum_slices, reader=reader), series, reader, progress)
 
 
-def planned_ct(plan: SeriesPlan, series: SeriesDescription, reader: SliceReader | None = None) -> Volume:
+def planned_ct(
+    plan: SeriesPlan,
+    series: SeriesDescription,
+    reader: SliceReader | None = None,
+    progress: ShareCallback = lambda _: None,
+) -> Volume:
     """The volume that a plan chose; `reader` is the one that it was made with, where that is at hand.
 
     Raises:
@@ -61,7 +68,7 @@ def planned_ct(plan: SeriesPlan, series: SeriesDescription, reader: SliceReader 
         raise ValueError("a plan holds a chosen volume or a rejection")
     grid = chosen.grid
     return Volume(
-        hu=read_hu(grid, reader or SliceReader()),
+        hu=read_hu(grid, reader or SliceReader(), progress),
         affine=grid.affine,
         frame_of_reference_uid=grid.frames[0].frame_of_reference_uid,
         series=series,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
+import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.tag import Tag
 
@@ -55,11 +57,24 @@ class Header:
 
 
 class SeriesFiles:
-    """Reads headers and keeps them. Threads may share it."""
+    """Reads headers and keeps them, and stored values that were decoded before. Threads may share it."""
 
     def __init__(self) -> None:
         self._headers: dict[Path, Header] = {}
+        self._stored: dict[Path, npt.NDArray[np.integer]] = {}
         self._lock = Lock()
+
+    def add(self, header: Header, stored: npt.NDArray[np.integer] | None) -> None:
+        """What was read of a file before; `stored` where it was decoded too."""
+        with self._lock:
+            self._headers[header.path] = header
+            if stored is not None:
+                self._stored[header.path] = stored
+
+    def take_stored(self, path: Path) -> npt.NDArray[np.integer] | None:
+        """The stored values of a file where they are there; once, so that they do not lie beside the volume."""
+        with self._lock:
+            return self._stored.pop(path, None)
 
     def header(self, path: Path) -> Header:
         """The header of a file, as it was when it was first asked for.

@@ -72,7 +72,9 @@ class SliceReader:
 
     def _stored(self, frame: Frame) -> tuple[Dataset, IntegerArray]:
         header = self.files.header(frame.path)
-        stored = native_values(header) if frame.frame_number is None else None
+        stored = self.files.take_stored(frame.path)
+        if stored is None and frame.frame_number is None:
+            stored = native_values(header)
         if stored is not None:
             return header.dataset, stored
         dataset = self._dataset(frame)

@@ -27,6 +27,7 @@ from pulmo_node.store.database import HAPPENED
 from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_job
 
 NO_LEASE: dict[str, Any] = {"worker_id": None, "lease_until": None}
+NO_PROGRESS: dict[str, Any] = {"step": None, "share": None}
 AFRESH: dict[str, Any] = {"attempts": 0, "not_before": None, "reason": None, **NO_LEASE}
 """What a requeued delivery starts with."""
 JOB_AFRESH: dict[str, Any] = {**AFRESH, "takeovers": 0}
@@ -108,7 +109,7 @@ def move_job(
     updated = connection.execute(
         schema.jobs.update()
         .where(*as_seen(schema.jobs, job))
-        .values({"state": state.value, "updated_at": at, **NO_LEASE, **(changes or {})})
+        .values({"state": state.value, "updated_at": at, **NO_LEASE, **NO_PROGRESS, **(changes or {})})
     )
     if updated.rowcount != 1:
         raise StaleJob(f"job {job.id} is no longer {job.state.value} and ours: {event.value} comes too late")
