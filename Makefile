@@ -1,4 +1,4 @@
-# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, benchmark,
+# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, bench, benchmark,
 # benchmark-encoding, sbom, audit, lint. Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
@@ -11,6 +11,9 @@ FILES ?= 20000
 SEED ?= 1
 MINUTES ?= 30
 SERIES ?=
+BENCH_OUT ?= bench-out
+PARTS ?=
+REPEATS ?= 3
 VIEWER ?=
 SBOM ?= sbom.json
 ADVISORIES ?=
@@ -18,7 +21,7 @@ DICOM ?=
 DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
 DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql $(DEBIAN_VIEWER_PACKAGES)
 
-.PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak \
+.PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak bench \
   benchmark benchmark-encoding sbom audit lint format clean
 
 install: $(VENV)/.installed
@@ -89,6 +92,11 @@ faults: install-dev debian-packages
 # Half an hour of one study after the other; nothing that the node holds may grow.
 soak: install-dev
 	$(BIN)/python -m tests.faults --only soak --seed $(SEED) --minutes $(MINUTES)
+
+# Every table of BENCHMARKS.md: medians and ratios, each alternative in the same run on the same data. An hour or two on
+# two processors that have nothing else to do; make bench PARTS="latency memory" measures these alone.
+bench: install-dev debian-packages
+	$(BIN)/python -m benchmarks $(PARTS) --out "$(BENCH_OUT)" --repeats $(REPEATS)
 
 # Time and memory of assembly beside SimpleITK; SERIES is a folder of a CT series whose slices are taken.
 benchmark: install-dev
