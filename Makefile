@@ -1,4 +1,4 @@
-# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, bench, benchmark,
+# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, bench,
 # benchmark-encoding, sbom, audit, lint. Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
@@ -10,7 +10,6 @@ OUT ?= demo-out
 FILES ?= 20000
 SEED ?= 1
 MINUTES ?= 30
-SERIES ?=
 BENCH_OUT ?= bench-out
 PARTS ?=
 REPEATS ?= 3
@@ -22,7 +21,7 @@ DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev ch
 DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql $(DEBIAN_VIEWER_PACKAGES)
 
 .PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak bench \
-  benchmark benchmark-encoding sbom audit lint format clean
+  benchmark-encoding sbom audit lint format clean
 
 install: $(VENV)/.installed
 
@@ -97,10 +96,6 @@ soak: install-dev
 # two processors that have nothing else to do; make bench PARTS="latency memory" measures these alone.
 bench: install-dev debian-packages
 	$(BIN)/python -m benchmarks $(PARTS) --out "$(BENCH_OUT)" --repeats $(REPEATS)
-
-# Time and memory of assembly beside SimpleITK; SERIES is a folder of a CT series whose slices are taken.
-benchmark: install-dev
-	$(BIN)/python benchmarks/assembly.py $(if $(SERIES),--series "$(SERIES)")
 
 # Time and size of the result objects of ten nodules in a series of 300 slices.
 benchmark-encoding: install-dev
