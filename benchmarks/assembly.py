@@ -68,7 +68,7 @@ def run(options: Options) -> Table:
         title="Assembly beside SimpleITK",
         protocol=(
             f"{count} slices of {SIDE} x {SIDE}, {'of a real series' if real else 'noise over a cylinder'}, each "
-            "reading in a fresh process, files in the page cache. Here: all headers, the order and every check included; "
+            "reading in a fresh process, files in the page cache. Here: all headers, the order, every check included; "
             "SimpleITK's `ImageSeriesReader` is given the files in order. Processor time includes that of the "
             "processes that decode, which start anew in each run and stay in the node. Both volumes are equal from "
             "-1024 HU on."
