@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from pulmo_models.ct.device import Runner
 from pulmo_models.ct.heat import STAGED_SLICES, HostWindows, StagedWindows, heat_slabs
 from pulmo_models.ct.windows import WindowPlan, box_at, lay_windows, weights_of
 from tests import published_reference as reference
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 SMALL = (16, 32, 32)
@@ -135,3 +139,34 @@ def test_candidates_of_slabs_are_those_of_the_whole_heat_map() -> None:
     depths = [len(slab) for slab in slabs]
     assert sum(depths) == len(hu)
     assert max(depths) <= SMALL[0]
+
+
+_MEMORY = """
+import resource, sys
+import numpy as np, torch
+from pulmo_models.ct.candidates import CandidateSettings, find_candidates
+
+class Instant:
+    name, precision, device, cautions = "instant", "fp32", torch.device("cpu"), []
+    def run(self, batch):
+        return 4.0 * batch - 6.0
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+slices = int(sys.argv[1])
+hu = np.full((slices, 160, 160), -800.0, dtype=np.float32)
+hu[::29, ::23, ::23] = 900.0
+settings = CandidateSettings(stride=(56, 120, 120), anchor="lungs", blend="centred", peak_threshold=0.05)
+search = np.ones(hu.shape, dtype=bool)
+find_candidates(hu[:200], (1.0, 0.7, 0.7), Instant(), settings, search[:200])  # a slab, windows, what is loaded once
+before = peak()
+assert find_candidates(hu, (1.0, 0.7, 0.7), Instant(), settings, search)
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_slices() -> None:
+    """Beyond the volume and its mask: the sums of the heat map of the longer one would be 300 MB."""
+    done = subprocess.run([sys.executable, "-c", _MEMORY, "1500"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert float(done.stdout) < 100.0
