@@ -12,6 +12,7 @@ Errors: :class:`DeviceOutOfMemory`.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,10 @@ from pulmo_models.ct.heat import FloatVolume, HostWindows
 from pulmo_models.ct.windows import Start, WindowPlan
 
 SPREAD = 0.05
-"""Standard deviation of what the windows around one voxel say of it, where their mean is near the threshold."""
+"""Least standard deviation that is taken for granted between the windows that see a place. That of 40 candidates with
+scores of 0.10 to 0.24 on seven real CTs was 0.045 in the median and 0.058 in the mean (shipped weights)."""
+
+LEAST_WINDOWS = 2
 
 Index = tuple[int, int, int]
 Accepts = Callable[[Sequence[Index]], Sequence[bool]]
@@ -101,7 +105,7 @@ class _Patch:
 
     def __init__(self, low: Index, high: Index, to_come: list[Start], threshold: float) -> None:
         self.to_come = to_come  # windows that see the place and were not computed
-        self._seen = 0
+        self._said: list[float] = []  # by each window that was computed
         self._threshold = threshold
         self._low, self._high = low, high
         self._total = np.zeros(np.subtract(high, low), dtype=np.float32)
@@ -123,10 +127,11 @@ class _Patch:
 
     def is_open(self) -> bool:
         """Whether the windows that are left may still change on which side of the threshold the mean lies."""
-        if not self._seen or not self.to_come:
+        seen = len(self._said)
+        if seen < LEAST_WINDOWS or not self.to_come:
             return bool(self.to_come)
-        whole = self._seen + len(self.to_come)
-        uncertain = 2.0 * SPREAD * math.sqrt(1.0 / self._seen - 1.0 / whole)
+        spread = max(SPREAD, statistics.stdev(self._said))
+        uncertain = 2.0 * spread * math.sqrt(1.0 / seen - 1.0 / (seen + len(self.to_come)))
         return abs(self.highest() - self._threshold) < uncertain
 
     def add(self, start: Start, heat: FloatVolume) -> None:
@@ -134,11 +139,12 @@ class _Patch:
         if start not in self.to_come:
             return
         self.to_come.remove(start)
-        self._seen += 1
         low = np.maximum(self._low, start)
         high = np.minimum(self._high, np.add(start, heat.shape))
         here = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, self._low, strict=True))
-        self._total[here] += heat[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start, strict=True))]
+        said = heat[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start, strict=True))]
+        self._said.append(float(said.max()))
+        self._total[here] += said
         self._count[here] += 1.0
 
     def highest(self) -> float:
