@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 
+AT_ONCE = 2048  # voxels whose neighbourhoods are gathered together: 20 MB
+
+
 @dataclass(frozen=True, kw_only=True)
 class CandidateSettings(WindowPlan):
     """The published protocol; lengths in voxels are along (slice, row, column)."""
@@ -95,9 +98,14 @@ def heatmap(
 
 
 def windows_of(hu: FloatVolume, settings: CandidateSettings, search: BoolArray | None = None) -> list[Start]:
-    """The first voxels of the windows that are computed, in ascending order; windows of air are not."""
+    """The first voxels of the windows that are computed, in ascending order; windows of air are not.
+
+    A window that was laid for what it holds of the lungs is not air.
+    """
     shape = [max(size, have) for size, have in zip(settings.window, hu.shape, strict=True)]
     starts = lay_windows(shape, settings, search)
+    if settings.anchor == "lungs":
+        return starts
     return [start for start in starts if _mean_hu(hu, start, settings) >= settings.skip_below_mean_hu]
 
 
@@ -177,8 +185,8 @@ def _peaks(
 def _peak_indices(heat: Tensor, settings: CandidateSettings) -> Tensor:
     """Voxels from the threshold up that equal the maximum of their neighbourhood, as rows (slice, row, column).
 
-    Computed where ``heat`` lies. Only the box around the voxels above the threshold is filtered, which changes nothing:
-    what lies outside the box is smaller than the threshold.
+    Computed where ``heat`` lies. Only the box around the voxels above the threshold is looked at, which changes
+    nothing: what lies outside the box is smaller than the threshold.
     """
     above = (heat >= settings.peak_threshold) & (heat > 0)
     box = []
@@ -188,14 +196,35 @@ def _peak_indices(heat: Tensor, settings: CandidateSettings) -> Tensor:
         if not len(hits):
             return torch.empty((0, 3), dtype=torch.int64, device=heat.device)
         box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    part = heat[tuple(box)]
-    highest = part[None, None]
-    for axis, size in enumerate(settings.peak_size):  # a box maximum is a maximum along each axis in turn
+    part, candidates = heat[tuple(box)], torch.nonzero(above[tuple(box)])
+    if len(candidates) * math.prod(settings.peak_size) < part.numel():  # as in every real heat map
+        peaks = candidates[_are_highest(part, candidates, settings)]
+    else:
+        peaks = torch.nonzero((part == _highest_around(part, settings)) & above[tuple(box)])
+    return peaks + torch.tensor([b.start for b in box], device=heat.device)
+
+
+def _are_highest(heat: Tensor, places: Tensor, settings: CandidateSettings) -> Tensor:
+    """Of a few voxels, which equal the maximum of their neighbourhood."""
+    reaches = [torch.arange(size, device=heat.device) - size // 2 for size in settings.peak_size]
+    offsets = torch.cartesian_prod(*reaches)
+    last = torch.tensor(heat.shape, device=heat.device) - 1
+    answers = [torch.empty(0, dtype=torch.bool, device=heat.device)]
+    for some in places.split(AT_ONCE):
+        around = (some[:, None] + offsets).clamp(min=0).minimum(last)  # the border itself, where there is no more
+        highest = heat[tuple(around.unbind(-1))].amax(dim=1)
+        answers.append(heat[tuple(some.T)] == highest)
+    return torch.cat(answers)
+
+
+def _highest_around(heat: Tensor, settings: CandidateSettings) -> Tensor:
+    """The maximum of the neighbourhood of every voxel; a box maximum is a maximum along each axis in turn."""
+    highest = heat[None, None]
+    for axis, size in enumerate(settings.peak_size):
         kernel = [1, 1, 1]
         kernel[axis] = size
         highest = functional.max_pool3d(highest, kernel, stride=1, padding=[k // 2 for k in kernel])
-    peaks = torch.nonzero((part == highest[0, 0]) & above[tuple(box)])
-    return peaks + torch.tensor([b.start for b in box], device=heat.device)
+    return highest[0, 0]
 
 
 def _mean_hu(hu: FloatVolume, start: Start, settings: CandidateSettings) -> float:

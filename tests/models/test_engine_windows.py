@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pulmo_models.ct.candidates import CandidateSettings, find_candidates, heatmap, pick_peaks
+from pulmo_models.ct.candidates import (
+    CandidateSettings,
+    _are_highest,
+    _highest_around,
+    find_candidates,
+    heatmap,
+    pick_peaks,
+)
 from pulmo_models.ct.device import Runner
 from pulmo_models.ct.heat import STAGED_SLICES, HostWindows, StagedWindows, heat_slabs
 from pulmo_models.ct.windows import WindowPlan, box_at, lay_windows, weights_of
@@ -139,6 +146,24 @@ def test_candidates_of_slabs_are_those_of_the_whole_heat_map() -> None:
     depths = [len(slab) for slab in slabs]
     assert sum(depths) == len(hu)
     assert max(depths) <= SMALL[0]
+
+
+@pytest.mark.parametrize("shape", [(40, 50, 60), (7, 9, 200), (3, 4, 5)])
+def test_few_peaks_are_found_as_many_are(shape: tuple[int, int, int]) -> None:
+    """Of few voxels the neighbourhoods are gathered, many are filtered: the same peaks, at borders and on plateaus."""
+    random = np.random.default_rng(9)
+    heat = np.zeros(shape, dtype=np.float32)
+    places = tuple(random.integers(0, size, 40) for size in shape)
+    heat[places] = random.random(40, dtype=np.float32).round(1)
+    heat[0, 0, 0] = heat[-1, -1, -1] = 0.7
+    volume = torch.from_numpy(heat)
+    for threshold in (0.05, 0.5):
+        settings = CandidateSettings(peak_threshold=threshold)
+        above = torch.nonzero(volume >= threshold)
+        few = above[_are_highest(volume, above, settings)]
+        many = torch.nonzero((volume == _highest_around(volume, settings)) & (volume >= threshold))
+        torch.testing.assert_close(few, many)
+        assert len(few) > 0
 
 
 _MEMORY = """
