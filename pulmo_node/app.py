@@ -17,12 +17,14 @@ from types import TracebackType
 
 from pulmo_node import logs, systemd
 from pulmo_node.analyse import Analyser
+from pulmo_node.atna import Closable
 from pulmo_node.attempt import Analysis, LocalAnalysis
-from pulmo_node.audit import AuditTrail, operator
-from pulmo_node.commitment import CommitmentScp
-from pulmo_node.commitment_scu import CommitmentScu
+from pulmo_node.audit import operator
+from pulmo_node.auditing import open_trail
+from pulmo_node.commitment import CommitmentScp, CommitmentScu
 from pulmo_node.config import Config, TlsSection
-from pulmo_node.deliver import DicomSender
+from pulmo_node.deidentify import DeidentifyingSender
+from pulmo_node.deliver import DicomSender, ResultSenders, StowSender
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.domain.retry import RetryPolicy
 from pulmo_node.errors import ConfigError, PulmoError, Transient
@@ -38,7 +40,6 @@ from pulmo_node.reconcile import reconcile
 from pulmo_node.retention import Purge
 from pulmo_node.scheduler import Scheduler
 from pulmo_node.store import SqlStore
-from pulmo_node.stow import ResultSenders, StowSender
 from pulmo_node.worker import Adapters, Worker
 
 log = logging.getLogger(__name__)
@@ -60,9 +61,9 @@ def open_store(config: Config, who: str | None = None) -> SqlStore:
     return store
 
 
-def open_audit(config: Config, who: str | None = None) -> AuditTrail:
+def open_audit(config: Config, who: str | None = None) -> Closable:
     """The audit trail; `who` is the operator at the command line where it is not said."""
-    return AuditTrail(config.audit_file, who or operator(), SystemClock())
+    return open_trail(config, who or operator(), SystemClock())
 
 
 def build_purge(config: Config, store: SqlStore) -> Purge:
@@ -109,7 +110,7 @@ def build_sender(config: Config, reports: CommitmentScu | None = None) -> DicomS
 def build_result_sender(config: Config, reports: CommitmentScu | None = None) -> ResultSender:
     """Whoever speaks to a destination as it is configured: by DICOM or by STOW-RS."""
     web = StowSender(timeout_seconds=config.delivery.timeout_seconds)
-    return ResultSenders(build_sender(config, reports), web)
+    return DeidentifyingSender(ResultSenders(build_sender(config, reports), web))
 
 
 def build_analyser(config: Config) -> Analyser:
@@ -147,7 +148,8 @@ class Node:
     def __init__(self, config: Config) -> None:
         self.config = config
         clock = SystemClock()
-        store = open_store(config, who=f"node {config.node.ae_title}")
+        store = open_store(config)
+        self.audit = store.journal = open_audit(config, who=f"node {config.node.ae_title}")
         instances = FileInstanceStore(config.storage, min_free_bytes=config.receive.min_free_bytes)
         self._commitment = CommitmentScp(
             store,
@@ -159,7 +161,7 @@ class Node:
         )
         reports = CommitmentScu(store, clock, config.delivery.retry)
         self.receiver = Receiver(_receive_settings(config), store, instances, clock, self._commitment, reports)
-        self.receiver.journal = store.journal
+        self.receiver.journal = self.audit
         adapters = Adapters(
             clock=clock,
             series=store,
@@ -184,12 +186,20 @@ class Node:
         self._purge.sweep()
         self.start_receiving()
         self.start_working()
+        self._note("node started")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop_receiving()
+        self._note("node stopped")
         self.stop_working()
         log.info("stopped")
+
+    def _note(self, action: str) -> None:
+        try:
+            self.audit.record([{"action": action}])
+        except PulmoError as exc:
+            log.error("%s", exc)
 
     def start_receiving(self) -> None:
         """Listen. Raises `PulmoError`; nothing is started then."""
@@ -210,6 +220,7 @@ class Node:
         self._commitment.stop()
         self._scheduler.stop(self.config.node.drain_seconds)
         self.store.close()
+        self.audit.close()
 
     @property
     def alive(self) -> bool:
@@ -268,19 +279,22 @@ def replaced(node: Node, reread: Callable[[], Config]) -> Node:
     except PulmoError as exc:
         log.error("the configuration stays as it was: %s", exc)
         return node
-    node.stop_receiving()
-    try:
-        successor.start_receiving()
-    except PulmoError as exc:
-        log.error("the configuration stays as it was: %s", exc)
-        successor.store.close()
-        node.start_receiving()
-        return node
+    if successor.receiver.listens_like(node.receiver):
+        successor.receiver.take_over(node.receiver)
+    else:
+        node.stop_receiving()
+        try:
+            successor.start_receiving()
+        except PulmoError as exc:
+            log.error("the configuration stays as it was: %s", exc)
+            successor.store.close()
+            node.start_receiving()
+            return node
     node.stop_working()
     successor.start_working()
     logs.configure(config.log.level)
     log.info("the configuration was replaced")
-    open_audit(config, f"node {config.node.ae_title}").record([{"action": "configuration replaced"}])
+    successor.audit.record([{"action": "configuration replaced"}])
     return successor
 
 
@@ -314,6 +328,7 @@ def _receive_settings(config: Config) -> ReceiveSettings:
             association_seconds=receive.max_association_seconds,
             association_bytes=receive.max_association_bytes,
             message_bytes=receive.max_instance_bytes,
+            bytes_in_flight=receive.max_bytes_in_flight,
             slowest_bytes_per_second=receive.slowest_bytes_per_second,
         ),
         max_pdu=receive.max_pdu_bytes,

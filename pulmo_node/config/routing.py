@@ -28,6 +28,7 @@ class PeerSection:
     tls_hostname: str = ""  # empty: host
     storage_commitment: Literal["off", "if_offered"] = "off"
     gap_repair: bool = False
+    deidentify: Literal["off", "remove_dates", "keep_dates"] = "off"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,7 @@ class Config:
             stow_url=found.stow_url,
             stow_authorization=found.stow_authorization,
             commitment=found.storage_commitment != "off",
+            deidentify=None if found.deidentify == "off" else found.deidentify,
         )
 
     def peer_of_ae_title(self, ae_title: str) -> str | None:

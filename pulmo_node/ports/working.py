@@ -134,3 +134,7 @@ class JobStore(AwaitingStore, Protocol):
     def delivery_failed(self, delivery: Delivery, reason: str) -> None:
         """PENDING -> FAILED; the job follows when this was its last. Raises StaleJob."""
         ...
+
+    def delivery_left_out(self, delivery: Delivery, reason: str) -> None:
+        """PENDING -> CANCELLED, which is no failure; the job follows when this was its last. Raises StaleJob."""
+        ...

@@ -237,6 +237,10 @@ class SqlJobStore(Database):
         """PENDING -> FAILED; the job follows when this was its last. Raises `StaleJob`."""
         self._move_delivery(delivery, DeliveryEvent.FAILED, reason, {"reason": reason, "not_before": None})
 
+    def delivery_left_out(self, delivery: Delivery, reason: str) -> None:
+        """PENDING -> CANCELLED, which is no failure; the job follows when this was its last. Raises `StaleJob`."""
+        self._move_delivery(delivery, DeliveryEvent.LEFT_OUT, reason, {"reason": reason, "not_before": None})
+
     def _end(self, job: Job, event: JobEvent, code: str | None, reason: str, report: Sequence[ResultObject]) -> None:
         at = self._clock.now()
         changes = {"findings": None, "reason_code": code, "reason": reason, "not_before": None}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pulmo_node.commitment_scu import CommitmentScu
+from pulmo_node.commitment import CommitmentScu
 from pulmo_node.gaps import GapRepair
 from pulmo_node.ports import (
     Clock,

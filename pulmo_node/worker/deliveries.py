@@ -8,12 +8,12 @@ import threading
 import uuid
 from datetime import timedelta
 
-from pulmo_node.commitment_scu import CommitmentScu
+from pulmo_node.commitment import CommitmentScu
 from pulmo_node.config import Config
 from pulmo_node.domain.circuit import Circuit
 from pulmo_node.domain.deliveries import Delivery
 from pulmo_node.domain.retry import GiveUp, decide
-from pulmo_node.errors import Permanent, PulmoError, StaleJob, Transient
+from pulmo_node.errors import LeftOut, Permanent, PulmoError, StaleJob, Transient
 from pulmo_node.ports import ResultLink
 from pulmo_node.worker.adapters import Adapters
 
@@ -114,6 +114,9 @@ class DeliveryDuty:
     def _deliver(self, link: ResultLink, delivery: Delivery) -> None:
         try:
             status = link.store(self._ports.instances.absolute(delivery.result.path), delivery.result)
+        except LeftOut as exc:
+            self._leave_out(delivery, exc)
+            return
         except Permanent as exc:
             self._delivery_failed(delivery, exc)
             return
@@ -132,6 +135,14 @@ class DeliveryDuty:
             delivery.destination,
             status,
         )
+
+    def _leave_out(self, delivery: Delivery, why: LeftOut) -> None:
+        try:
+            self._ports.jobs.delivery_left_out(delivery, str(why))
+        except StaleJob as exc:
+            log.info("delivery %d: no longer wanted: %s", delivery.id, exc)
+            return
+        log.info("delivery %d: %s not sent to %s: %s", delivery.id, delivery.result.kind, delivery.destination, why)
 
     def _delivery_failed(self, delivery: Delivery, error: PulmoError) -> None:
         policy, attempts = self._config.delivery.retry, delivery.attempts + 1

@@ -1,32 +1,17 @@
-"""Receive: a DICOM storage and verification SCP.
-
-Input: C-STORE and C-ECHO requests. Output: the peer's bytes in the instance store, a committed row, then the answer.
-The data set is never decoded and encoded again: only its head, up to (0020,000E), is read to learn its identity.
-Governed by DICOM PS3.4 B (storage), PS3.7 9.1.1 (C-STORE), PS3.8 9.3.4 (A-ASSOCIATE-RJ), PS3.10 7 (file format).
-
-Statuses: 0x0000 once file and row are durable, also for an instance that is there already and for a conflict;
-0xA700 where storage or database refuse, 0xA900 where the data set is not what the command says, 0xC000 where it
-cannot be understood, each with an Error Comment. None of them ends the association.
-"""
+"""The SCP: associations, their C-STORE and C-ECHO requests, and the answers."""
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from io import BytesIO
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_file_meta_info
+from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
@@ -42,28 +27,20 @@ from pulmo_node.dimse import (
     configure_pynetdicom,
     decodable_transfer_syntaxes,
     error_comment,
+    is_uid,
     prepare_connection,
 )
-from pulmo_node.domain.series import StoredInstance
 from pulmo_node.errors import PulmoError, StorageFull, Transient
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.server import GuardedServer, listen_guarded
 from pulmo_node.network.tls import ServerTls, ServerTlsSettings
 from pulmo_node.ports import Clock, CommitmentReports, InstanceStore, Journal, ReceiveStore
+from pulmo_node.receive.front import Front
+from pulmo_node.receive.head import InstanceHead, Refused, describe, encode_meta, read_head
 
 log = logging.getLogger(__name__)
 
-_STUDY_INSTANCE_UID = 0x0020000D
-_SERIES_INSTANCE_UID = 0x0020000E
-_SOP_CLASS_UID = 0x00080016
-_SOP_INSTANCE_UID = 0x00080018
-_MODALITY = 0x00080060
-
-# Wider than PS3.5 9.1 in one point: components with leading zeros are met in practice and harm nobody.
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-
-_MOST_INFLATED_BYTES = 16 * 1024 * 1024  # of a deflated data set; the head that is read is a few kilobytes
 _DRAIN_SECONDS = 10.0
 
 
@@ -80,25 +57,6 @@ class ReceiveSettings:
     tls: ServerTlsSettings | None = None  # None: in the clear
 
 
-@dataclass(frozen=True, kw_only=True)
-class InstanceHead:
-    """What a data set says that it is."""
-
-    study_instance_uid: str
-    series_instance_uid: str
-    sop_instance_uid: str
-    sop_class_uid: str
-    modality: str
-
-
-class Refused(Exception):
-    """The instance is answered with a failure status; the text becomes the Error Comment."""
-
-    def __init__(self, status: DimseStatus, comment: str) -> None:
-        super().__init__(comment)
-        self.status = status
-
-
 @dataclass(kw_only=True)
 class _Transfer:
     """What one association has brought so far. Written by its own thread only."""
@@ -106,6 +64,7 @@ class _Transfer:
     calling_ae_title: str
     series_instance_uid: str | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    studies: Counter[str] = field(default_factory=Counter)  # instances that were answered with Success, by study
 
 
 class CommitmentHandler(Protocol):
@@ -140,6 +99,7 @@ class Receiver:
         self._instances = instances
         self._clock = clock
         self._server: GuardedServer | None = None
+        self._front = Front(self)
         self._transfers: dict[Association, _Transfer] = {}
         self._lock = threading.Lock()
         self.journal: Journal | None = None
@@ -162,33 +122,49 @@ class Receiver:
         configure_pynetdicom()
         settings = self._settings
         tls = None if settings.tls is None else ServerTls(settings.tls)
-        handlers: list[evt.EventHandlerType] = []
-        if self._commitment is not None:
-            handlers.append((evt.EVT_N_ACTION, self._commitment.on_n_action))
-            handlers.append((evt.EVT_DIMSE_RECV, self._commitment.on_message))
-        if self._reports is not None:
-            handlers.append((evt.EVT_N_EVENT_REPORT, self._reports.on_n_event_report))
+        front = self._front
         try:
             self._server = listen_guarded(
                 self._application_entity(),
                 (settings.bind, settings.port),
                 [
-                    (evt.EVT_CONN_OPEN, prepare_connection, [settings.limits.silence_seconds]),
-                    (evt.EVT_ESTABLISHED, self._on_established),
-                    (evt.EVT_C_ECHO, self._on_c_echo),
-                    (evt.EVT_C_STORE, self._on_c_store),
-                    (evt.EVT_RELEASED, self._on_end, ["released"]),
-                    (evt.EVT_ABORTED, self._on_end, ["aborted"]),
-                    *handlers,
+                    (evt.EVT_CONN_OPEN, lambda event: front.call(lambda one: one._on_opened(event))),
+                    (evt.EVT_ESTABLISHED, lambda event: front.call(lambda one: one._on_established(event))),
+                    (evt.EVT_C_ECHO, lambda event: DimseStatus.SUCCESS),
+                    (evt.EVT_C_STORE, lambda event: front.call(lambda one: one._on_c_store(event))),
+                    (evt.EVT_N_ACTION, lambda event: front.call(lambda one: one._on_n_action(event))),
+                    (evt.EVT_N_EVENT_REPORT, lambda event: front.call(lambda one: one._on_n_event_report(event))),
+                    (evt.EVT_DIMSE_RECV, lambda event: front.call(lambda one: one._on_message(event))),
+                    (evt.EVT_RELEASED, lambda event: front.call(lambda one: one._on_end(event, "released"))),
+                    (evt.EVT_ABORTED, lambda event: front.call(lambda one: one._on_end(event, "aborted"))),
                 ],
                 access=settings.access,
                 limits=settings.limits,
                 tls=tls,
-                on_rejected=self._on_rejected,
+                on_rejected=lambda *what: front.call(lambda one: one._on_rejected(*what)),
             )
         except OSError as exc:
             where = f"{self._settings.bind}:{self._settings.port}"
             raise Transient(f"cannot listen on {where}: {exc.strerror or exc}") from exc
+
+    def listens_like(self, other: Receiver) -> bool:
+        """Whether it would open the very port that the other one has open: same address and TLS files."""
+        mine, its = self._settings, other._settings
+        return other._server is not None and (mine.bind, mine.port, mine.tls) == (its.bind, its.port, its.tls)
+
+    def take_over(self, other: Receiver, drain_seconds: float = _DRAIN_SECONDS) -> None:
+        """Take the open port and the associations in progress of another receiver, which then has none.
+
+        New associations are judged by the settings of this one; those in progress keep the limits that they began
+        with, and what they send next is kept by this one. Waits for what the other one is keeping at this moment.
+        """
+        server = other._server
+        if server is None:
+            raise RuntimeError("the other receiver was not started")
+        server.adopt(self._application_entity(), self._settings.access, self._settings.limits)
+        self._server, self._front, self._transfers, self._lock = server, other._front, other._transfers, other._lock
+        other._server = None
+        self._front.replace(self, drain_seconds)
 
     def stop(self, drain_seconds: float = _DRAIN_SECONDS) -> None:
         """Accept nothing more, give open associations that long to finish, then abort them."""
@@ -257,19 +233,34 @@ class Receiver:
         with self._lock:
             transfer = self._transfers.pop(event.assoc, None)
         if transfer is not None:
-            self._audit(f"association {how}", transfer.calling_ae_title, _address(event), **dict(transfer.counts))
+            what = {**transfer.counts, "studies": dict(transfer.studies)} if transfer.studies else transfer.counts
+            self._audit(f"association {how}", transfer.calling_ae_title, _address(event), **what)
             counts = ", ".join(f"{number} {what}" for what, number in sorted(transfer.counts.items()))
             log.info("association from %s %s: %s", transfer.calling_ae_title, how, counts or "no instance")
 
-    def _on_c_echo(self, event: evt.Event) -> int:
-        return DimseStatus.SUCCESS
+    def _on_opened(self, event: evt.Event) -> None:
+        prepare_connection(event, self._settings.limits.silence_seconds)
+
+    def _on_n_action(self, event: evt.Event) -> tuple[int, None]:
+        if self._commitment is None:
+            return DimseStatus.PROCESSING_FAILURE, None
+        return self._commitment.on_n_action(event)
+
+    def _on_n_event_report(self, event: evt.Event) -> tuple[int, None]:
+        if self._reports is None:
+            return DimseStatus.PROCESSING_FAILURE, None
+        return self._reports.on_n_event_report(event)
+
+    def _on_message(self, event: evt.Event) -> None:
+        if self._commitment is not None:
+            self._commitment.on_message(event)
 
     def _on_c_store(self, event: evt.Event) -> int | Dataset:
         transfer = self._transfers.get(event.assoc)
         if transfer is None:  # being aborted by `stop`; nobody reads the answer
             return DimseStatus.OUT_OF_RESOURCES
         named = str(cast(C_STORE, event.request).AffectedSOPInstanceUID)
-        sop_instance_uid = named if _UID.fullmatch(named) else "(no valid UID)"  # any text may stand there
+        sop_instance_uid = named if is_uid(named) else "(no valid UID)"  # any text may stand there
         try:
             outcome = self._receive(event, transfer)
         except Refused as exc:
@@ -308,87 +299,20 @@ class Receiver:
             data_set=data_set,
         )
         outcome = self._store.record_instance(
-            StoredInstance(
-                study_instance_uid=head.study_instance_uid,
-                series_instance_uid=head.series_instance_uid,
-                sop_instance_uid=head.sop_instance_uid,
-                sop_class_uid=head.sop_class_uid,
-                transfer_syntax_uid=str(transfer_syntax_uid),
-                modality=head.modality,
+            describe(
+                head,
+                written,
+                transfer_syntax_uid=transfer_syntax_uid,
                 calling_ae_title=transfer.calling_ae_title,
-                path=written.path,
-                sha256=written.sha256,
-                size_bytes=written.size_bytes,
                 received_at=self._clock.now(),
             )
         )
+        transfer.studies[head.study_instance_uid] += 1
         return outcome.value
-
-
-def read_head(data_set: bytes, transfer_syntax_uid: UID) -> InstanceHead:
-    """Identity of an encoded data set. Nothing behind (0020,000E) is read, and pixel data is never touched.
-
-    Raises:
-        Refused: with 0xC000, where it cannot be parsed or a UID is missing or malformed.
-    """
-    try:
-        encoded = _inflated(data_set) if transfer_syntax_uid.is_deflated else data_set
-        head = read_dataset(
-            BytesIO(encoded),
-            transfer_syntax_uid.is_implicit_VR,
-            transfer_syntax_uid.is_little_endian,
-            stop_when=lambda tag, vr, length: tag > _SERIES_INSTANCE_UID,
-            specific_tags=[_SOP_CLASS_UID, _SOP_INSTANCE_UID, _MODALITY, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID],
-        )
-        # Raw values: converted ones would be quoted in warnings where they are malformed.
-        values = {int(tag): _text(head.get_item(tag)) for tag in head.keys()}  # noqa: SIM118
-    except Exception as exc:
-        # Boundary: bytes of a stranger. Whatever the parser raises on them, they cannot be understood.
-        raise Refused(DimseStatus.CANNOT_UNDERSTAND, "data set cannot be parsed") from exc
-    return InstanceHead(
-        study_instance_uid=_checked_uid(values.get(_STUDY_INSTANCE_UID, ""), "Study Instance UID"),
-        series_instance_uid=_checked_uid(values.get(_SERIES_INSTANCE_UID, ""), "Series Instance UID"),
-        sop_instance_uid=_checked_uid(values.get(_SOP_INSTANCE_UID, ""), "SOP Instance UID"),
-        sop_class_uid=_checked_uid(values.get(_SOP_CLASS_UID, ""), "SOP Class UID"),
-        modality=values.get(_MODALITY, "")[:16],
-    )
-
-
-def encode_meta(head: InstanceHead, transfer_syntax_uid: UID, calling_ae_title: str) -> bytes:
-    """Preamble and meta header of the Part 10 file in which an instance is kept (PS3.10 7.1)."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = UID(head.sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(head.sop_instance_uid)
-    meta.TransferSyntaxUID = transfer_syntax_uid
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    meta.SourceApplicationEntityTitle = calling_ae_title
-    encoded = DicomBytesIO()
-    encoded.is_little_endian = True
-    encoded.is_implicit_VR = False
-    write_file_meta_info(encoded, meta)
-    return b"\x00" * 128 + b"DICM" + encoded.getvalue()
 
 
 def _address(event: evt.Event) -> str:
     return str(event.assoc.requestor.address)
-
-
-def _text(element: Any) -> str:
-    return bytes(element.value or b"").decode("ascii", "replace").strip("\0 ")
-
-
-def _inflated(data_set: bytes) -> bytes:
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, _MOST_INFLATED_BYTES)
-
-
-def _checked_uid(value: str, name: str) -> str:
-    if not value:
-        raise Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is missing")
-    if len(value) > 64 or not _UID.fullmatch(value):
-        raise Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is no valid UID")
-    return value
 
 
 def _check_identity(head: InstanceHead, event: evt.Event) -> None:
