@@ -143,6 +143,7 @@ class Runner:
             sentence = f"{name} ran on the CPU: the memory of the {self.device.type} device was not enough."
             self.cautions.append(Caution(code=CautionCode.CPU_FALLBACK, sentence=sentence))
             self.device = torch.device("cpu")
+            self._asked = "fp32" if self._asked == "fp32" else "auto"  # half precision was asked of the other device
             self._limit = self._compiled = None
         else:
             name = type(self._network).__name__
