@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 import socket
+import statistics
 import struct
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -213,13 +215,12 @@ def run(options: report.Options) -> Sequence[report.Table]:
             stack.enter_context(ingest_servers.pynetdicom(folder / "pynetdicom")),
         ]
         slices = {count: Slices(folder / "sent" / str(count), number, count) for count in _ASSOCIATIONS}
-        for server in servers:  # the first of everything is nobody's usual speed
-            send_storescu(server, slices[1])
-        tables = [
+        # Memory first: later it holds what earlier rounds have left. And the first of all is nobody's usual speed.
+        return [
+            memory(servers, slices[max(_ASSOCIATIONS)]),
             rates("ingest", "`storescu` of dcmtk 3.6", send_storescu, servers, slices, options),
             rates("ingest-receiver", "a sender with every PDU ready", send_prepared, servers, slices, options),
         ]
-        return [*tables, memory(servers, slices[max(_ASSOCIATIONS)], options)]
 
 
 def rates(
@@ -235,10 +236,9 @@ def rates(
     cpu_milliseconds: dict[str, dict[str, float]] = {}
     for count, sent in slices.items():
         cpu: dict[str, list[float]] = {server.name: [] for server in servers}
-        samples = report.in_turn(
-            {server.name: lambda s=server: measure(s, send, sent, cpu[s.name]) for server in servers}, options.repeats
-        )
-        cpu_milliseconds[str(count)] = {each: sorted(values)[len(values) // 2] for each, values in cpu.items()}
+        sides = {server.name: partial(measure, server, send, sent, cpu[server.name]) for server in servers}
+        samples = report.in_turn(sides, options.repeats)
+        cpu_milliseconds[str(count)] = {name: statistics.median(values) for name, values in cpu.items()}
         words = "1 association" if count == 1 else f"{count} associations"
         measured = [
             report.row(
@@ -267,27 +267,27 @@ def rates(
     )
 
 
-def memory(servers: Sequence[Server], slices: Slices, options: report.Options) -> report.Table:
-    """What associations that all send at once cost each server."""
+def memory(servers: Sequence[Server], slices: Slices) -> report.Table:
+    """What associations that all send at once cost each server, which has just been started."""
     rows = []
     for server in servers:
-        samples = []
-        for _ in range(options.repeats):
-            slices.renew()
-            server.clear()
-            idle_mib = server.forget_peak()
-            send_prepared(server, slices)
-            samples.append((server.peak_mib() - idle_mib) / len(slices.folders))
-        rows.append(report.row(server.name, samples, "MiB", f"{idle_mib:.0f} MiB before"))
+        if server.name == "dcmtk storescp":
+            continue
+        slices.renew()
+        idle_mib = server.forget_peak()
+        send_prepared(server, slices)
+        grown_mib = (server.peak_mib() - idle_mib) / len(slices.folders)
+        rows.append(report.row(server.name, [grown_mib], "MiB", f"{idle_mib:.0f} MiB before"))
     return report.Table(
         name="ingest-memory",
         title="Memory of an association",
         protocol=(
-            f"{len(slices.folders)} associations send {slices.number} CT slices of 0.5 MB at once; how far the resident "
-            "memory of the server's processes rises at its peak above what it was before, for each association. "
-            "dcmtk's storescp has a process for each, which is gone before it can be asked."
+            f"{len(slices.folders)} associations send {slices.number} CT slices of 0.5 MB at once, the first that the "
+            "server gets; how far the resident memory of its processes rises at its peak above what it was before, for "
+            "each association: code and caches that are loaded for the first instance are part of it. dcmtk's storescp "
+            "has a process for each association, which is gone before it can be asked."
         ),
-        rows=tuple(row for row in rows if row.name != "dcmtk storescp"),
+        rows=tuple(rows),
     )
 
 

@@ -13,7 +13,6 @@ Layout below the storage directory::
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -24,15 +23,17 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from io import FileIO
+from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 from uuid import uuid4
 
 from pulmo_node.domain.deliveries import ResultObject
-from pulmo_node.errors import DiskFull, Permanent, StorageFull, Transient
+from pulmo_node.durable import disk_refusal, fsync_folder, fsync_upwards, write_durably
+from pulmo_node.errors import Permanent, StorageFull, Transient
 from pulmo_node.ports import OutboxItem, WrittenInstance
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class FileInstanceStore:
         self._min_free_bytes = min_free_bytes
         self._is_full = False
         self._incoming = _prepare(storage, "instances")
+        self._own = uuid4().hex
+        self._parts = count()
         self._folders_lock = threading.Lock()
         self._durable_folders: set[Path] = set()
 
@@ -76,7 +79,7 @@ class FileInstanceStore:
         if _meta_length(meta) != len(meta):
             raise ValueError("meta is not a whole File Meta Information with its group length")
         folder = self._storage / "instances" / _uid_name(study_instance_uid) / _uid_name(series_instance_uid)
-        with _disk_refusal(f"writing instance {_uid_name(sop_instance_uid)}"):
+        with disk_refusal(f"writing instance {_uid_name(sop_instance_uid)}"):
             self._make_folder(folder)
             return IncomingInstance(self, folder / f"{_uid_name(sop_instance_uid)}.dcm", meta)
 
@@ -96,7 +99,7 @@ class FileInstanceStore:
 
     def paths(self) -> Iterator[str]:
         """Every instance on disk, relative to storage, conflicts included; in no order. Raises `Transient`."""
-        with _disk_refusal("listing instances"):
+        with disk_refusal("listing instances"):
             for study in _folders(self._storage / "instances"):
                 for series in _folders(study):
                     prefix = f"instances/{study.name}/{series.name}/"
@@ -113,9 +116,9 @@ class FileInstanceStore:
             Permanent: it is no Part 10 file as `write` makes them.
         """
         absolute = self._storage / path
-        with _disk_refusal(f"reading {absolute.name}"):
+        with disk_refusal(f"reading {absolute.name}"):
             content = absolute.read_bytes()
-            _fsync_upwards(absolute.parent, self._storage)
+            fsync_upwards(absolute.parent, self._storage)
         length = _meta_length(content[:_GROUP_LENGTH_END])
         if length is None or length > len(content):
             raise Permanent(f"{absolute.name} is no whole Part 10 file")
@@ -132,7 +135,7 @@ class FileInstanceStore:
         Raises:
             Transient: it cannot be read.
         """
-        with _disk_refusal(f"reading {Path(path).name}"):
+        with disk_refusal(f"reading {Path(path).name}"):
             try:
                 return _data_set_digest(self._storage / path)
             except FileNotFoundError:
@@ -156,15 +159,15 @@ class FileInstanceStore:
             if folder in self._durable_folders and folder.is_dir():
                 return
             folder.mkdir(parents=True, exist_ok=True)
-            _fsync_upwards(folder.parent, self._storage)
+            fsync_upwards(folder.parent, self._storage)
             if len(self._durable_folders) >= _REMEMBERED_FOLDERS:
                 self._durable_folders.clear()
             self._durable_folders.add(folder)
 
-    def has_space(self) -> bool:
-        """Asked of the disk each time, so that the node goes on by itself once there is space again."""
+    def has_space(self, size_bytes: int = 0) -> bool:
+        """For so much more; asked of the disk each time, so that the node goes on by itself once there is space."""
         free = shutil.disk_usage(self._storage).free
-        full = free < self._min_free_bytes
+        full = free - size_bytes < self._min_free_bytes
         if full != self._is_full:
             self._is_full = full
             words = "nothing new is accepted" if full else "new instances are accepted again"
@@ -173,7 +176,7 @@ class FileInstanceStore:
 
     def new_part(self) -> Path:
         """A name below storage that nobody else has."""
-        return self._incoming / f"{uuid4().hex}.part"
+        return self._incoming / f"{self._own}-{next(self._parts)}.part"
 
     def relative(self, path: Path) -> str:
         """A path of a file as the database has it."""
@@ -192,10 +195,10 @@ class IncomingInstance:
         self._path = path
         self._size_bytes = len(meta)
         self._digest = hashlib.sha256()
-        self._checked_bytes = 0  # where space was asked for last
+        self._ask_for_space_at = 0  # size in bytes
         self._part: Path | None = None
         self._file: FileIO | None = None
-        if self._store.has_space():
+        if self._store.has_space(len(meta)):
             self._part = self._store.new_part()
             self._file = FileIO(self._part, "xb")
             try:
@@ -214,12 +217,11 @@ class IncomingInstance:
 
     def append(self, data: Buffer) -> None:
         """Write the next bytes of the data set. Raises as `FileInstanceStore.begin`; then only `discard` is left."""
-        with _disk_refusal(f"writing instance {self._path.stem}"):
+        with disk_refusal(f"writing instance {self._path.stem}"):
             self._digest.update(data)
-            size = memoryview(data).nbytes
-            self._size_bytes += size
-            if self._size_bytes - self._checked_bytes > _SPACE_IS_ASKED_EVERY_BYTES:
-                self._check_space()
+            self._size_bytes += len(data)
+            if self._size_bytes >= self._ask_for_space_at and self._file is not None:
+                self._check_space(len(data))
             self._write(data)
 
     def finish(self) -> WrittenInstance:
@@ -230,7 +232,7 @@ class IncomingInstance:
             Transient: the disk refuses.
         """
         digest = self._digest.hexdigest()
-        with _disk_refusal(f"writing instance {self._path.stem}"):
+        with disk_refusal(f"writing instance {self._path.stem}"):
             path = self._path
             if not self._place(path, digest):
                 path = path.with_name(self._store.conflict_path(path.name, digest))
@@ -238,7 +240,7 @@ class IncomingInstance:
                     raise Transient(
                         f"instance {self._path.stem}: {path.name} on disk does not hold the bytes that it is named by"
                     )
-            _fsync_folder(path.parent)  # also for a file that was there: who named it may not have come to this
+            fsync_folder(path.parent)  # also for a file that was there: who named it may not have come to this
         return WrittenInstance(path=self._store.relative(path), sha256=digest, size_bytes=self._size_bytes)
 
     def discard(self) -> None:
@@ -256,9 +258,9 @@ class IncomingInstance:
         while self._file is not None and rest.nbytes:
             rest = rest[self._file.write(rest) :]
 
-    def _check_space(self) -> None:
-        self._checked_bytes = self._size_bytes
-        if not self._store.has_space():
+    def _check_space(self, size_bytes: int = 0) -> None:
+        self._ask_for_space_at = self._size_bytes + _SPACE_IS_ASKED_EVERY_BYTES
+        if not self._store.has_space(size_bytes):
             raise StorageFull("storage is almost full")
 
     def _place(self, path: Path, digest: str) -> bool:
@@ -291,22 +293,22 @@ class FileOutbox:
         """
         found = self.get(key)
         if found is not None:
-            with _disk_refusal(f"synchronising outbox {_key_name(key)}"):
-                _fsync_upwards(self._outbox, self._storage)  # who put it may have died before doing so
+            with disk_refusal(f"synchronising outbox {_key_name(key)}"):
+                fsync_upwards(self._outbox, self._storage)  # who put it may have died before doing so
             return found
         results = self._results(key, items)
         part = self._incoming / f"{uuid4().hex}.part"
-        with _disk_refusal(f"writing outbox {_key_name(key)}"):
+        with disk_refusal(f"writing outbox {_key_name(key)}"):
             try:
                 part.mkdir()
                 for item, result in zip(items, results, strict=True):
-                    _write_durably(part / Path(result.path).name, item.content)
-                _write_durably(part / "findings.json", findings_json.encode())
+                    write_durably(part / Path(result.path).name, item.content)
+                write_durably(part / "findings.json", findings_json.encode())
                 index = [asdict(result) for result in results]
-                _write_durably(part / "objects.json", json.dumps(index, indent=1).encode())
-                _fsync_folder(part)
+                write_durably(part / "objects.json", json.dumps(index, indent=1).encode())
+                fsync_folder(part)
                 _rename_folder(part, self._outbox / _key_name(key))
-                _fsync_upwards(self._outbox, self._storage)
+                fsync_upwards(self._outbox, self._storage)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         written = self.get(key)
@@ -324,7 +326,7 @@ class FileOutbox:
         folder = self._outbox / _key_name(key)
         if not folder.is_dir():
             return None
-        with _disk_refusal(f"reading outbox {folder.name}"):
+        with disk_refusal(f"reading outbox {folder.name}"):
             index = (folder / "objects.json").read_bytes()
             findings_json = (folder / "findings.json").read_bytes().decode()
         try:
@@ -334,7 +336,7 @@ class FileOutbox:
 
     def discard(self, key: str) -> None:
         """Remove what lies under `key`: its study was erased meanwhile. Raises `Transient`."""
-        with _disk_refusal(f"removing outbox {_key_name(key)}"):
+        with disk_refusal(f"removing outbox {_key_name(key)}"):
             if (self._outbox / _key_name(key)).is_dir():
                 shutil.rmtree(self._outbox / _key_name(key))
 
@@ -363,10 +365,10 @@ def _folders(parent: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
 def _prepare(storage: Path, folder: str) -> Path:
     """Create the folders; remove what a crash left; the folder for files that are being written."""
     incoming = storage / "incoming"
-    with _disk_refusal(f"preparing storage {storage}"):
+    with disk_refusal(f"preparing storage {storage}"):
         for needed in (storage / folder, incoming):
             needed.mkdir(parents=True, exist_ok=True)
-        _fsync_upwards(storage, storage.parent)
+        fsync_upwards(storage, storage.parent)
         for part in incoming.iterdir():
             _remove_abandoned(part)
     return incoming
@@ -417,14 +419,6 @@ def _data_set_digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_durably(path: Path, *parts: bytes) -> None:
-    with path.open("xb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _rename_folder(source: Path, target: Path) -> None:
     """Give the folder its name, unless another worker was first; its objects then stay as they are."""
     try:
@@ -432,29 +426,3 @@ def _rename_folder(source: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():
             raise
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fsync_upwards(folder: Path, last: Path) -> None:
-    """Make what `folder` holds, and the names on the way from `last` down to it, durable."""
-    for each in (folder, *folder.parents):
-        _fsync_folder(each)
-        if each == last:
-            return
-
-
-@contextmanager
-def _disk_refusal(action: str) -> Iterator[None]:
-    """An `OSError` becomes `Transient`: a full or failing disk may be there again later."""
-    try:
-        yield
-    except OSError as exc:
-        kind = DiskFull if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Transient
-        raise kind(f"{action}: {exc.strerror or exc}") from exc

@@ -34,6 +34,7 @@ _KNOWN_INSTANCE = (
     .join_from(schema.instances, schema.series)
     .where(schema.instances.c.sop_instance_uid == sa.bindparam("uid"))
 )
+_INSERT_INSTANCE = schema.instances.insert().inline()  # nobody asks for its id
 _SERIES = schema.series.select().where(schema.series.c.series_instance_uid == sa.bindparam("uid"))
 
 
@@ -70,18 +71,17 @@ class SqlReceiveStore(Database):
             self._add_conflict(connection, instance, series.study_instance_uid, series.series_instance_uid)
             return InstanceOutcome.CONFLICT
         series_id = self._add_to_series(connection, instance, series)
-        add_row(
-            connection,
-            schema.instances,
-            series_id=series_id,
-            sop_instance_uid=instance.sop_instance_uid,
-            sop_class_uid=instance.sop_class_uid,
-            transfer_syntax_uid=instance.transfer_syntax_uid,
-            path=instance.path,
-            sha256=instance.sha256,
-            size_bytes=instance.size_bytes,
-            received_at=instance.received_at,
-        )
+        row = {
+            "series_id": series_id,
+            "sop_instance_uid": instance.sop_instance_uid,
+            "sop_class_uid": instance.sop_class_uid,
+            "transfer_syntax_uid": instance.transfer_syntax_uid,
+            "path": instance.path,
+            "sha256": instance.sha256,
+            "size_bytes": instance.size_bytes,
+            "received_at": instance.received_at,
+        }
+        connection.execute(_INSERT_INSTANCE, row)
         return InstanceOutcome.NEW
 
     def quiet_series(self, *, before: datetime, excluding: Collection[str]) -> tuple[Series, ...]:
