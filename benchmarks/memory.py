@@ -29,7 +29,7 @@ from pulmo_node.config import resolve
 from pulmo_node.encode import ResultContext, ResultOptions
 from pulmo_node.files import FileOutbox
 
-_SLICES, _QUICK_SLICES = (100, 300, 500, 700, 900, 1500), (20, 40, 60)
+_SLICES, _QUICK_SLICES = (100, 300, 500, 700, 900, 1500), (40, 60, 80)
 _FITTED = 900  # the line is fitted up to here; what lies beyond only must not fail
 _VOXEL_BYTES = 4
 _PLOT = "memory.png"
