@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import subprocess
 import sys
 import time
@@ -215,10 +216,10 @@ class _Bench:
         """FLOP of the study, what was achieved, and what large matrix products reach."""
         if self.outcome is None:
             raise Unavailable("the roofline needs the comparison before it")
-        window = torch.empty(1, 1, *PUBLISHED.window, device="meta")
-        with FlopCounterMode(display=False) as counter:
-            HeatmapUNet3D().to("meta")(window)
-        each = counter.get_total_flops()
+        small = torch.zeros(1, 1, 32, 32, 32, device=self.device)
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            self.stages.detector.to(self.device)(small)
+        each = counter.get_total_flops() * math.prod(PUBLISHED.window) // small.numel()
         done = self.outcome
         total = each * (done.windows + done.anew)
         sides = _matrix_sides(self.device)
