@@ -116,7 +116,8 @@ class Runner:
         if isinstance(output, Tensor):
             output = {"output": output}
         # A CUDA graph writes its next output where its last one lies.
-        return {key: value.float().clone() if self._compiled else value.float() for key, value in output.items()}
+        own = self._compiled is not None
+        return {key: value.float().clone() if own else value.float() for key, value in output.items()}
 
     def _placed(self) -> Callable[[Tensor], Any]:
         """The network where it is to run; on a GPU with its channels last, as tensor cores take them."""
@@ -125,7 +126,7 @@ class Runner:
             for parameter in self._network.parameters():
                 if layout := _CHANNELS_LAST.get(parameter.dim()):
                     parameter.data = parameter.data.contiguous(memory_format=layout)
-        return self._compiled or self._network
+        return self._network if self._compiled is None else self._compiled
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
         if self._asked == "fp32":  # else a GPU would convolve with the ten bits of TF32
