@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.dml import ReturningInsert
 
 from pulmo_node.domain import deliveries as delivery_domain
 from pulmo_node.domain import jobs as job_domain
@@ -40,7 +41,7 @@ _SERIES_AS_SEEN = ("id", "state", "revision", "number_of_instances")
 
 
 @cache
-def _insert(table: sa.Table) -> sa.ReturningInsert[tuple[int]]:
+def _insert(table: sa.Table) -> ReturningInsert[tuple[int]]:
     return table.insert().returning(table.c.id)
 
 
