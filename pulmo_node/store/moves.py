@@ -41,7 +41,7 @@ _SERIES_AS_SEEN = ("id", "state", "revision", "number_of_instances")
 
 
 @cache
-def _insert(table: sa.Table) -> ReturningInsert[tuple[int]]:
+def _insert(table: sa.Table) -> ReturningInsert[int]:
     return table.insert().returning(table.c.id)
 
 
