@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tomlkit
 
-from pulmo_node.orthanc import OrthancProcess, available, loopback_library
+from pulmo_node.orthanc import OrthancProcess, available, free_port, loopback_library
 
 _START_SECONDS = 120.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -136,13 +136,6 @@ def missing() -> str | None:
     """What the comparison needs and this machine lacks, in words."""
     absent = [name for name in ("storescu", "storescp") if shutil.which(name) is None]
     return available() or (f"{' and '.join(absent)} of dcmtk" if absent else None)
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ int bind(int descriptor, const struct sockaddr *address, socklen_t length)
 }
 """
 
+_PORTS = range(20_000, 32_000)
 _PLUGINS = Path("/usr/share/orthanc/plugins")
 _DICOMWEB_PLUGIN = "libOrthancDicomWeb.so"
 
@@ -85,8 +88,8 @@ class OrthancProcess:
         self.folder = folder
         self._extra = dict(extra or {})
         self.ae_title = ae_title
-        self.dicom_port = _free_port()
-        self.http_port = _free_port()
+        self.dicom_port = free_port()
+        self.http_port = free_port()
         self._dicomweb = dicomweb
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -243,7 +246,14 @@ def loopback_library(folder: Path) -> Path:
     return library
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on.
+
+    Outside of the range from which systems take ports for outgoing connections (from 32768 on), so that it is still
+    free when somebody comes to listen on it.
+    """
+    for port in random.SystemRandom().sample(_PORTS, k=100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise Permanent("no free TCP port on loopback")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import tomlkit
 
 from pulmo_node.domain.deliveries import Peer
+from pulmo_node.orthanc import free_port
 from tests.conftest import ROOT
 
 AE_TITLE = "PULMO"
@@ -170,13 +170,6 @@ class NodeProcess:
         for section, keys in changes.items():
             settings.setdefault(section, {}).update(keys)
         return settings
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
