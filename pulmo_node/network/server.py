@@ -61,6 +61,7 @@ class MeteredSocket(AssociationSocket):
         self._again = bytearray(request)
         self._limits = ledger.limits
         self.on_silence: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
 
     @property
     def ready(self) -> bool:
@@ -78,7 +79,10 @@ class MeteredSocket(AssociationSocket):
         if not self.comes_within(_WAIT_SECONDS):
             self.on_silence()
             return False
-        return bool(super().ready)
+        if super().ready:
+            return True
+        self.on_end()
+        return False
 
     def comes_within(self, seconds: float) -> bool:
         """Whether something can be read by then; also where the connection is over, as reading it will tell."""
@@ -209,7 +213,7 @@ class _Handler(RequestHandler):
         # The request is here and can be decoded, so this waits for next to nothing.
         association.acse_timeout = _DECODING_SECONDS
         for thread in (association, association.dul):
-            thread.run = partial(self._run_guarded, thread.run, connection)  # type: ignore[method-assign]
+            thread.run = partial(self._run_guarded, thread.run, connection, transfer)  # type: ignore[method-assign]
         evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
         association.start()
         association.join()
@@ -218,7 +222,7 @@ class _Handler(RequestHandler):
             association.dul.join()
         transfer.close()
 
-    def _run_guarded(self, run: Callable[[], None], connection: Connection) -> None:
+    def _run_guarded(self, run: Callable[[], None], connection: Connection, transfer: DataTransfer) -> None:
         """One of the two threads of an association; whatever its peer makes it raise ends the connection."""
         try:
             run()
@@ -226,6 +230,8 @@ class _Handler(RequestHandler):
             log.warning("association from %s ended: unexpected %s", connection.calling_ae_title, type(exc).__name__)
             connection.end("unexpected error")
             self.server.ledger.closed(connection)
+        finally:
+            transfer.wake()  # the other thread has to learn that this one is over
 
     def _on_answer(self, event: evt.Event) -> None:
         if isinstance(event.message, C_STORE_RSP):

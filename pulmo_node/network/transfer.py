@@ -48,6 +48,8 @@ class RereadableSocket(Protocol):
 
     on_silence: Callable[[], None]
     """Is called where nothing came for a millisecond."""
+    on_end: Callable[[], None]
+    """Is called where the connection is over without anything to read that would tell."""
 
     def recv(self, nr_bytes: int) -> bytearray:
         """That many bytes, fewer where the connection ended."""
@@ -98,12 +100,13 @@ class DataTransfer:
         self._paused = False  # the association's own thread
         self._silent = 0
         sock.on_silence = self.silence
+        sock.on_end = self.wake
         self._read_by_pynetdicom = self._dul._read_pdu_data
         self._dul._read_pdu_data = self.read  # type: ignore[method-assign]
 
     def close(self) -> None:
         """The connection is over: leave nothing half done."""
-        self._wake()
+        self.wake()
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.discard()
@@ -111,6 +114,7 @@ class DataTransfer:
     def read(self) -> None:
         """One PDU, of which there is a first byte, and those of the same data set that follow at once."""
         if self._dul.state_machine.current_state != _DATA_TRANSFER:
+            self.wake()
             self._read_by_pynetdicom()
             return
         # Not while somebody else is waited for, the disk: it starts again after this call.
@@ -123,7 +127,7 @@ class DataTransfer:
         """Nothing came for a moment."""
         self._silent += 1
         if self._silent >= _SILENT_MOMENTS:
-            self._wake()
+            self.wake()
 
     def _pause(self) -> None:
         """Let the association's own thread wait: it looks for messages each millisecond, and there are none."""
@@ -132,7 +136,8 @@ class DataTransfer:
             self._paused = True
             self._association._reactor_checkpoint.clear()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let the association's own thread go on; whatever ends an association must, for that thread ends it."""
         if self._paused:
             self._paused = False
             self._association._reactor_checkpoint.set()
@@ -142,7 +147,7 @@ class DataTransfer:
             header = bytes(self._socket.recv(_HEADER_BYTES))
             pdu = self._read_data(header)
         except OSError:
-            self._wake()
+            self.wake()
             self._dul.event_queue.put(_CONNECTION_CLOSED)
             return
         values = []
@@ -151,7 +156,7 @@ class DataTransfer:
         except Malformed:
             header += bytes(pdu or b"")
         if not values:
-            self._wake()
+            self.wake()
             self._socket.put_back(header)
             self._read_by_pynetdicom()
         for value in values:
@@ -241,7 +246,7 @@ class DataTransfer:
 
     def _leave(self, context_id: int, control: int, fragment: bytes | memoryview) -> None:
         """To pynetdicom, as a PDU of its own."""
-        self._wake()
+        self.wake()
         pdu, event = self._dul._decode_pdu(bytearray(encode_value(context_id, control, fragment)))
         self._dul._recv_pdu.put(pdu)
         self._dul.event_queue.put(event)

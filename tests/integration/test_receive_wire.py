@@ -319,6 +319,7 @@ class TestBrokenOff:
             struct.pack(">BxI", 4, 3) + bytes(3),
             struct.pack(">BxI", 9, 4) + bytes(4),  # no such PDU
             pdu((CT, COMMAND | LAST, command("1.2.3"))),  # a command within the data set
+            pdu(*[(CT, COMMAND | LAST, command(uid)) for uid in ("1.2.3", "1.2.4")]),  # and one more behind it
         ],
     )
     def test_nonsense_in_the_middle_ends_the_association(self, node: ReceivingNode, wrong: bytes) -> None:
@@ -349,6 +350,7 @@ class TestBrokenOff:
         """Once the threads of the association are gone."""
         for thread in [one for one in threading.enumerate() if getattr(one, "is_acceptor", False)]:
             thread.join(WAIT_SECONDS)
+            assert not thread.is_alive(), "the association never ends"
         give_up = time.monotonic() + WAIT_SECONDS
         while not nothing_half_done(node):
             assert time.monotonic() < give_up, "a part of a file is left"
