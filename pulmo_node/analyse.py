@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from pulmo_models import registry
 from pulmo_models.errors import DeviceOutOfMemory, ModelError, WeightsMissing
 from pulmo_models.network_sets import read_any
-from pulmo_models.pipeline import Pipeline, ProgressCallback, Rejection, no_progress
+from pulmo_models.pipeline import Pipeline, ProgressCallback, Rejection, WarmsUp, no_progress
 from pulmo_models.types import Findings, Image, PipelineInfo
 from pulmo_models.weights import WeightSet, locate
 from pulmo_node.errors import Permanent, Rejected, Transient
@@ -54,6 +54,14 @@ class Analyser:
         with self._lock:
             return self._pipeline(label).info
 
+    def warm_up(self, label: str) -> None:
+        """Load a pipeline and let its networks run once. Raises `Transient`, `Permanent`."""
+        with self._lock:
+            pipeline = self._pipeline(label)
+            if isinstance(pipeline, WarmsUp):
+                with _translated():
+                    pipeline.warm_up()
+
     def analyse(self, label: str, image: Image, progress: ProgressCallback = no_progress) -> Findings:
         """Run one pipeline.
 
@@ -64,12 +72,8 @@ class Analyser:
         """
         with self._lock:
             pipeline = self._pipeline(label)
-            try:
+            with _translated():
                 return pipeline(image, progress)
-            except Rejection as exc:
-                raise Rejected(exc.code, exc.sentence) from exc
-            except DeviceOutOfMemory as exc:
-                raise Transient(str(exc)) from exc
 
     def _pipeline(self, label: str) -> Pipeline:
         if label not in self._built:
@@ -88,9 +92,7 @@ class Analyser:
         for key in entry.weights_keys:
             default = getattr(entry.settings(), key, None)
             if key not in table and default:
-                with suppress(
-                    WeightsMissing
-                ):  # a default that nobody has fetched: the pipeline knows whether it needs it
+                with suppress(WeightsMissing):  # nobody has fetched it: the pipeline knows whether it needs it
                     table[key] = str(locate(default, self._weights_folder))
         return {**table, **{key: str(path) for key, path in self._sets(label).items()}}
 
@@ -101,3 +103,14 @@ class Analyser:
         return {
             key: locate(name, self._weights_folder) for key, name in names.items() if isinstance(name, str) and name
         }
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What a pipeline raises, as errors of the node."""
+    try:
+        yield
+    except Rejection as exc:
+        raise Rejected(exc.code, exc.sentence) from exc
+    except DeviceOutOfMemory as exc:
+        raise Transient(str(exc)) from exc

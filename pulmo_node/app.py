@@ -121,7 +121,8 @@ def build_analyser(config: Config) -> Analyser:
 def build_analysis(config: Config) -> Analysis:
     """Where the series of a node are analysed: in a process of its own, unless the configuration says otherwise."""
     if not config.analysis.isolated:
-        return LocalAnalysis(build_analyser(config), FileOutbox(config.storage))
+        ahead_bytes = config.analysis.read_ahead_mib << 20
+        return LocalAnalysis(build_analyser(config), FileOutbox(config.storage), ahead_bytes)
     return IsolatedAnalysis(
         ProcessSettings(
             pipelines=config.pipelines,
@@ -131,6 +132,7 @@ def build_analysis(config: Config) -> Analysis:
             log_level=config.log.level,
             silence_seconds=config.analysis.silence_seconds,
             limit_seconds=config.analysis.limit_seconds,
+            read_ahead_bytes=config.analysis.read_ahead_mib << 20,
         )
     )
 

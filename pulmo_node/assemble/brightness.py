@@ -15,7 +15,8 @@ from pydicom.uid import ExplicitVRBigEndian
 
 from pulmo_models.codes import RejectionCode
 from pulmo_node.assemble.files import numbers, text, texts, translated
-from pulmo_node.assemble.pixels import PIXEL_KEYWORDS, padding_mask, read_pixel_module, stored_values
+from pulmo_node.assemble.headers import PIXEL_KEYWORDS
+from pulmo_node.assemble.pixels import padding_mask, read_pixel_module, stored_values
 from pulmo_node.errors import Rejected
 
 FloatImage = npt.NDArray[np.float64]

@@ -77,6 +77,14 @@ def test_what_later_schemas_brought_stays(url: str, revision: str) -> None:
             (delivery,) = store.deliveries_of_transaction("2.25.98")
             store.delivery_committed(delivery)
             assert Scene(store, clock).state("9") == "DONE"
+        if revision >= "0006":
+            queued = store.study("7")
+            assert queued is not None
+            assert [job.takeovers for job in queued.jobs] == [1]
+        if revision >= "0007":
+            running = store.study("7")
+            assert running is not None
+            assert [job.progress for job in running.jobs] == ["stage1 42%"]
 
 
 def test_the_work_goes_on(url: str) -> None:
