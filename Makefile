@@ -103,14 +103,6 @@ bench: install-dev debian-packages
 benchmark-encoding: install-dev
 	$(BIN)/python -m benchmarks.encoding
 
-# Time of ct-retinanet and ct-lungs on a series: make benchmark-ct SERIES=FOLDER
-benchmark-ct: install-train
-	$(BIN)/python -m benchmarks.ct_pipelines "$(SERIES)"
-
-# Time of the radiograph pipelines on one film: make benchmark-films [FILM=FILE]
-benchmark-films: install-dev
-	$(BIN)/python -m benchmarks.films $(FILM) --lung-risk
-
 # What is installed, as CycloneDX (JSON), by a tool in a folder of its own so that it does not list itself.
 sbom: install $(TOOLS)/.installed
 	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o "$(SBOM)" $(BIN)/python
