@@ -1,6 +1,6 @@
 /* Drives OHIF in headless Chromium over one study as a reader would, and writes down what it shows and what it knows.
 
-   node drive.mjs --url URL_OF_THE_STUDY --out FOLDER --chromium PROGRAM --modules FOLDER_OF_NODE_MODULES [--only SEG,SR]
+   node drive.mjs --url URL_OF_THE_STUDY --out FOLDER --chromium PROGRAM --modules FOLDER_OF_NODE_MODULES [--only SEG,SR,UID]
 
    Opens the CT, then each segmentation and each report: answers OHIF's question, reads its services, clicks every row
    of the panel, each time from the first slice. Then each series of pictures, image by image, and each document.
@@ -28,7 +28,7 @@ const { values: option } = parseArgs({
     out: { type: 'string' },
     chromium: { type: 'string' },
     modules: { type: 'string' },
-    only: { type: 'string' }, // modalities of the results to open; all where it is left out
+    only: { type: 'string' }, // modalities of the results to open, or UIDs of their series; all where it is left out
     timeout: { type: 'string', default: '240' },
   },
 });
@@ -247,7 +247,7 @@ await context.route(
 try {
   const found = await openStudy(page);
   const wanted = option.only?.split(',') ?? Object.keys(visits);
-  const results = wanted.flatMap(modality => found.filter(set => set.modality === modality && !set.unsupported));
+  const results = wanted.flatMap(one => found.filter(set => [set.modality, set.series].includes(one) && !set.unsupported));
   for (const [at, set] of results.entries()) {
     set.prefix = `${at + 2}-${set.modality.toLowerCase()}`;
     await visits[set.modality](page, set);

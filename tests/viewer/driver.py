@@ -47,7 +47,7 @@ def patient_place(view: dict[str, Any], place: npt.ArrayLike) -> npt.NDArray[np.
 def drive(url: str, folder: Path, only: Sequence[str] = ()) -> Drive:
     """Open the study at `url` in OHIF and do what a reader does; pictures and report.json go to `folder`.
 
-    Of the results those of the modalities `only`, where it names any, else all.
+    Of the results those of the modalities or series `only`, where it names any, else all.
     """
     if folder.exists():
         shutil.rmtree(folder)  # pictures of an earlier run would be taken for this one's

@@ -23,7 +23,6 @@ from tests.film_results import encoded, film_findings, read_films, risk_findings
 from tests.radiograph_factory import film, radiograph, write_series
 from tests.viewer.driver import Drive, drive
 from tests.viewer.stand import ViewerStand, missing
-from tests.viewer.study import ORIENTATIONS, make_study
 
 pytestmark = pytest.mark.viewer
 
@@ -136,36 +135,3 @@ def test_the_heat_maps_are_shown_as_they_are(shown: Shown) -> None:
         top, left = (canvas.shape[0] - drawn.height) // 2, (canvas.shape[1] - drawn.width) // 2
         seen = canvas[top : top + drawn.height, left : left + drawn.width]
         assert np.abs(seen - np.asarray(drawn, dtype=float)).mean() < 6, view["name"]
-
-
-def test_a_ct_and_a_radiograph_of_one_study_open_together(stand: ViewerStand, tmp_path: Path) -> None:
-    """The results of three pipelines, each in series of its own."""
-    study = make_study(tmp_path / "ct-study", next(iter(ORIENTATIONS)))
-    ct = dcmread(study.images[0], stop_before_pixels=True)
-    dx = radiograph(film(ROWS, COLUMNS))
-    for keyword in (
-        "StudyInstanceUID",
-        "PatientID",
-        "PatientName",
-        "PatientBirthDate",
-        "PatientSex",
-        "AccessionNumber",
-    ):
-        setattr(dx, keyword, ct.get(keyword, ""))
-    images = write_series(tmp_path / "dx", dx)
-    series = read_films(images)
-    files = [*study.files, *images]
-    for number, each in enumerate([*encoded(film_findings(series), series), *encoded(risk_findings(series), series)]):
-        files.append(tmp_path / f"{number}.dcm")
-        files[-1].write_bytes(each.content)
-    stand.store(files)
-    url = stand.ohif.study_url(study.study_instance_uid)
-    driven = drive(url, ROOT / "viewer-out" / "films-and-ct", ["none"])  # the results are opened by the other tests
-    assert driven.report["failures"] == []
-    assert driven.report["page"] == {"errors": [], "exceptions": [], "refused": [], "left": []}
-    headers = [dcmread(path, stop_before_pixels=True) for path in files]
-    shown = {found["series"]: found for found in driven.report["sets"]}
-    assert shown.keys() == {str(header.SeriesInstanceUID) for header in headers}
-    assert not any(found["unsupported"] for found in shown.values())
-    results = [found for found in shown.values() if found["number"] > 9000]
-    assert len({(found["number"], found["description"]) for found in results}) == len(results) == 6
