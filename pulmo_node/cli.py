@@ -307,19 +307,28 @@ def _peer(settings: Config, name: str) -> Any:
 
 @app.command()
 def pipelines(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the pipelines that there are, and which of them are configured."""
+    """List the pipelines that there are, which of them are configured, and where weights for the others come from."""
     from pulmo_models import registry  # noqa: PLC0415
 
     settings = read_config(config)
-    headings = ("label", "modality", "configured", "summary")
+    headings = ("label", "modality", "configured", "summary", "weights")
     rows = [
-        (entry.label, entry.modality, "yes" if entry.label in settings.pipelines else "no", entry.summary)
+        (
+            entry.label,
+            entry.modality,
+            "yes" if entry.label in settings.pipelines else "no",
+            entry.summary,
+            entry.weights_hint,
+        )
         for entry in registry.entries()
     ]
     if as_json:
         print_json([dict(zip(headings, row, strict=True)) for row in rows])
-    else:
-        tables.print_rows(out, headings, rows)
+        return
+    tables.print_rows(out, headings[:-1], [row[:-1] for row in rows])
+    for label, _, configured, _, hint in rows:
+        if hint and configured == "no":
+            out.print(f"{label} is off; to get weights: {hint}", highlight=False)
 
 
 @app.command()

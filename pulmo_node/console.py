@@ -63,7 +63,8 @@ def print_nodules(console: Console, findings: Mapping[str, Any]) -> None:
             _number(nodule["malignancy_probability"], 2),
             ", ".join(f"{name} {c['value']:.1f}: {c['contribution']:+.2f}" for name, c in drivers),
         )
-    console.print(table if findings["nodules"] else "No nodules were found. Research use only.")
+    conclusion = " ".join(findings.get("conclusions") or ("No nodules were found.",))
+    console.print(table if findings["nodules"] else f"{conclusion} Research use only.", highlight=False)
     for caution in findings["cautions"]:
         console.print(f"[yellow]caution:[/] {_caution_text(caution)}")
     for nodule in findings["nodules"]:

@@ -153,7 +153,7 @@ def real_study(folder: Path) -> list[Path]:
     paths = sorted(data_folder("ct_cptac_c3n-00247/dicom").iterdir())
     headers = {path: dcmread(path, stop_before_pixels=True) for path in paths}
     ordered = sorted(paths, key=lambda path: float(headers[path].ImagePositionPatient[2]))
-    dx = dcmread(data_folder("cxr_dicom/cr_chest_pa_siim_jpegbaseline.dcm"))
+    dx = dcmread(data_folder("cxr_dicom/dx_chest_pa_monochrome1_j2k_966_fixed.dcm"))
     dx = _of_one_patient(dx, headers[ordered[0]])
     folder.mkdir(parents=True, exist_ok=True)
     dx.save_as(folder / "film.dcm")

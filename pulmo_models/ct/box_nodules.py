@@ -82,6 +82,7 @@ class BoxPipeline:
         if NETWORK not in weights.networks:
             raise WeightsMissing(f"the set {weights.name} for {LABEL} has no network called {NETWORK}")
         self._detector: nn.Module
+        self._engine = "tensorrt" if settings.tensorrt else Runner.name
         if settings.tensorrt:
             self._detector = load_engine(settings.tensorrt, self._device)
         else:
@@ -146,6 +147,7 @@ class BoxPipeline:
             cautions=tuple(cautions),
             timings_seconds=timings,
             device="+".join(dict.fromkeys(devices)),
+            computation={"engine": self._engine, "precision": runner.precision},
         )
 
     def _lungs(self, volume: Volume) -> LungRegion | None:

@@ -102,6 +102,7 @@ class FindingsPipeline:
             cautions=(*image.cautions, *cautions, *fallbacks),
             timings_seconds={"classify": time.perf_counter() - begun},
             device="+".join(dict.fromkeys(runner.device.type for runner in runners)),
+            computation={"engine": Runner.name, "precision": runners[0].precision},
         )
 
     def _film(self, film: Radiograph, runners: Sequence[Runner]) -> ImageFindings:

@@ -220,6 +220,7 @@ class LungRiskPipeline:
             cautions=(*image.cautions, *cautions, *fallbacks),
             timings_seconds={"score": time.perf_counter() - begun},
             device="+".join(dict.fromkeys(devices)),
+            computation={"engine": Runner.name, "precision": runner.precision},
         )
 
     def _seen(self, film: Radiograph) -> Bytes:

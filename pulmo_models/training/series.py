@@ -8,7 +8,7 @@ from pulmo_models.orientation import turned_upright
 from pulmo_models.types import Volume
 from pulmo_node.assemble import Rejected, assemble_ct, describe
 
-__all__ = ["Rejected", "read_ct", "series_uid"]
+__all__ = ["Rejected", "read_ct", "series_folder", "series_uid"]
 
 
 def read_ct(folder: Path) -> Volume:
@@ -20,6 +20,12 @@ def read_ct(folder: Path) -> Volume:
     """
     paths = _files(folder)
     return turned_upright(assemble_ct(paths, describe(paths)))
+
+
+def series_folder(data: Path, name: str) -> Path:
+    """Where the files of a series lie: below its name, or there in a folder ``dicom``."""
+    inner = data / name / "dicom"
+    return inner if inner.is_dir() else data / name
 
 
 def series_uid(folder: Path) -> str:

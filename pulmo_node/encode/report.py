@@ -203,6 +203,7 @@ def findings_to_json(findings: Findings, image: Image, context: ResultContext) -
         "computation": {"device": findings.device, **findings.computation},
         "malignancy_bias": malignancy_bias(findings),
         "cautions": [asdict(caution) for caution in findings.cautions],
+        "conclusions": list(findings.conclusions),
         "nodules": nodules,
     }
 

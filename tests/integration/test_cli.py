@@ -209,7 +209,11 @@ def test_config_show_prints_what_is_in_force(config: Path) -> None:
 
 def test_pipelines_are_listed(config: Path) -> None:
     rows = json.loads(runner.invoke(app, ["pipelines", "-c", str(config), "--json"]).output)
-    assert {"ct-nodules"} <= {row["label"] for row in rows}
+    hints = {row["label"]: row["weights"] for row in rows}
+    assert hints["ct-nodules"] == ""
+    said = " ".join(runner.invoke(app, ["pipelines", "-c", str(config)]).output.split())
+    for label in ("ct-retinanet", "ct-lungs", "cxr-findings", "cxr-lung-risk"):
+        assert f"{label} is off; to get weights: {hints[label]}" in said
 
 
 @pytest.mark.usefixtures("fake_pipeline")

@@ -21,6 +21,7 @@ from pulmo_models.training.detection.folds import on_grid, read_fold
 from pulmo_models.training.detection.module import rate_factor
 from pulmo_models.training.lidc.luna16 import CollectionInvalid
 from pulmo_models.training.metrics.boxes import BoxFigures, ImageBoxes, box_figures
+from tests.ct_factory import ct_datasets, write_datasets
 from tests.models.retinanet_factory import MATCHED_GRID, REFERENCE, some_images, some_truth
 
 
@@ -182,6 +183,23 @@ def test_a_fold_is_read_and_its_boxes_lie_on_the_nodules(fold: tuple[Path, Path]
     (tmp_path / "no.json").write_text('{"training": []}', encoding="utf-8")
     with pytest.raises(CollectionInvalid, match="no fold of LUNA16"):
         read_fold(tmp_path / "no.json", fold[1])
+
+
+def test_a_scan_may_be_a_folder_of_dicom_files(tmp_path: Path) -> None:
+    hu = np.full((20, 40, 44), -850, dtype=np.int16)
+    hu[8:12, 16:24, 20:30] = 40
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing((0.8, 0.75, 2.0))
+    image.SetOrigin((-20.0, -30.0, 100.0))
+    sitk.WriteImage(image, str(tmp_path / "plain.mhd"))
+    ct = ct_datasets(hu.astype(float), spacing_mm=(2.0, 0.75, 0.8), origin_lps_mm=(-20.0, -30.0, 100.0))
+    write_datasets(ct, tmp_path / "series" / "dicom", seed=3)
+    box = [[-4.0 + 0.4, -15.0, 119.0, 8.0, 6.0, 8.0]]
+    rows = [{"image": f"{name}.nii.gz", "box": box, "label": [0]} for name in ("plain", "series")]
+    (tmp_path / "fold.json").write_text(json.dumps({"training": rows[:1], "validation": rows}), encoding="utf-8")
+    plain, series = (on_grid(scan) for scan in read_fold(tmp_path / "fold.json", tmp_path)["test"])
+    np.testing.assert_allclose(series.image, plain.image, atol=1e-5)
+    np.testing.assert_allclose(series.boxes, plain.boxes, atol=1e-5)
 
 
 def test_training_and_evaluation_end_to_end(fold: tuple[Path, Path], tmp_path: Path) -> None:

@@ -47,6 +47,12 @@ def test_the_lung_is_told_where_it_is_known() -> None:
     assert [[cell.strip() for cell in row.split("│")][3] for row in rows] == ["left", ""]
 
 
+def test_a_pipeline_that_looks_for_no_nodules_says_what_it_found() -> None:
+    text = said({"nodules": [], "conclusions": ["Left lung: 2100 ml.", "Nodules were not looked for."], "cautions": []})
+    assert text == "Left lung: 2100 ml. Nodules were not looked for. Research use only.\n"
+    assert "No nodules were found." in said({"nodules": [], "conclusions": [], "cautions": []})
+
+
 @pytest.mark.parametrize("nodules", [[], [nodule()]])
 def test_results_of_an_earlier_version_are_still_shown(nodules: list[dict[str, Any]]) -> None:
     """Schema version 1: cautions are sentences, nodules have none."""

@@ -40,6 +40,7 @@ def test_keys_and_values(volume: Volume) -> None:
         "series_instance_uid",
         "acquisition",
         "computation",
+        "conclusions",
         "malignancy_bias",
         "cautions",
         "nodules",

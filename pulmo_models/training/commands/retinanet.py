@@ -11,7 +11,9 @@ import typer
 from pulmo_models.training.commands.common import DeviceName, parse_shape, plain_errors
 
 FoldArgument = Annotated[Path, typer.Argument(help="A fold of LUNA16 as JSON, as the MONAI bundle has them.")]
-ImagesArgument = Annotated[Path, typer.Argument(help="Folder of the scans, .mhd or .nii.gz, at any depth.")]
+ImagesArgument = Annotated[
+    Path, typer.Argument(help="Folder of the scans: .mhd or .nii.gz at any depth, or a folder of DICOM files each.")
+]
 WindowOption = Annotated[str, typer.Option(help="Window of the inference on whole scans, x,y,z.")]
 SeedOption = Annotated[int, typer.Option(help="Of weights, splits, crops and their order.")]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where the network runs.")]

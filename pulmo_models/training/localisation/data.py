@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from pulmo_models.ct.lung_boxes import DEVIATION, MEAN, prepare
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.errors import ModelError
-from pulmo_models.training.series import read_ct
+from pulmo_models.training.series import read_ct, series_folder
 from pulmo_models.types import BoolArray, Volume
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,7 @@ def read_series(data: Path, names: Sequence[str], size: int) -> list[LabelledSer
         if not (data / name).is_dir():
             log.warning("%s: not there, left out", name)
             continue
-        inner = data / name / "dicom"
-        found.append(label(name, read_ct(inner if inner.is_dir() else data / name), size))
+        found.append(label(name, read_ct(series_folder(data, name)), size))
         log.info("%s: %d slices, %d with lungs", name, len(found[-1].boxes), int(found[-1].boxes.any(axis=1).sum()))
     if not found:
         raise SeriesMissing(f"{data}: none of the series is there: {', '.join(names)}")
