@@ -9,7 +9,7 @@ is to report: the RetinaNet reports next to nothing, and the regressors of ct-lu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks import report
 from benchmarks.report import Options, Row, Table, row
 from benchmarks.scene import chest
-from pulmo_models.checkpoints import save_network
 from pulmo_models.cxr import lung_risk
 from pulmo_models.cxr.imports import LUNG_RISK_FILE, import_findings, import_lung_risk
 from pulmo_models.cxr.networks import ARCHITECTURES as CLASSIFIERS
@@ -31,18 +29,16 @@ from pulmo_models.cxr.networks import classifier
 from pulmo_models.device import resolve_device
 from pulmo_models.nets.lung_boxes import ARCHITECTURES as REGRESSORS
 from pulmo_models.nets.retinanet3d import RetinaNet3D
-from pulmo_models.network_sets import NetworkSet, NetworkSpec, write_networks
 from pulmo_node.analyse import Analyser
 from pulmo_node.attempt import LocalAnalysis, SeriesRequest
 from pulmo_node.config import resolve
 from pulmo_node.encode import ResultContext, ResultOptions
 from pulmo_node.files import FileOutbox
+from tests.made_up_sets import drawing_regressor, write_network_set
 from tests.radiograph_factory import film, radiograph, write_series
 
 _SLICES, _QUICK_SLICES = 99, 40  # of the CT series; its own number, and one that is done soon
 _FILM, _QUICK_FILM = (2128, 2000), (640, 560)
-_ABOUT = {"version": "0", "licence": "none", "origin": "a benchmark", "attribution": "nobody"}
-_BOX = (0.0, 0.0, 1.4, 0.8)  # centre and size of a box before the sigmoid: the middle of the slice, most of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +82,8 @@ def run(options: Options) -> list[Table]:
 
 
 def _ct_cases(folder: Path) -> Sequence[_Case]:
-    detector = _write(folder, "ct-retinanet", {"detector": ("RetinaNet3D", RetinaNet3D())})
-    lungs = _write(folder, "ct-lungs", {name: (name, _drawing(build)) for name, build in REGRESSORS.items()})
+    detector = write_network_set(folder, "ct-retinanet", {"detector": RetinaNet3D()}, "detector")
+    lungs = write_network_set(folder, "ct-lungs", {name: drawing_regressor(name) for name in REGRESSORS}, "lungs")
     learned = {"lungs": "learned", "lung_weights": str(lungs)}
     return (
         _Case(name="ct-nodules", label="ct-nodules"),
@@ -111,26 +107,6 @@ def _film_cases(folder: Path) -> Sequence[_Case]:
     risk = import_lung_risk(folder, folder)
     cases.append(_Case(name="cxr-lung-risk, 13 networks", label="cxr-lung-risk", settings={"weights": str(risk)}))
     return cases
-
-
-def _drawing(build: Callable[[], nn.Module]) -> nn.Module:
-    """A regressor that draws one box, so that there are lungs in it."""
-    network = build()
-    *_, last = (module for module in network.modules() if isinstance(module, nn.Linear))
-    with torch.no_grad():
-        last.weight.zero_()
-        last.bias.copy_(torch.tensor(_BOX))
-    return network
-
-
-def _write(folder: Path, label: str, networks: Mapping[str, tuple[str, nn.Module]]) -> Path:
-    specs = {}
-    for name, (architecture, network) in networks.items():
-        spec = save_network(folder / f"{label}-{name}.safetensors", network.state_dict(), network)
-        specs[name] = NetworkSpec(**vars(spec), architecture=architecture)
-    manifest = folder / f"{label}.toml"
-    write_networks(manifest, NetworkSet(name=label, pipeline=label, networks=specs, **_ABOUT))
-    return manifest
 
 
 def _measured(cases: Sequence[_Case], paths: tuple[Path, ...], folder: Path, options: Options) -> tuple[Row, ...]:

@@ -12,17 +12,14 @@ from typing import Any
 import pytest
 import torch
 from pydicom import Dataset, dcmread
-from torch import nn
 
 from pulmo_models import registry
-from pulmo_models.checkpoints import save_network
 from pulmo_models.ct import box_nodules, lung_region
 from pulmo_models.cxr import lung_risk
 from pulmo_models.cxr.imports import LUNG_RISK_FILE, import_lung_risk
 from pulmo_models.cxr.networks import ARCHITECTURES as CLASSIFIERS
 from pulmo_models.nets.lung_boxes import ARCHITECTURES as REGRESSORS
 from pulmo_models.nets.retinanet3d import RetinaNet3D
-from pulmo_models.network_sets import NetworkSet, NetworkSpec, write_networks
 from pulmo_node.app import Node
 from pulmo_node.config import resolve
 from pulmo_node.deliver import DicomSender
@@ -33,13 +30,13 @@ from tests.acceptance.test_orthanc import wait_for_end
 from tests.conftest import data_folder
 from tests.ct_factory import ct_datasets, write_datasets
 from tests.cxr_factory import write_findings_set
+from tests.made_up_sets import drawing_regressor, write_network_set
 from tests.models.retinanet_factory import fill
 from tests.models.test_box_nodules import BlobDetector
 from tests.models.test_lung_boxes import reader
 from tests.models.test_lung_risk import Told
 from tests.models.test_lungs import ellipsoid, thorax
 from tests.models.test_nodules import NODULES
-from tests.models.test_weights import ABOUT
 from tests.radiograph_factory import film, radiograph, write_series
 
 DESCRIPTIONS: Mapping[str, frozenset[str]] = {
@@ -51,7 +48,6 @@ DESCRIPTIONS: Mapping[str, frozenset[str]] = {
 }
 """Series of the results of each pipeline."""
 
-_BOX = (0.0, 0.0, 1.4, 0.8)  # centre and size before the sigmoid: the middle of a slice, most of it
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -105,12 +101,13 @@ def stand_ins(folder: Path) -> Iterator[dict[str, dict[str, Any]]]:
         patch.setattr(lung_risk, "regressor", lambda architecture: Told())
         for number in lung_risk.MEMBERS:
             torch.save({"factor": torch.tensor([0.1 * number])}, folder / LUNG_RISK_FILE.format(number))
-        detector = _write_set(folder, "ct-retinanet", {"detector": ("RetinaNet3D", RetinaNet3D())})
-        smallest = _write_set(folder, "ct-lungs", {"efficientnet_b0": ("efficientnet_b0", _drawing("efficientnet_b0"))})
+        detector = write_network_set(folder, "ct-retinanet", {"detector": RetinaNet3D()}, "detector")
+        smallest = {"efficientnet_b0": drawing_regressor("efficientnet_b0")}
+        regressors = write_network_set(folder, "ct-lungs", smallest, "regressors")
         yield {
             "ct-nodules": {},
             "ct-retinanet": {"weights": str(detector)},
-            "ct-lungs": {"weights": str(smallest)},
+            "ct-lungs": {"weights": str(regressors)},
             "cxr-findings": {"weights": str(write_findings_set(folder / "findings"))},
             "cxr-lung-risk": {"weights": str(import_lung_risk(folder, folder / "risk"))},
         }
@@ -127,8 +124,9 @@ def real_networks(folder: Path) -> Iterator[dict[str, dict[str, Any]]]:
         for number, (architecture, _) in lung_risk.MEMBERS.items():
             torch.manual_seed(number)
             torch.save(lung_risk.regressor(architecture).state_dict(), folder / LUNG_RISK_FILE.format(number))
-        detector = _write_set(folder, "ct-retinanet", {"detector": ("RetinaNet3D", fill(RetinaNet3D()))})
-        regressors = _write_set(folder, "ct-lungs", {name: (name, _drawing(name)) for name in REGRESSORS})
+        detector = write_network_set(folder, "ct-retinanet", {"detector": fill(RetinaNet3D())}, "detector")
+        both = {name: drawing_regressor(name) for name in REGRESSORS}
+        regressors = write_network_set(folder, "ct-lungs", both, "regressors")
         yield {
             "ct-nodules": {},
             "ct-retinanet": {"weights": str(detector), "score_threshold": 0.02},
@@ -169,22 +167,3 @@ def _of_one_patient(image: Dataset, other: Dataset) -> Dataset:
     for keyword in ("StudyInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate"):
         setattr(image, keyword, other.get(keyword, ""))
     return image
-
-
-def _drawing(architecture: str) -> nn.Module:
-    """A regressor that draws the same box in every slice."""
-    network = REGRESSORS[architecture]()
-    *_, last = (module for module in network.modules() if isinstance(module, nn.Linear))
-    with torch.no_grad():
-        last.weight.zero_()
-        last.bias.copy_(torch.tensor(_BOX))
-    return network
-
-
-def _write_set(folder: Path, label: str, networks: Mapping[str, tuple[str, nn.Module]]) -> Path:
-    specs = {}
-    for name, (architecture, network) in networks.items():
-        spec = save_network(folder / f"{label}-{name}.safetensors", network.state_dict(), network)
-        specs[name] = NetworkSpec(**vars(spec), architecture=architecture)
-    write_networks(folder / f"{label}.toml", NetworkSet(name=label, pipeline=label, networks=specs, **ABOUT))
-    return folder / f"{label}.toml"

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from pulmo_models import __version__
@@ -40,6 +39,7 @@ from pulmo_models.nets.retinanet3d import RetinaNet3D
 from pulmo_models.network_sets import NetworkSet, load_networks
 from pulmo_models.orientation import upright
 from pulmo_models.pipeline import ProgressCallback, Rejection, no_progress
+from pulmo_models.settings import checked_settings
 from pulmo_models.types import AlgorithmStage, Axis, Box, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
 from pulmo_models.weights import WeightSet, load_set
 
@@ -61,12 +61,7 @@ def build(settings: Mapping[str, Any], device: str = "auto") -> BoxPipeline:
         WeightsMissing, WeightsCorrupt: the weights cannot be used.
         DeviceUnavailable: ``cuda`` or an engine was asked for and there is none.
     """
-    try:
-        checked = TypeAdapter(RetinaNetSettings).validate_python(dict(settings))
-    except ValidationError as exc:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in exc.errors()]
-        raise ValueError(f"settings of {LABEL}: {'; '.join(faults)}") from exc
-    return BoxPipeline(checked, device)
+    return BoxPipeline(checked_settings(RetinaNetSettings, settings, LABEL), device)
 
 
 class BoxPipeline:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from pulmo_models import __version__
 from pulmo_models.ct.lung_boxes import LABEL, load_localiser
@@ -21,6 +20,7 @@ from pulmo_models.ct.scope import partial_lungs
 from pulmo_models.ct.settings import LungSettings
 from pulmo_models.network_sets import load_networks
 from pulmo_models.pipeline import ProgressCallback, no_progress
+from pulmo_models.settings import checked_settings
 from pulmo_models.types import AlgorithmStage, Findings, PipelineInfo, Radiograph, RadiographSeries, Volume
 
 
@@ -32,12 +32,7 @@ def build(settings: Mapping[str, Any], device: str = "auto") -> LungPipeline:
         WeightsMissing, WeightsCorrupt: the weights cannot be used.
         DeviceUnavailable: ``cuda`` was asked for and there is none.
     """
-    try:
-        checked = TypeAdapter(LungSettings).validate_python(dict(settings))
-    except ValidationError as exc:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in exc.errors()]
-        raise ValueError(f"settings of {LABEL}: {'; '.join(faults)}") from exc
-    return LungPipeline(checked, device)
+    return LungPipeline(checked_settings(LungSettings, settings, LABEL), device)
 
 
 class LungPipeline:

@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from pulmo_models import __version__
 from pulmo_models.checkpoints import load_stage1, load_stage2
@@ -45,6 +44,7 @@ from pulmo_models.ct.views import ONE_VIEW, VIEWS
 from pulmo_models.device import Precision, resolve_device
 from pulmo_models.orientation import Turn, no_turn, upright
 from pulmo_models.pipeline import ProgressCallback, Rejection, no_progress
+from pulmo_models.settings import checked_settings
 from pulmo_models.types import AlgorithmStage, Caution, Findings, Image, Nodule, PipelineInfo, Volume
 from pulmo_models.weights import OperatingPoint, WeightSet, load_set
 
@@ -71,7 +71,7 @@ def build(settings: Mapping[str, Any], device: str = "auto") -> NodulePipeline:
         WeightsMissing, WeightsCorrupt: the weights cannot be used.
         DeviceUnavailable: ``cuda`` was asked for and there is none.
     """
-    return NodulePipeline(_settings(settings), device)
+    return NodulePipeline(checked_settings(NoduleSettings, settings, LABEL), device)
 
 
 class NodulePipeline:
@@ -283,11 +283,3 @@ def step(name: str, timings: dict[str, float], progress: ProgressCallback) -> It
     yield
     timings[name] = time.perf_counter() - start
     progress(name, 1.0)
-
-
-def _settings(table: Mapping[str, Any]) -> NoduleSettings:
-    try:
-        return TypeAdapter(NoduleSettings).validate_python(dict(table))
-    except ValidationError as exc:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in exc.errors()]
-        raise ValueError(f"settings of {LABEL}: {'; '.join(faults)}") from exc

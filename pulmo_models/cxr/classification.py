@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pulmo_models import __version__
@@ -27,6 +26,7 @@ from pulmo_models.device import Runner, resolve_device
 from pulmo_models.errors import WeightsCorrupt
 from pulmo_models.network_sets import NetworkSet, load_networks
 from pulmo_models.pipeline import ProgressCallback, no_progress
+from pulmo_models.settings import checked_settings
 from pulmo_models.types import (
     AlgorithmStage,
     ClassScore,
@@ -53,12 +53,7 @@ def build(settings: Mapping[str, Any], device: str = "auto") -> FindingsPipeline
         WeightsMissing, WeightsCorrupt: the weights cannot be used.
         DeviceUnavailable: ``cuda`` was asked for and there is none.
     """
-    try:
-        checked = TypeAdapter(CxrFindingsSettings).validate_python(dict(settings))
-    except ValidationError as exc:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in exc.errors()]
-        raise ValueError(f"settings of {LABEL}: {'; '.join(faults)}") from exc
-    return FindingsPipeline(checked, device)
+    return FindingsPipeline(checked_settings(CxrFindingsSettings, settings, LABEL), device)
 
 
 class FindingsPipeline:

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image as Picture
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from pulmo_models import __version__
@@ -38,6 +37,7 @@ from pulmo_models.nets.resnet import resnet34
 from pulmo_models.nets.tiny_cxr import TinyCXR
 from pulmo_models.network_sets import NetworkSet, load_networks
 from pulmo_models.pipeline import ProgressCallback, no_progress
+from pulmo_models.settings import checked_settings
 from pulmo_models.types import (
     AlgorithmStage,
     Estimate,
@@ -161,12 +161,7 @@ def build(settings: Mapping[str, Any], device: str = "auto") -> LungRiskPipeline
         WeightsMissing, WeightsCorrupt: the weights cannot be used.
         DeviceUnavailable: ``cuda`` was asked for and there is none.
     """
-    try:
-        checked = TypeAdapter(LungRiskSettings).validate_python(dict(settings))
-    except ValidationError as exc:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in exc.errors()]
-        raise ValueError(f"settings of {LABEL}: {'; '.join(faults)}") from exc
-    return LungRiskPipeline(checked, device)
+    return LungRiskPipeline(checked_settings(LungRiskSettings, settings, LABEL), device)
 
 
 class LungRiskPipeline:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pulmo_models import registry
-from pulmo_models.checkpoints import save_network, write_set
+from pulmo_models.checkpoints import write_set
 from pulmo_models.codes import CautionCode
 from pulmo_models.ct import box_nodules
 from pulmo_models.errors import DeviceUnavailable, WeightsCorrupt, WeightsMissing
@@ -19,9 +19,9 @@ from pulmo_models.geometry import lps_to_index
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.retinanet3d import STRIDES, RetinaNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
-from pulmo_models.network_sets import NetworkSet, NetworkSpec, write_networks
 from pulmo_models.pipeline import Rejection
 from pulmo_models.types import Findings, Volume
+from tests.made_up_sets import write_network_set
 from tests.models.test_lungs import ellipsoid, make_volume, thorax
 from tests.models.test_nodules import NODULES, REPAIRED, SPACING, box_mean
 from tests.models.test_weights import ABOUT
@@ -42,12 +42,7 @@ class BlobDetector(nn.Module):
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    network = RetinaNet3D()
-    spec = save_network(folder / "some-detector.safetensors", network.state_dict(), network)
-    networks = {"detector": NetworkSpec(**vars(spec), architecture="RetinaNet3D")}
-    write_networks(folder / "some.toml", NetworkSet(name="some", pipeline="ct-retinanet", networks=networks, **ABOUT))
-    return folder / "some.toml"
+    return write_network_set(tmp_path_factory.mktemp("weights"), "ct-retinanet", {"detector": RetinaNet3D()})
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +126,7 @@ def test_a_score_threshold_leaves_fewer(manifest: Path, volume: Volume) -> None:
 
 @pytest.mark.usefixtures("_detector")
 def test_in_front_of_the_characteriser(manifest: Path, characteriser: Path, volume: Volume) -> None:
-    settings = {"weights": str(manifest), "characterise": True, "candidate_threshold": 0.9}
+    settings = {"weights": str(manifest), "characterise": True, "candidate_threshold": 0.999}
     settings["characteriser"] = str(characteriser)
     pipeline = registry.build("ct-retinanet", settings, "cpu")
     assert [stage.name for stage in pipeline.info.stages] == ["RetinaNet3D detector", "Student2p5D characteriser"]

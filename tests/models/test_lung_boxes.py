@@ -305,6 +305,7 @@ def test_the_lungs_alone_are_a_pipeline_with_segments_and_volumes(
     assert said in texts
     assert "No lung nodules were found." not in texts
     assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["Left lung", "Right lung"]
+    assert (seg.ContentLabel, seg.ContentDescription) == ("LUNGS", "Lungs")
 
 
 def test_a_pipeline_takes_the_learned_way_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

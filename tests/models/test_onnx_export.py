@@ -10,24 +10,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pulmo_models.checkpoints import save_network
 from pulmo_models.nets.retinanet3d import RetinaNet3D
-from pulmo_models.network_sets import NetworkSet, NetworkSpec, write_networks
 from pulmo_models.training import onnx
 from pulmo_models.training.cli import app
 from pulmo_models.training.onnx import OUTPUTS, ExportImpossible, export_onnx
+from tests.made_up_sets import write_network_set
 from tests.models.retinanet_factory import fill
-from tests.models.test_weights import ABOUT
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    network = fill(RetinaNet3D())
-    spec = save_network(folder / "some-detector.safetensors", network.state_dict(), network)
-    networks = {"detector": NetworkSpec(**vars(spec), architecture="RetinaNet3D")}
-    write_networks(folder / "some.toml", NetworkSet(name="some", pipeline="ct-retinanet", networks=networks, **ABOUT))
-    return folder / "some.toml"
+    return write_network_set(tmp_path_factory.mktemp("weights"), "ct-retinanet", {"detector": fill(RetinaNet3D())})
 
 
 def says_what_torch_says(path: Path, *shapes: tuple[int, int, int]) -> Any:
