@@ -91,9 +91,9 @@ def heat_map_picture(film: Radiograph, heat_map: HeatMap, words: str) -> Image.I
     blended = np.where(seen, _FILM_SHARE * shown + (1 - _FILM_SHARE) * _jet(heat), shown)
     picture = Image.fromarray(np.rint(np.broadcast_to(blended, (*heat.shape, 3)) * 255).astype(np.uint8))
     font = ImageFont.load_default(size=max(12, size[0] // 40))
-    ImageDraw.Draw(picture).text(
-        (8, 6), ascii_text(words), fill="white", font=font, stroke_width=2, stroke_fill="black"
-    )
+    place = size[0] / 2, size[1] - 8  # viewers write into the corners
+    draw = ImageDraw.Draw(picture)
+    draw.text(place, ascii_text(words), "white", font, anchor="ms", stroke_width=2, stroke_fill="black")
     return picture
 
 
