@@ -11,7 +11,7 @@ a nodule lies, and how deep. Errors: :class:`Rejection` ``NO_LUNGS`` (protocol `
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -42,9 +42,10 @@ from pulmo_models.ct.scope import partial_lungs, touches_interpolated
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.ct.site import laterality, pleura_distance_mm
 from pulmo_models.ct.views import ONE_VIEW, VIEWS
+from pulmo_models.ct.windows import Start, WindowPlan, fit_windows, sizes_of
 from pulmo_models.orientation import Turn, no_turn, upright
 from pulmo_models.pipeline import ProgressCallback, Rejection, no_progress
-from pulmo_models.types import AlgorithmStage, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
+from pulmo_models.types import AlgorithmStage, BoolArray, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
 from pulmo_models.weights import OperatingPoint, WeightSet, load_set
 
 LABEL = "ct-nodules"
@@ -129,8 +130,9 @@ class NodulePipeline:
             cautions += _known(partial_lungs(image, region.mask))
         with _step("stage1", timings, progress):
             share = partial(progress, "stage1")
-            windows = windows_of(hu, self._candidates, search)
-            wide = with_doubt(self._candidates, self._doubt)
+            plan = self._fitted(search)
+            windows = windows_of(hu, plan, search)
+            wide = with_doubt(plan, self._doubt)
             peaks = find_candidates(hu, spacing_mm, detector, wide, search, share, windows)
         with _step("stage2", timings, progress):
             share = partial(progress, "stage2")
@@ -151,7 +153,7 @@ class NodulePipeline:
             cautions=tuple(cautions),
             timings_seconds=timings,
             device="+".join(dict.fromkeys((detector.device.type, characteriser.device.type))),
-            computation=self._computation(detector, len(windows), settled),
+            computation=self._computation(detector, plan, windows, settled),
         )
 
     def warm_up(self) -> None:
@@ -168,10 +170,18 @@ class NodulePipeline:
                 self._ready[stage] = choice.make(network, self._device, self._threads)
         return self._ready["stage1"], self._ready["stage2"]
 
-    def _computation(self, detector: Engine, windows: int, settled: Settled) -> dict[str, str]:
+    def _fitted(self, search: BoolArray | None) -> CandidateSettings:
+        """The windows of stage 1 for these lungs; `torch.compile` takes minutes for each size, so it gets one."""
+        if search is None or self._candidates.anchor == "volume" or self._choice.name == "compiled":
+            return self._candidates
+        return fit_windows(self._candidates, search)
+
+    def _computation(
+        self, detector: Engine, plan: WindowPlan, windows: Sequence[Start], settled: Settled
+    ) -> dict[str, str]:
         """How the findings came about, for the record."""
-        size = " x ".join(map(str, self._candidates.window))
-        record = {"engine": detector.name, "precision": detector.precision, "windows": f"{windows} of {size}"}
+        sizes = [f"{number} of {' x '.join(map(str, size))}" for size, number in sizes_of(windows, plan).items()]
+        record = {"engine": detector.name, "precision": detector.precision, "windows": " and ".join(sizes) or "0"}
         if settled.asked_again:
             record["doubtful"] = f"{settled.asked_again} candidates in {settled.windows} windows more"
         if detector.device.type == "cpu":

@@ -25,6 +25,7 @@ from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.masks import overlap_share
 from pulmo_models.ct.nodules import LEAST_SLICE_OVERLAP
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.ct.windows import fit_windows
 from pulmo_models.training.series import read_ct
 from pulmo_models.types import BoolArray
 from pulmo_models.weights import load_set
@@ -94,11 +95,13 @@ class Stages:
         """As the pipeline runs them."""
         detector, characteriser = engines
         begin = time.perf_counter()
+        base = plan
+        plan = fit_windows(plan, chest.search) if plan.anchor == "lungs" else plan
         windows = windows_of(chest.hu, plan, chest.search)
         wide = with_doubt(plan, doubt)
         found = find_candidates(chest.hu, chest.spacing_mm, detector, wide, chest.search, windows=windows)
         accepts = partial(reported, chest.hu, runner=characteriser, settings=self.settings)
-        settled = settle(chest.hu, found, detector, plan, doubt, accepts)
+        settled = settle(chest.hu, found, detector, base, doubt, accepts)
         middle = time.perf_counter()
         nodules = characterise(chest.hu, chest.spacing_mm, settled.candidates, characteriser, self.head, self.settings)
         return Outcome(
