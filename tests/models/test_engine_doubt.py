@@ -108,16 +108,8 @@ def test_windows_that_disagree_are_asked_longer(hu: np.ndarray) -> None:
 
 def test_windows_that_have_least_in_common_come_first() -> None:
     window = (64, 128, 128)
-    middle, *others = [
-        (32, 64, 64),
-        (32, 64, 0),
-        (32, 0, 64),
-        (0, 64, 64),
-        (32, 0, 0),
-        (0, 0, 64),
-        (0, 64, 0),
-        (0, 0, 0),
-    ]
+    middle = (32, 64, 64)
+    others = [start for start in product((32, 0), (64, 0), (64, 0)) if start != middle]
     order = _unlike_each_other([middle, *others], window)
     assert order[:2] == [middle, (0, 0, 0)]
     assert sorted(order) == sorted([middle, *others])
