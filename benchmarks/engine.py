@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import report
 from benchmarks.report import Options, Row, Table, Unavailable, compared, in_turn, row, seconds_of
 from pulmo_models.ct.candidates import windows_of
-from pulmo_models.ct.characterise import look
 from pulmo_models.ct.device import Runner, resolve_device
 from pulmo_models.ct.engine import Engine, choose_engine, set_threads
 from pulmo_models.ct.heat import HostWindows, normalise
+from pulmo_models.ct.looks import look
 from pulmo_models.ct.openvino_engine import installed
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.ct.views import VIEWS

@@ -5,22 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.ct.candidates import CandidateSettings, FloatVolume, find_candidates, windows_of
-from pulmo_models.ct.characterise import (
-    CharacterisedCandidate,
-    CharacteriseSettings,
-    MalignancyHead,
-    characterise,
-    reported,
-)
+from pulmo_models.ct.characterise import CharacterisedCandidate, CharacteriseSettings, MalignancyHead, characterise
 from pulmo_models.ct.doubt import settle, with_doubt
 from pulmo_models.ct.engine import Engine
+from pulmo_models.ct.looks import Looks
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.masks import overlap_share
 from pulmo_models.ct.nodules import LEAST_SLICE_OVERLAP
@@ -97,10 +91,10 @@ class Stages:
         windows = windows_of(chest.hu, plan, chest.search)
         wide = with_doubt(plan, doubt)
         found = find_candidates(chest.hu, chest.spacing_mm, detector, wide, chest.search, windows=windows)
-        accepts = partial(reported, chest.hu, runner=characteriser, settings=self.settings)
-        settled = settle(chest.hu, found, detector, plan, doubt, accepts)
+        looks = Looks(chest.hu, characteriser, self.settings)
+        settled = settle(chest.hu, found, detector, plan, doubt, looks.reported)
         middle = time.perf_counter()
-        nodules = characterise(chest.hu, chest.spacing_mm, settled.candidates, characteriser, self.head, self.settings)
+        nodules = characterise(looks, chest.spacing_mm, settled.candidates, self.head)
         return Outcome(
             found=nodules,
             candidates=len(settled.candidates),
