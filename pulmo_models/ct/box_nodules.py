@@ -24,6 +24,8 @@ from pulmo_models.checkpoints import load_network, load_stage2
 from pulmo_models.ct.boxes import SelectionSettings
 from pulmo_models.ct.candidates import Candidate
 from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise
+from pulmo_models.ct.engine import Engine, choose_engine, set_threads
+from pulmo_models.ct.looks import Looks, ShareCallback
 from pulmo_models.ct.lung_boxes import lungs_by, told_by
 from pulmo_models.ct.lungs import LungRegion
 from pulmo_models.ct.nodules import MAX_NODULES, known, nodule_of, step, too_many
@@ -91,7 +93,9 @@ class BoxPipeline:
             always_windows=bool(settings.tensorrt),
             selection=SelectionSettings(score_threshold=least),
         )
-        self._characteriser = None if second is None else _Characteriser(second, settings.detection_threshold)
+        self._characteriser = (
+            None if second is None else _Characteriser(second, settings.detection_threshold, self._device)
+        )
         self._localise = lungs_by(settings, device)
         info = _describe(weights, settings, self._detect, self._precision, second)
         self._info = told_by(info, self._localise, settings)
@@ -129,9 +133,10 @@ class BoxPipeline:
             nodules = [box_nodule(image, region, each) for each in reported]
             cautions += [*runner.cautions, *known(too_many(len(found), len(reported)))]
         else:
+            second = self._characteriser.engine()
             with step("stage2", timings, progress):
-                second = Runner(self._characteriser.network, self._device, "fp32")
-                nodules, more = self._characteriser.nodules(image, region, found, second)
+                share = partial(progress, "stage2")
+                nodules, more = self._characteriser.nodules(image, region, found, second, share)
             devices.append(second.device.type)
             cautions += [*runner.cautions, *second.cautions, *known(more)]
         return Findings(
@@ -158,22 +163,36 @@ class BoxPipeline:
 class _Characteriser:
     """The second stage of ct-nodules, at the threshold of its set of weights or of the configuration."""
 
-    def __init__(self, weights: WeightSet, detection_threshold: float | None) -> None:
-        self.network = load_stage2(weights)
-        self.head = MalignancyHead.of(self.network, weights.concept_scale)
+    def __init__(self, weights: WeightSet, detection_threshold: float | None, device: torch.device) -> None:
+        self._network = load_stage2(weights)
+        self._device = device
+        self._choice = choose_engine(self._network, device, "auto", "fp32")
+        self._ready: Engine | None = None
+        self.head = MalignancyHead.of(self._network, weights.concept_scale)
         least = weights.operating_point.detection_threshold if detection_threshold is None else detection_threshold
         self._settings = CharacteriseSettings(detection_threshold=least)
 
+    def engine(self) -> Engine:
+        """That of the last volume, unless it had to leave its device: there may be room again."""
+        if self._ready is None or self._ready.cautions:
+            self._ready = self._choice.make(self._network, self._device, set_threads())
+        return self._ready
+
     def nodules(
-        self, volume: Volume, region: LungRegion | None, found: Sequence[Detection], runner: Runner
+        self,
+        volume: Volume,
+        region: LungRegion | None,
+        found: Sequence[Detection],
+        engine: Engine,
+        progress: ShareCallback,
     ) -> tuple[list[Nodule], Caution | None]:
         """Nodules with masks and malignancy, most probably malignant first, and a caution where there were too many."""
         turn = upright(volume.affine, volume.hu.shape)
         shape = volume.hu.shape
         candidates = [Candidate(index=turn.index(_voxel(each, shape)), score=each.score) for each in found]
         candidates = list({each.index: each for each in reversed(candidates)}.values())  # two boxes, one middle
-        spacing_mm = turn.spacing_mm(volume.spacing_mm)
-        kept = characterise(turn.array(volume.hu), spacing_mm, candidates, runner, self.head, self._settings)
+        looks = Looks(turn.array(volume.hu), engine, self._settings)
+        kept = characterise(looks, turn.spacing_mm(volume.spacing_mm), candidates, self.head, progress)
         nodules = [nodule_of(volume, turn, region, each) for each in kept[:MAX_NODULES]]
         nodules.sort(key=lambda nodule: -(nodule.malignancy_probability or 0.0))
         return nodules, too_many(len(kept), len(nodules))
