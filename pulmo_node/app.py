@@ -19,10 +19,10 @@ from pulmo_node import logs, systemd
 from pulmo_node.analyse import Analyser
 from pulmo_node.attempt import Analysis, LocalAnalysis
 from pulmo_node.audit import AuditTrail, operator
-from pulmo_node.commitment import CommitmentScp
-from pulmo_node.commitment_scu import CommitmentScu
+from pulmo_node.commitment import CommitmentScp, CommitmentScu
 from pulmo_node.config import Config, TlsSection
-from pulmo_node.deliver import DicomSender
+from pulmo_node.deidentify import DeidentifyingSender
+from pulmo_node.deliver import DicomSender, ResultSenders, StowSender
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.domain.retry import RetryPolicy
 from pulmo_node.errors import ConfigError, PulmoError, Transient
@@ -38,7 +38,6 @@ from pulmo_node.reconcile import reconcile
 from pulmo_node.retention import Purge
 from pulmo_node.scheduler import Scheduler
 from pulmo_node.store import SqlStore
-from pulmo_node.stow import ResultSenders, StowSender
 from pulmo_node.worker import Adapters, Worker
 
 log = logging.getLogger(__name__)
@@ -109,7 +108,7 @@ def build_sender(config: Config, reports: CommitmentScu | None = None) -> DicomS
 def build_result_sender(config: Config, reports: CommitmentScu | None = None) -> ResultSender:
     """Whoever speaks to a destination as it is configured: by DICOM or by STOW-RS."""
     web = StowSender(timeout_seconds=config.delivery.timeout_seconds)
-    return ResultSenders(build_sender(config, reports), web)
+    return DeidentifyingSender(ResultSenders(build_sender(config, reports), web))
 
 
 def build_analyser(config: Config) -> Analyser:

@@ -276,6 +276,8 @@ def send(
     peer = _peer(settings, to)
     if peer.stow_url:
         raise ConfigError([f"peers.{to}: a DICOMweb server; only results are sent there"])
+    if peer.deidentify is not None:
+        raise ConfigError([f"peers.{to}.deidentify: files would be sent as they are; only results are de-identified"])
     for result in build_sender(settings).send_files(peer, files):
         if result.error is None:
             sent += 1

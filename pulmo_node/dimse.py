@@ -7,10 +7,12 @@ syntaxes).
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 from collections.abc import Sequence
 from enum import Enum, IntEnum
+from typing import Any
 
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -27,6 +29,8 @@ IMPLEMENTATION_CLASS_UID = UID("2.25.173950946663202943339343307336040725090")
 """Names this software in associations and in the meta header of the files that it writes (PS3.7 D.3.3.2)."""
 
 IMPLEMENTATION_VERSION_NAME = f"PULMO_{__version__}"[:16]
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 ERROR_COMMENT_LENGTH = 64  # value representation LO
 
@@ -113,6 +117,7 @@ STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
 STORAGE_COMMITMENT_INSTANCE = UID("1.2.840.10008.1.20.1.1")
 """Its one well-known SOP Instance."""
 
+REQUEST_COMMITMENT = 1  # Action Type ID, PS3.4 table J.3-1
 _ALL_STORED, _FAILURES_EXIST = 1, 2  # Event Type ID, PS3.4 table J.3-2
 
 
@@ -226,6 +231,11 @@ def decoder_gaps() -> tuple[str, ...]:
     return tuple(syntax.name for syntax in COMPRESSED if not has_decoder(syntax))
 
 
+def is_uid(text: str) -> bool:
+    """Whether a peer's text is a UID, by PS3.5 9.1 but for components with leading zeros, which harm nobody."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
 def configure_pynetdicom() -> None:
     """Set the process-wide switches of pynetdicom that receiver and sender rely on. Idempotent.
 
@@ -239,24 +249,30 @@ def configure_pynetdicom() -> None:
     pynetdicom_config.STORE_SEND_CHUNKED_DATASET = True
 
 
-class _Server(ThreadedAssociationServer):
+class PromptServer(ThreadedAssociationServer):
     """pynetdicom's server with room for a burst of connections, and quick to stop."""
 
     request_queue_size = 128  # as delivered 5: a connection beyond waits for a second or more for its next try
 
     def serve_forever(self, poll_interval: float = 0.05) -> None:
         """Look for the request to stop every 50 ms instead of 500."""
-        self._gc = [0, 599]  # polls from one garbage collection to the next: every 30 s, as before
+        self._gc = [0, 599]  # polls from one of its garbage collections to the next: every 30 s, as before
         super().serve_forever(poll_interval)
 
 
-def listen(entity: AE, address: tuple[str, int], handlers: list[evt.EventHandlerType]) -> ThreadedAssociationServer:
-    """Accept associations in a thread of its own; returns when the port is open.
+def listen(
+    entity: AE,
+    address: tuple[str, int],
+    handlers: list[evt.EventHandlerType],
+    server_class: type[PromptServer] = PromptServer,
+    **options: Any,
+) -> ThreadedAssociationServer:
+    """Accept associations in a thread of its own; returns when the port is open. `options` are those of the class.
 
     Raises:
         OSError: the address is in use or not one of this machine.
     """
-    server = entity.make_server(address, evt_handlers=handlers, server_class=_Server)
+    server = entity.make_server(address, evt_handlers=handlers, server_class=server_class, **options)
     entity._servers.append(server)  # from where its shutdown removes it
     threading.Thread(
         target=server.serve_forever, name=f"AcceptorServer:{server.server_address[1]}", daemon=True

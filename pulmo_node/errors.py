@@ -64,6 +64,10 @@ class Permanent(PulmoError):
     """It will not work by trying again: peer refused (0xA9xx, 0xCxxx), encoding failed, weights missing."""
 
 
+class LeftOut(Permanent):
+    """The destination is not to have that kind of object: no failure, it is just not sent."""
+
+
 class StaleJob(PulmoError):
     """The row is no longer in the state that the caller saw; the late result is thrown away."""
 

@@ -87,7 +87,7 @@ class IsolatedAnalysis:
         # For what needs no network: the digest of the settings.
         self._analyser = Analyser(settings.pipelines, settings.device, settings.weights_folder)
         self._calling = threading.Lock()
-        self._changing = threading.Lock()  # guards the two below
+        self._changing = threading.Lock()  # guards the three below
         self._process: SpawnProcess | None = None
         self._stopped = False
         self._connection: Connection[Any, Any] | None = None

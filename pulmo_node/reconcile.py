@@ -19,8 +19,8 @@ from pydicom.uid import UID
 from pulmo_node.domain.series import StoredInstance
 from pulmo_node.errors import Permanent
 from pulmo_node.files import FileInstanceStore
-from pulmo_node.ports import Clock, ReconcileStore
-from pulmo_node.receive import Refused, read_head
+from pulmo_node.ports import Clock, ReconcileStore, WrittenInstance
+from pulmo_node.receive import Refused, describe, read_head
 
 log = logging.getLogger(__name__)
 
@@ -75,16 +75,10 @@ def _described(path: str, instances: FileInstanceStore, clock: Clock) -> StoredI
     digest = hashlib.sha256(data_set).hexdigest()
     if path not in (plain, instances.conflict_path(plain, digest)):
         raise Permanent("its name does not agree with its UIDs")
-    return StoredInstance(
-        study_instance_uid=head.study_instance_uid,
-        series_instance_uid=head.series_instance_uid,
-        sop_instance_uid=head.sop_instance_uid,
-        sop_class_uid=head.sop_class_uid,
-        transfer_syntax_uid=str(transfer_syntax_uid),
-        modality=head.modality,
+    return describe(
+        head,
+        WrittenInstance(path=path, sha256=digest, size_bytes=len(meta_bytes) + len(data_set)),
+        transfer_syntax_uid=transfer_syntax_uid,
         calling_ae_title=calling_ae_title,
-        path=path,
-        sha256=digest,
-        size_bytes=len(meta_bytes) + len(data_set),
         received_at=clock.now(),
     )

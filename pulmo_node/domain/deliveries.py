@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 
 from pulmo_node.domain.machine import next_state
 
@@ -16,7 +17,7 @@ class DeliveryState(StrEnum):
     SENT = "SENT"  # the peer answered Success or a warning
     COMMITTED = "COMMITTED"  # the peer took over responsibility (storage commitment)
     FAILED = "FAILED"  # refused, or tried as often as configured
-    CANCELLED = "CANCELLED"  # its job was cancelled or superseded first
+    CANCELLED = "CANCELLED"  # its job was cancelled or superseded first, or the destination is not to have it
 
 
 class DeliveryEvent(StrEnum):
@@ -30,6 +31,7 @@ class DeliveryEvent(StrEnum):
     FAILED = "failed"
     REQUEUED = "requeued"
     CANCELLED = "cancelled"
+    LEFT_OUT = "left out"  # of a kind that the destination is not to have
     SUPERSEDED = "superseded"
 
 
@@ -40,6 +42,7 @@ TRANSITIONS: dict[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
     (DeliveryState.PENDING, DeliveryEvent.FAILED): DeliveryState.FAILED,
     (DeliveryState.PENDING, DeliveryEvent.CANCELLED): DeliveryState.CANCELLED,
     (DeliveryState.PENDING, DeliveryEvent.SUPERSEDED): DeliveryState.CANCELLED,
+    (DeliveryState.PENDING, DeliveryEvent.LEFT_OUT): DeliveryState.CANCELLED,
     (DeliveryState.SENT, DeliveryEvent.COMMITTED): DeliveryState.COMMITTED,
     (DeliveryState.SENT, DeliveryEvent.NOT_COMMITTED): DeliveryState.PENDING,  # attempts + 1, not_before
     (DeliveryState.SENT, DeliveryEvent.FAILED): DeliveryState.FAILED,  # not committed as often as configured
@@ -75,6 +78,9 @@ class Peer:
     port: int
     tls: PeerTls | None = None  # None: in the clear
     commitment: bool = False  # storage commitment is asked for where the peer offers it
+    deidentify: Literal["remove_dates", "keep_dates"] | None = (
+        None  # results go to it without the patient; None: as are
+    )
     stow_url: str = ""  # of a DICOMweb server, which is spoken to instead; empty: a DICOM node
     stow_authorization: str = field(default="", repr=False)  # value of the HTTP header; a secret
 

@@ -91,7 +91,7 @@ class Job:
     pipeline: str
     destinations: tuple[str, ...]
     state: JobState
-    attempts: int  # analyses that were begun and deferred or lost
+    attempts: int  # analyses that failed and are tried again
     not_before: datetime | None
     reason_code: str | None
     reason: str | None
@@ -101,3 +101,4 @@ class Job:
     updated_at: datetime
     findings: str | None = None  # findings.json of the analysis
     priority: Priority = Priority.ROUTINE
+    takeovers: int = 0  # leases that ended with their node

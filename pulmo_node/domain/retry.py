@@ -43,6 +43,21 @@ class GiveUp:
     reason: str
 
 
+def quarantine_reason(*, attempts: int, max_attempts: int, takeovers: int, max_takeovers: int) -> str | None:
+    """Why a job is not to be begun again; None where it is.
+
+    An *attempt* failed under the eyes of a living node: the analysis has its own process, whose death is seen. A
+    *takeover* is a lease that ended with its node: a power cut, a restart of the machine, a kill; hardly ever the fault
+    of the series that was being analysed, so many of them are borne. They are bounded all the same, for the series that
+    takes the whole machine down each time.
+    """
+    if attempts >= max_attempts:
+        return f"{attempts} attempts ended without a result"
+    if takeovers >= max_takeovers:
+        return f"the node ended {takeovers} times during its analysis"
+    return None
+
+
 def decide(
     policy: RetryPolicy, error: Exception, *, attempts: int, now: datetime, chance: float = 0.5
 ) -> Defer | GiveUp:

@@ -21,8 +21,9 @@ from typing import Any, cast
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import A_ASSOCIATE_RQ
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import AssociationSocket, RequestHandler
 
+from pulmo_node.dimse import PromptServer, listen
 from pulmo_node.network.access import Access, Refusal
 from pulmo_node.network.limits import MOST_UNANSWERED, Connection, Ledger, Limits
 from pulmo_node.network.tls import ServerTls, tls_reason
@@ -178,10 +179,9 @@ class _Handler(RequestHandler):
         self.server.ledger.closed(cast(MeteredSocket, event.assoc.dul.socket).connection)
 
 
-class GuardedServer(ThreadedAssociationServer):
-    """pynetdicom's server behind the guard; quick to stop, and with room for a burst of connections."""
+class GuardedServer(PromptServer):
+    """pynetdicom's server behind the guard."""
 
-    request_queue_size = 128  # as delivered 5: a connection beyond waits for a second or more for its next try
     daemon_threads = True
 
     def __init__(
@@ -204,11 +204,6 @@ class GuardedServer(ThreadedAssociationServer):
         self._telling = threading.Lock()
         super().__init__(*args, **{**kwargs, "request_handler": _Handler})
 
-    def serve_forever(self, poll_interval: float = 0.05) -> None:
-        """Look for the request to stop and for broken limits every 50 ms."""
-        self._gc = [0, 599]  # polls from one of pynetdicom's garbage collections to the next: every 30 s, as before
-        super().serve_forever(poll_interval)
-
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether a new connection is looked at, by its address alone."""
         address = str(client_address[0])
@@ -227,7 +222,7 @@ class GuardedServer(ThreadedAssociationServer):
         return True
 
     def service_actions(self) -> None:
-        """End what breaks a limit while nothing is read of it."""
+        """End what breaks a limit while nothing is read of it; called at every poll."""
         super().service_actions()
         for connection, reason in self.ledger.violations():
             _tell_end(connection, reason)
@@ -271,14 +266,7 @@ def listen_guarded(
     Raises:
         OSError: the address is in use or not one of this machine.
     """
-    server = cast(
-        GuardedServer, entity.make_server(address, evt_handlers=handlers, server_class=GuardedServer, **guard)
-    )
-    entity._servers.append(server)  # from where its shutdown removes it
-    threading.Thread(
-        target=server.serve_forever, name=f"AcceptorServer:{server.server_address[1]}", daemon=True
-    ).start()
-    return server
+    return cast(GuardedServer, listen(entity, address, handlers, GuardedServer, **guard))
 
 
 def _on_message(event: evt.Event) -> None:

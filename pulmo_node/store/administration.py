@@ -18,7 +18,16 @@ from pulmo_node.domain.studies import derive_study_state
 from pulmo_node.ports import StudyDetail, StudySummary
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database
-from pulmo_node.store.moves import AFRESH, add_event, deliveries_of, end_pending, move_delivery, move_job, move_series
+from pulmo_node.store.moves import (
+    AFRESH,
+    JOB_AFRESH,
+    add_event,
+    deliveries_of,
+    end_pending,
+    move_delivery,
+    move_job,
+    move_series,
+)
 from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_event, to_finding, to_job, to_result, to_series
 
 _REQUEUED_WHEN_FAILED = frozenset({JobState.FAILED, JobState.QUARANTINED})
@@ -173,7 +182,7 @@ def _requeue(connection: Connection, job: Job, *, only_failed: bool, at: datetim
     """To be analysed again; its earlier deliveries wait for what comes of it."""
     if job.state not in (_REQUEUED_WHEN_FAILED if only_failed else _REQUEUED):
         return False
-    move_job(connection, job, JobEvent.REQUEUED, at=at, changes={"reason_code": None, **AFRESH})
+    move_job(connection, job, JobEvent.REQUEUED, at=at, changes={"reason_code": None, **JOB_AFRESH})
     return True
 
 

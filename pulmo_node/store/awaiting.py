@@ -21,18 +21,18 @@ class SqlAwaitingStore(Database):
 
     def uncommitted(self, destination: str) -> int:
         """The number of sent deliveries that count only once committed, and that were not asked for yet."""
-        table = schema.deliveries
-        query = sa.select(sa.func.count()).where(*_waiting(destination), table.c.commitment_uid.is_(None))
+        query = sa.select(sa.func.count()).where(*_unasked(destination))
         with self._read() as connection:
             return int(connection.scalar(query) or 0)
 
     def commitment_asked(self, destination: str, transaction_uid: str) -> tuple[Delivery, ...]:
-        """Give every delivery that was not asked for this Transaction UID, before the request is sent; those that
-        have it now."""
+        """Give every delivery that was not asked for this Transaction UID; those that have it now.
+
+        Before the request is sent, so that no report can come before it is known.
+        """
         table = schema.deliveries
         with self._write() as connection:
-            waiting = (*_waiting(destination), table.c.commitment_uid.is_(None))
-            connection.execute(table.update().where(*waiting).values(commitment_uid=transaction_uid))
+            connection.execute(table.update().where(*_unasked(destination)).values(commitment_uid=transaction_uid))
             query = DELIVERIES.where(table.c.commitment_uid == transaction_uid).order_by(table.c.id)
             return tuple(to_delivery(row) for row in connection.execute(query))
 
@@ -46,11 +46,11 @@ class SqlAwaitingStore(Database):
     def commitment_waived(self, destination: str) -> int:
         """The peer no longer offers commitment: what was not asked for counts as delivered; the number."""
         table = schema.deliveries
+        unasked = _unasked(destination)
         at = self._clock.now()
         with self._write() as connection:
-            waiting = (*_waiting(destination), table.c.commitment_uid.is_(None))
-            rows = connection.execute(sa.select(table.c.id, table.c.job_id).where(*waiting)).all()
-            connection.execute(table.update().where(*waiting).values(commitment_until=None))
+            rows = connection.execute(sa.select(table.c.id, table.c.job_id).where(*unasked)).all()
+            connection.execute(table.update().where(*unasked).values(commitment_until=None))
             for job_id in sorted({row.job_id for row in rows}):
                 settle_job(connection, job_id, at=at)
         return len(rows)
@@ -103,3 +103,7 @@ def _waiting(destination: str) -> tuple[sa.ColumnElement[bool], ...]:
     table = schema.deliveries
     sent = table.c.state == DeliveryState.SENT.value
     return (table.c.commitment_until.is_not(None), table.c.destination == destination, sent)
+
+
+def _unasked(destination: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (*_waiting(destination), schema.deliveries.c.commitment_uid.is_(None))

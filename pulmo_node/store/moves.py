@@ -27,7 +27,9 @@ from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_job
 
 NO_LEASE: dict[str, Any] = {"worker_id": None, "lease_until": None}
 AFRESH: dict[str, Any] = {"attempts": 0, "not_before": None, "reason": None, **NO_LEASE}
-"""What a requeued job or delivery starts with."""
+"""What a requeued delivery starts with."""
+JOB_AFRESH: dict[str, Any] = {**AFRESH, "takeovers": 0}
+"""What a requeued job starts with."""
 
 
 def add_event(
@@ -143,8 +145,10 @@ def move_delivery(
 
 
 def as_seen(table: sa.Table, value: Job | Delivery) -> tuple[sa.ColumnElement[bool], ...]:
-    """The row is as `value` says: state and holder of the lease. `attempts` tells two leases of one worker apart."""
+    """The row is as `value` says: state and holder of the lease. The counts tell two leases of one worker apart."""
+    lost = (schema.jobs.c.takeovers == value.takeovers,) if isinstance(value, Job) else ()
     return (
+        *lost,
         table.c.id == value.id,
         table.c.state == value.state.value,
         table.c.worker_id.is_not_distinct_from(value.worker_id),

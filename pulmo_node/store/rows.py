@@ -66,6 +66,7 @@ def to_job(row: AnyRow) -> Job:
         updated_at=row.updated_at,
         findings=row.findings,
         priority=Priority(row.priority),
+        takeovers=row.takeovers,
     )
 
 

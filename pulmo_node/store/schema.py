@@ -97,6 +97,7 @@ jobs = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("updated_at", UtcDateTime, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("takeovers", sa.Integer, nullable=False, server_default="0"),  # leases that ended with their node
     sa.UniqueConstraint("series_id", "revision", "pipeline"),
     sa.Index("ix_jobs_state", "state", "id"),
     sqlite_autoincrement=True,

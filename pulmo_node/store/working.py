@@ -39,7 +39,7 @@ class SqlJobStore(Database):
     def claim_job(self, worker_id: str, *, now: datetime, lease_until: datetime) -> Job | None:
         """Lease the QUEUED job of the highest priority, of these the oldest, that is due and not leased.
 
-        Taking over an expired lease counts as an attempt: the worker before did not survive it.
+        Taking over an expired lease is counted in `takeovers`, not in `attempts`: the node did not survive it.
         """
         table = schema.jobs
         oldest = (
@@ -227,6 +227,10 @@ class SqlJobStore(Database):
         """PENDING -> FAILED; the job follows when this was its last. Raises `StaleJob`."""
         self._move_delivery(delivery, DeliveryEvent.FAILED, reason, {"reason": reason, "not_before": None})
 
+    def delivery_left_out(self, delivery: Delivery, reason: str) -> None:
+        """PENDING -> CANCELLED, which is no failure; the job follows when this was its last. Raises `StaleJob`."""
+        self._move_delivery(delivery, DeliveryEvent.LEFT_OUT, reason, {"reason": reason, "not_before": None})
+
     def _end(self, job: Job, event: JobEvent, code: str | None, reason: str, report: Sequence[ResultObject]) -> None:
         at = self._clock.now()
         changes = {"findings": None, "reason_code": code, "reason": reason, "not_before": None}
@@ -256,7 +260,9 @@ def _claimable(table: sa.Table, now: datetime) -> tuple[sa.ColumnElement[bool], 
 def _lease(seen: Job | Delivery, worker_id: str, lease_until: datetime) -> tuple[dict[str, Any], bool]:
     """The columns of a new lease, and whether it takes over one that was lost."""
     lost = seen.lease_until is not None
-    return {"worker_id": worker_id, "lease_until": lease_until, "attempts": seen.attempts + lost}, lost
+    values = {"worker_id": worker_id, "lease_until": lease_until}
+    count = {"takeovers": seen.takeovers + lost} if isinstance(seen, Job) else {"attempts": seen.attempts + lost}
+    return values | count, lost
 
 
 def _add_takeover(
@@ -270,7 +276,7 @@ def _add_takeover(
         subject=subject,
         event=TAKEN_OVER,
         state=state,
-        detail=f"the lease of {lost_worker_id} expired; this counts as an attempt",
+        detail=f"the lease of {lost_worker_id} expired",
     )
 
 

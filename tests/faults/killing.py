@@ -38,8 +38,14 @@ _ENDED = "('DONE', 'FAILED', 'REJECTED', 'QUARANTINED', 'SUPERSEDED', 'CANCELLED
 
 CONFIGURATION: dict[str, dict[str, Any]] = {
     "receive": {"quiet_seconds": 1.0},
-    # A kill counts as an attempt of the job that it hits, and here no job is to blame.
-    "analysis": {"lease_seconds": 2.0, "max_attempts": 10_000, "first_delay_seconds": 0.2, "max_delay_seconds": 1.0},
+    # Kills of the analysis process count as attempts, those of the node as takeovers; here no job is to blame.
+    "analysis": {
+        "lease_seconds": 2.0,
+        "max_attempts": 10_000,
+        "max_takeovers": 10_000,
+        "first_delay_seconds": 0.2,
+        "max_delay_seconds": 1.0,
+    },
     "delivery": {
         "lease_seconds": 2.0,
         "max_attempts": 10_000,

@@ -15,7 +15,6 @@ from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_primitives import C_STORE
 
-from pulmo_node import deliver
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import COMPRESSED
 from pulmo_node.domain.deliveries import Peer, ResultObject
@@ -246,7 +245,7 @@ class TestDisk:
         def failing(_: object) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        monkeypatch.setattr(deliver, "read_file_meta_info", failing)
+        monkeypatch.setattr("pulmo_node.deliver.files.read_file_meta_info", failing)
         with (
             sender.open(pacs.peer) as link,
             pytest.raises(Transient, match=r"1\.dcm cannot be read: Input/output error"),

@@ -146,7 +146,7 @@ class TestReopening:
             assert [row.event for row in scene.study().events] == ["instance", "quiet", "queued"]
             assert scene.no_claim()
             clock.advance(hours=1)
-            assert scene.claim().attempts == 1
+            assert scene.claim().takeovers == 1
 
 
 class TestMigrations:

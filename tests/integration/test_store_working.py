@@ -63,21 +63,30 @@ class TestClaim:
         again = scene.claim()
         assert (again.id, again.attempts, again.reason) == (first.id, 1, "device out of memory")
 
-    def test_an_expired_lease_is_taken_over_and_counts(self, scene: Scene) -> None:
+    def test_an_expired_lease_is_taken_over_which_is_no_attempt(self, scene: Scene) -> None:
         lost = scene.queued()
         scene.clock.advance(seconds=LEASE.total_seconds() - 1)
         assert scene.no_claim("next")
         scene.clock.advance(seconds=1)
         job = scene.claim("next")
-        assert (job.id, job.worker_id, job.attempts) == (lost.id, "next", 1)
+        assert (job.id, job.worker_id, job.attempts, job.takeovers) == (lost.id, "next", 0, 1)
         assert scene.history(f"job {job.id}")[-1] == ("taken over", "QUEUED")
         scene.clock.advance(hours=1)
-        assert scene.claim("third").attempts == 2
+        again = scene.claim("third")
+        assert (again.attempts, again.takeovers) == (0, 2)
+
+    def test_a_requeued_job_starts_without_either(self, scene: Scene) -> None:
+        scene.queued()
+        scene.clock.advance(hours=1)
+        scene.store.job_quarantined(scene.claim("next"), "the node ended too often")
+        assert scene.job().takeovers == 1
+        scene.store.requeue(study_instance_uid=STUDY)
+        assert (scene.job().attempts, scene.job().takeovers) == (0, 0)
 
     def test_the_worker_itself_after_a_restart_counts_too(self, scene: Scene) -> None:
         lost = scene.queued()
         scene.clock.advance(hours=1)
-        assert scene.claim(lost.worker_id or "").attempts == 1
+        assert scene.claim(lost.worker_id or "").takeovers == 1
         with pytest.raises(StaleJob):
             scene.store.job_encoded(lost, [result()], FINDINGS)
 

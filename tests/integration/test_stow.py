@@ -21,11 +21,11 @@ from pydicom import dcmread
 from pulmo_node import orthanc
 from pulmo_node.app import Node, build_result_sender
 from pulmo_node.config import Config, resolve
+from pulmo_node.deliver import StowSender
 from pulmo_node.domain.deliveries import Peer, PeerTls, ResultObject
 from pulmo_node.errors import ConfigError, Permanent, Transient
 from pulmo_node.health import run_checks
 from pulmo_node.orthanc import OrthancProcess
-from pulmo_node.stow import StowSender
 from tests.certificates import authority
 from tests.fake_pipeline import fake_pipeline
 from tests.integration.test_node import configuration, in_state, send, series_files, wait_for

@@ -37,6 +37,7 @@ class TestPending(EveryEvent):
         "failed": "FAILED",
         "cancelled": "CANCELLED",
         "superseded": "CANCELLED",
+        "left out": "CANCELLED",
     }
 
 

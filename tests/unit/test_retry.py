@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pulmo_node.domain.retry import Defer, GiveUp, RetryPolicy, decide
+from pulmo_node.domain.retry import Defer, GiveUp, RetryPolicy, decide, quarantine_reason
 from pulmo_node.errors import ConfigError, DiskFull, InvalidTransition, Permanent, Rejected, StaleJob, Transient
 
 NOW = datetime(2026, 3, 29, 0, 59, 30, tzinfo=UTC)
@@ -66,3 +66,22 @@ class TestDecide:
     )
     def test_everything_else_is_given_up_at_once(self, error: Exception) -> None:
         assert decide(POLICY, error, attempts=1, now=NOW) == GiveUp(reason=str(error))
+
+
+class TestQuarantine:
+    @pytest.mark.parametrize(
+        ("attempts", "takeovers", "reason"),
+        [
+            (0, 0, None),
+            (2, 0, None),
+            (3, 0, "3 attempts ended without a result"),
+            (4, 9, "4 attempts ended without a result"),
+            (0, 3, None),  # power cuts are no attempts
+            (2, 9, None),
+            (0, 10, "the node ended 10 times during its analysis"),
+            (2, 11, "the node ended 11 times during its analysis"),
+        ],
+    )
+    def test_each_has_a_bound_of_its_own(self, attempts: int, takeovers: int, reason: str | None) -> None:
+        found = quarantine_reason(attempts=attempts, max_attempts=3, takeovers=takeovers, max_takeovers=10)
+        assert found == reason

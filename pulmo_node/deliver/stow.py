@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
 
+from pulmo_node.deliver.files import check_identity, reason
 from pulmo_node.dimse import StatusKind, status_in_words, status_kind
 from pulmo_node.domain.deliveries import Peer, ResultObject
 from pulmo_node.errors import Permanent, PulmoError, Transient
@@ -61,7 +60,7 @@ class StowLink:
             Transient: connection lost, no answer in time, not let in, server out of resources, file cannot be read.
             Permanent: the server refused it, or the file is not the object that `result` speaks of.
         """
-        _check_identity(file, result)
+        check_identity(file, result)
         boundary = uuid.uuid4().hex
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
@@ -74,7 +73,7 @@ class StowLink:
         except (httpx2.HTTPError, httpx2.StreamError) as exc:
             raise Transient(f"{self._peer.name} did not answer: {type(exc).__name__}") from exc
         except OSError as exc:
-            raise Transient(f"{file.name} cannot be read: {exc.strerror or type(exc).__name__}") from exc
+            raise Transient(f"{file.name} cannot be read: {reason(exc)}") from exc
         return _judge(self._peer.name, response.status_code, _answer(said, result.sop_instance_uid))
 
     def request_commitment(self, transaction_uid: str, instances: Sequence[tuple[str, str]]) -> None:
@@ -154,18 +153,6 @@ def _headers(boundary: str) -> dict[str, str]:
         "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
         "Accept": "application/dicom+json",
     }
-
-
-def _check_identity(file: Path, result: ResultObject) -> None:
-    try:
-        meta = read_file_meta_info(file)
-        named = meta.get("MediaStorageSOPClassUID"), meta.get("MediaStorageSOPInstanceUID")
-    except (FileNotFoundError, InvalidDicomError, AttributeError, EOFError) as exc:
-        raise Permanent(f"{file.name} cannot be read: {type(exc).__name__}") from exc
-    except OSError as exc:
-        raise Transient(f"{file.name} cannot be read: {exc.strerror or type(exc).__name__}") from exc
-    if named != (result.sop_class_uid, result.sop_instance_uid):
-        raise Permanent(f"{file.name} is not {result.sop_instance_uid}")
 
 
 def _body(head: bytes, file: Path, tail: bytes) -> Iterator[bytes]:

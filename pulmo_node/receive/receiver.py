@@ -1,32 +1,17 @@
-"""Receive: a DICOM storage and verification SCP.
-
-Input: C-STORE and C-ECHO requests. Output: the peer's bytes in the instance store, a committed row, then the answer.
-The data set is never decoded and encoded again: only its head, up to (0020,000E), is read to learn its identity.
-Governed by DICOM PS3.4 B (storage), PS3.7 9.1.1 (C-STORE), PS3.8 9.3.4 (A-ASSOCIATE-RJ), PS3.10 7 (file format).
-
-Statuses: 0x0000 once file and row are durable, also for an instance that is there already and for a conflict;
-0xA700 where storage or database refuse, 0xA900 where the data set is not what the command says, 0xC000 where it
-cannot be understood, each with an Error Comment. None of them ends the association.
-"""
+"""The SCP: associations, their C-STORE and C-ECHO requests, and the answers."""
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from io import BytesIO
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_file_meta_info
+from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
@@ -42,28 +27,19 @@ from pulmo_node.dimse import (
     configure_pynetdicom,
     decodable_transfer_syntaxes,
     error_comment,
+    is_uid,
     prepare_connection,
 )
-from pulmo_node.domain.series import StoredInstance
 from pulmo_node.errors import PulmoError, StorageFull, Transient
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.server import GuardedServer, listen_guarded
 from pulmo_node.network.tls import ServerTls, ServerTlsSettings
 from pulmo_node.ports import Clock, CommitmentReports, InstanceStore, Journal, ReceiveStore
+from pulmo_node.receive.head import InstanceHead, Refused, describe, encode_meta, read_head
 
 log = logging.getLogger(__name__)
 
-_STUDY_INSTANCE_UID = 0x0020000D
-_SERIES_INSTANCE_UID = 0x0020000E
-_SOP_CLASS_UID = 0x00080016
-_SOP_INSTANCE_UID = 0x00080018
-_MODALITY = 0x00080060
-
-# Wider than PS3.5 9.1 in one point: components with leading zeros are met in practice and harm nobody.
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-
-_MOST_INFLATED_BYTES = 16 * 1024 * 1024  # of a deflated data set; the head that is read is a few kilobytes
 _DRAIN_SECONDS = 10.0
 
 
@@ -78,25 +54,6 @@ class ReceiveSettings:
     limits: Limits = field(default_factory=Limits)
     max_pdu: int = 131_072  # bytes, offered at negotiation
     tls: ServerTlsSettings | None = None  # None: in the clear
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstanceHead:
-    """What a data set says that it is."""
-
-    study_instance_uid: str
-    series_instance_uid: str
-    sop_instance_uid: str
-    sop_class_uid: str
-    modality: str
-
-
-class Refused(Exception):
-    """The instance is answered with a failure status; the text becomes the Error Comment."""
-
-    def __init__(self, status: DimseStatus, comment: str) -> None:
-        super().__init__(comment)
-        self.status = status
 
 
 @dataclass(kw_only=True)
@@ -269,7 +226,7 @@ class Receiver:
         if transfer is None:  # being aborted by `stop`; nobody reads the answer
             return DimseStatus.OUT_OF_RESOURCES
         named = str(cast(C_STORE, event.request).AffectedSOPInstanceUID)
-        sop_instance_uid = named if _UID.fullmatch(named) else "(no valid UID)"  # any text may stand there
+        sop_instance_uid = named if is_uid(named) else "(no valid UID)"  # any text may stand there
         try:
             outcome = self._receive(event, transfer)
         except Refused as exc:
@@ -308,87 +265,19 @@ class Receiver:
             data_set=data_set,
         )
         outcome = self._store.record_instance(
-            StoredInstance(
-                study_instance_uid=head.study_instance_uid,
-                series_instance_uid=head.series_instance_uid,
-                sop_instance_uid=head.sop_instance_uid,
-                sop_class_uid=head.sop_class_uid,
-                transfer_syntax_uid=str(transfer_syntax_uid),
-                modality=head.modality,
+            describe(
+                head,
+                written,
+                transfer_syntax_uid=transfer_syntax_uid,
                 calling_ae_title=transfer.calling_ae_title,
-                path=written.path,
-                sha256=written.sha256,
-                size_bytes=written.size_bytes,
                 received_at=self._clock.now(),
             )
         )
         return outcome.value
 
 
-def read_head(data_set: bytes, transfer_syntax_uid: UID) -> InstanceHead:
-    """Identity of an encoded data set. Nothing behind (0020,000E) is read, and pixel data is never touched.
-
-    Raises:
-        Refused: with 0xC000, where it cannot be parsed or a UID is missing or malformed.
-    """
-    try:
-        encoded = _inflated(data_set) if transfer_syntax_uid.is_deflated else data_set
-        head = read_dataset(
-            BytesIO(encoded),
-            transfer_syntax_uid.is_implicit_VR,
-            transfer_syntax_uid.is_little_endian,
-            stop_when=lambda tag, vr, length: tag > _SERIES_INSTANCE_UID,
-            specific_tags=[_SOP_CLASS_UID, _SOP_INSTANCE_UID, _MODALITY, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID],
-        )
-        # Raw values: converted ones would be quoted in warnings where they are malformed.
-        values = {int(tag): _text(head.get_item(tag)) for tag in head.keys()}  # noqa: SIM118
-    except Exception as exc:
-        # Boundary: bytes of a stranger. Whatever the parser raises on them, they cannot be understood.
-        raise Refused(DimseStatus.CANNOT_UNDERSTAND, "data set cannot be parsed") from exc
-    return InstanceHead(
-        study_instance_uid=_checked_uid(values.get(_STUDY_INSTANCE_UID, ""), "Study Instance UID"),
-        series_instance_uid=_checked_uid(values.get(_SERIES_INSTANCE_UID, ""), "Series Instance UID"),
-        sop_instance_uid=_checked_uid(values.get(_SOP_INSTANCE_UID, ""), "SOP Instance UID"),
-        sop_class_uid=_checked_uid(values.get(_SOP_CLASS_UID, ""), "SOP Class UID"),
-        modality=values.get(_MODALITY, "")[:16],
-    )
-
-
-def encode_meta(head: InstanceHead, transfer_syntax_uid: UID, calling_ae_title: str) -> bytes:
-    """Preamble and meta header of the Part 10 file in which an instance is kept (PS3.10 7.1)."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = UID(head.sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(head.sop_instance_uid)
-    meta.TransferSyntaxUID = transfer_syntax_uid
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    meta.SourceApplicationEntityTitle = calling_ae_title
-    encoded = DicomBytesIO()
-    encoded.is_little_endian = True
-    encoded.is_implicit_VR = False
-    write_file_meta_info(encoded, meta)
-    return b"\x00" * 128 + b"DICM" + encoded.getvalue()
-
-
 def _address(event: evt.Event) -> str:
     return str(event.assoc.requestor.address)
-
-
-def _text(element: Any) -> str:
-    return bytes(element.value or b"").decode("ascii", "replace").strip("\0 ")
-
-
-def _inflated(data_set: bytes) -> bytes:
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, _MOST_INFLATED_BYTES)
-
-
-def _checked_uid(value: str, name: str) -> str:
-    if not value:
-        raise Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is missing")
-    if len(value) > 64 or not _UID.fullmatch(value):
-        raise Refused(DimseStatus.CANNOT_UNDERSTAND, f"{name} is no valid UID")
-    return value
 
 
 def _check_identity(head: InstanceHead, event: evt.Event) -> None:

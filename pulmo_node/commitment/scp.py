@@ -12,7 +12,6 @@ cannot be told is tried again by the delays of a delivery, and given up with a l
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import weakref
 from collections.abc import Callable
@@ -26,11 +25,14 @@ from pynetdicom.dimse_messages import N_EVENT_REPORT_RSP
 from pynetdicom.dimse_primitives import N_ACTION, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 
+from pulmo_node.commitment.refused import Refused
 from pulmo_node.dimse import (
+    REQUEST_COMMITMENT,
     STORAGE_COMMITMENT,
     STORAGE_COMMITMENT_INSTANCE,
     DimseStatus,
     commitment_information,
+    is_uid,
 )
 from pulmo_node.domain.commitments import Commitment, CommitmentReport, FailureReason
 from pulmo_node.domain.deliveries import Peer
@@ -40,19 +42,9 @@ from pulmo_node.ports import Clock, CommitmentSender, CommitmentStore, InstanceS
 
 log = logging.getLogger(__name__)
 
-_REQUEST_COMMITMENT = 1  # Action Type ID
 _LARGEST_REQUEST_BYTES = 16 * 1024 * 1024  # some hundred thousand references
 _LOOK_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-
-
-class _Refused(Exception):
-    """The request is answered with a failure status; the text is for the log."""
-
-    def __init__(self, status: DimseStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 class CommitmentScp:
@@ -101,8 +93,8 @@ class CommitmentScp:
         try:
             transaction_uid, instances = _parse(event)
             if not self._store.add_commitment(transaction_uid, calling_ae_title, instances, at=self._clock.now()):
-                raise _Refused(DimseStatus.DUPLICATE_INVOCATION, "the transaction UID is in use")
-        except _Refused as exc:
+                raise Refused(DimseStatus.DUPLICATE_INVOCATION, "the transaction UID is in use")
+        except Refused as exc:
             log.warning("storage commitment for %s refused: %s", calling_ae_title, exc)
             return int(exc.status), None
         except PulmoError as exc:
@@ -237,15 +229,15 @@ def _send_on(association: Association, report: CommitmentReport) -> None:
 
 
 def _parse(event: evt.Event) -> tuple[str, list[tuple[str, str]]]:
-    """Transaction UID and references of a request. Raises `_Refused`."""
+    """Transaction UID and references of a request. Raises `Refused`."""
     request = cast(N_ACTION, event.request)
     if request.RequestedSOPInstanceUID != STORAGE_COMMITMENT_INSTANCE:
-        raise _Refused(DimseStatus.INVALID_SOP_INSTANCE, "not the well-known instance")
-    if request.ActionTypeID != _REQUEST_COMMITMENT:
-        raise _Refused(DimseStatus.NO_SUCH_ACTION, "another action than a request")
+        raise Refused(DimseStatus.INVALID_SOP_INSTANCE, "not the well-known instance")
+    if request.ActionTypeID != REQUEST_COMMITMENT:
+        raise Refused(DimseStatus.NO_SUCH_ACTION, "another action than a request")
     encoded = request.ActionInformation
     if encoded is None or len(encoded.getbuffer()) > _LARGEST_REQUEST_BYTES:
-        raise _Refused(DimseStatus.RESOURCE_LIMITATION, "too many references, or none")
+        raise Refused(DimseStatus.RESOURCE_LIMITATION, "too many references, or none")
     try:
         information: Dataset = event.action_information
         transaction_uid = str(information.TransactionUID)
@@ -255,8 +247,8 @@ def _parse(event: evt.Event) -> tuple[str, list[tuple[str, str]]]:
         ]
     except Exception as exc:
         # Boundary: bytes of a stranger. Whatever the parser raises on them, they are no request.
-        raise _Refused(DimseStatus.INVALID_ARGUMENT, "the request cannot be understood") from exc
+        raise Refused(DimseStatus.INVALID_ARGUMENT, "the request cannot be understood") from exc
     uids = [transaction_uid, *(uid for pair in references for uid in pair)]
-    if not references or not all(len(uid) <= 64 and _UID.fullmatch(uid) for uid in uids):
-        raise _Refused(DimseStatus.INVALID_ARGUMENT, "a UID is missing or none")
+    if not references or not all(is_uid(uid) for uid in uids):
+        raise Refused(DimseStatus.INVALID_ARGUMENT, "a UID is missing or none")
     return transaction_uid, references

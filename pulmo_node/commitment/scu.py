@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import evt
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 
+from pulmo_node.commitment.refused import Refused
 from pulmo_node.dimse import STORAGE_COMMITMENT_INSTANCE, DimseStatus
 from pulmo_node.domain.deliveries import Delivery, DeliveryState
 from pulmo_node.domain.retry import Defer, RetryPolicy, decide
@@ -48,7 +49,7 @@ class CommitmentScu:
         calling_ae_title = str(event.assoc.remote["ae_title"]).strip()
         try:
             transaction_uid, stored, failed = _parse(event)
-        except _Refused as exc:
+        except Refused as exc:
             log.warning("report on storage commitment by %s refused: %s", calling_ae_title, exc)
             return int(exc.status), None
         try:
@@ -99,20 +100,12 @@ class CommitmentScu:
             self.not_committed(delivery, "the report on storage commitment does not name it")
 
 
-class _Refused(Exception):
-    """The report is answered with a failure status; the text is for the log."""
-
-    def __init__(self, status: DimseStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
 def _parse(event: evt.Event) -> tuple[str, set[tuple[str, str]], dict[str, int]]:
-    """Transaction UID, pairs of class and instance that are kept, failure reasons by instance. Raises `_Refused`."""
+    """Transaction UID, pairs of class and instance that are kept, failure reasons by instance. Raises `Refused`."""
     if cast(N_EVENT_REPORT, event.request).AffectedSOPInstanceUID != STORAGE_COMMITMENT_INSTANCE:
-        raise _Refused(DimseStatus.INVALID_SOP_INSTANCE, "not the well-known instance")
+        raise Refused(DimseStatus.INVALID_SOP_INSTANCE, "not the well-known instance")
     if event.event_type not in _EVENT_TYPES:
-        raise _Refused(DimseStatus.NO_SUCH_EVENT_TYPE, "another event than a report")
+        raise Refused(DimseStatus.NO_SUCH_EVENT_TYPE, "another event than a report")
     try:
         information: Dataset = event.event_information
         stored = {
@@ -126,4 +119,4 @@ def _parse(event: evt.Event) -> tuple[str, set[tuple[str, str]], dict[str, int]]
         return str(information.TransactionUID), stored, failed
     except Exception as exc:
         # Boundary: bytes of a stranger. Whatever the parser raises on them, they are no report.
-        raise _Refused(DimseStatus.INVALID_ARGUMENT, "it cannot be understood") from exc
+        raise Refused(DimseStatus.INVALID_ARGUMENT, "it cannot be understood") from exc

@@ -1,0 +1,70 @@
+"""Composes the stages: completes quiet series, runs the analysis of queued jobs, delivers what lies in the outbox.
+
+In the order of the data: `series` (quiet series to jobs), `jobs` (jobs to result objects), `deliveries` (result
+objects to destinations); `adapters` is what they need of the outside.
+
+Each duty does one thing to the end and records it; none of them loops or waits (that is the scheduler's part).
+A crash at any moment leaves states that are true: the lease of the job or delivery expires and it is taken up again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from pulmo_node.attempt import Analysis
+from pulmo_node.config import Config
+from pulmo_node.worker.adapters import Adapters
+from pulmo_node.worker.deliveries import DeliveryDuty
+from pulmo_node.worker.jobs import JobDuty
+from pulmo_node.worker.series import complete_quiet_series
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One worker of the node; several may share a database, each with a `worker_id` of its own."""
+
+    def __init__(self, config: Config, adapters: Adapters, analysis: Analysis, worker_id: str) -> None:
+        self._config = config
+        self._ports = adapters
+        self._analysis = analysis
+        self._worker_id = worker_id
+        self._stopping = threading.Event()
+        self._jobs = JobDuty(config, adapters, analysis, worker_id)
+        self._deliveries = DeliveryDuty(config, adapters, worker_id, self._stopping)
+
+    def stop(self) -> None:
+        """Begin nothing more: what is between two steps ends there."""
+        self._stopping.set()
+
+    def break_off(self) -> None:
+        """End the analysis that is running; its job stays queued."""
+        self._stopping.set()
+        self._analysis.stop()
+
+    def release(self) -> None:
+        """Give back what this worker holds, so that the next start need not wait for its leases to expire."""
+        self._analysis.close()
+        released = self._ports.jobs.release_leases(self._worker_id)
+        if released:
+            log.info("%d leases given back", released)
+
+    def complete_quiet_series(self) -> int:
+        """Complete every series that is quiet, and queue its jobs; the number of jobs queued."""
+        return complete_quiet_series(self._config, self._ports)
+
+    def analyse_next(self) -> bool:
+        """Take the next queued job through assembly, analysis and encoding; False where there was none."""
+        return self._jobs.analyse_next()
+
+    def deliver_next(self, destination: str) -> bool:
+        """Send the due objects of one job to one destination; False where there was nothing to do, or it is not tried.
+
+        A destination that cannot be reached is left alone for a while: what waits for it loses neither time nor
+        attempts to it. All of that is due at once when it answers again.
+        """
+        return self._deliveries.deliver_next(destination)
+
+
+__all__ = ["Adapters", "Worker"]
