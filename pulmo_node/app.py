@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
+from pulmo_models.pipeline import ProgressCallback, no_progress
 from pulmo_node import logs, systemd
 from pulmo_node.analyse import Analyser
 from pulmo_node.attempt import Analysis, LocalAnalysis
@@ -32,6 +33,7 @@ from pulmo_node.isolation import IsolatedAnalysis, ProcessSettings
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.tls import ServerTlsSettings
+from pulmo_node.observation import Observation
 from pulmo_node.ports import ResultSender
 from pulmo_node.receive import Receiver, ReceiveSettings
 from pulmo_node.reconcile import reconcile
@@ -116,10 +118,10 @@ def build_analyser(config: Config) -> Analyser:
     return Analyser(config.pipelines, config.analysis.device, config.weights_folder)
 
 
-def build_analysis(config: Config) -> Analysis:
+def build_analysis(config: Config, progress: ProgressCallback = no_progress) -> Analysis:
     """Where the series of a node are analysed: in a process of its own, unless the configuration says otherwise."""
     if not config.analysis.isolated:
-        return LocalAnalysis(build_analyser(config), FileOutbox(config.storage))
+        return LocalAnalysis(build_analyser(config), FileOutbox(config.storage), progress)
     return IsolatedAnalysis(
         ProcessSettings(
             pipelines=config.pipelines,
@@ -129,7 +131,8 @@ def build_analysis(config: Config) -> Analysis:
             log_level=config.log.level,
             silence_seconds=config.analysis.silence_seconds,
             limit_seconds=config.analysis.limit_seconds,
-        )
+        ),
+        progress,
     )
 
 
@@ -156,14 +159,15 @@ class Node:
         )
         reports = CommitmentScu(store, clock, config.delivery.retry)
         self.receiver = Receiver(_receive_settings(config), store, instances, clock, self._commitment, reports)
-        self.receiver.journal = store.journal
+        self.observation = Observation(config, clock, store)
+        self.receiver.journal = self.observation.journal
         adapters = Adapters(
             clock=clock,
             series=store,
             jobs=store,
             instances=instances,
             outbox=FileOutbox(config.storage),
-            sender=build_result_sender(config, reports),
+            sender=self.observation.sender(build_result_sender(config, reports)),
             transfers=self.receiver,
             commitment=reports,
             gaps=_gap_repair(config, store),
@@ -172,9 +176,11 @@ class Node:
         worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.store = store
         self._instances = instances
-        self.worker = Worker(config, adapters, build_analysis(config), worker_id)
+        analysis = self.observation.analysis(build_analysis(config, self.observation.progress))
+        self.worker = Worker(config, adapters, analysis, worker_id)
         self._purge = build_purge(config, store)
         self._scheduler = Scheduler(self.worker, tuple(config.peers), self._purge.run)
+        self.observation.complete(instances, lambda: self._scheduler.alive)
 
     def __enter__(self) -> Node:
         reconcile(self._instances, self.store, SystemClock())
@@ -191,19 +197,27 @@ class Node:
     def start_receiving(self) -> None:
         """Listen. Raises `PulmoError`; nothing is started then."""
         self.receiver.start()
+        try:
+            self.observation.listen()
+        except PulmoError:
+            self.receiver.stop()
+            raise
         log.info("%s listens on %s:%d", self.config.node.ae_title, self.config.node.bind, self.receiver.port)
 
     def stop_receiving(self) -> None:
-        """Let open associations finish and close the port."""
+        """Let open associations finish and close the ports."""
+        self.observation.stop_listening()
         self.receiver.stop()
 
     def start_working(self) -> None:
         """Complete, analyse, deliver, purge, answer requests for storage commitment."""
         self._commitment.start()
         self._scheduler.start()
+        self.observation.start()
 
     def stop_working(self) -> None:
         """Finish what is running, within the limit, and close the database."""
+        self.observation.stop()
         self._commitment.stop()
         self._scheduler.stop(self.config.node.drain_seconds)
         self.store.close()

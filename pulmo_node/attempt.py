@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
+from pulmo_models.pipeline import ProgressCallback, no_progress
 from pulmo_models.types import PipelineInfo
 from pulmo_node import assemble, encode
 from pulmo_node.analyse import Analyser
@@ -80,9 +81,10 @@ class Analysis(Protocol):
 class LocalAnalysis:
     """In the process and thread of the caller: a crash of a decoder or a network ends that process."""
 
-    def __init__(self, analyser: Analyser, outbox: Outbox) -> None:
+    def __init__(self, analyser: Analyser, outbox: Outbox, progress: ProgressCallback = no_progress) -> None:
         self._analyser = analyser
         self._outbox = outbox
+        self._progress = progress
 
     def settings_sha256(self, label: str) -> str:
         """Digest of a pipeline's settings."""
@@ -95,12 +97,14 @@ class LocalAnalysis:
     def run(self, request: SeriesRequest) -> SeriesResult:
         """Analyse one series. Raises `Rejected`, `Transient`, `Permanent`."""
         timings: dict[str, float] = {}
+        self._progress("assemble", 0.0)
         with _timed(timings, "assemble"):
             assemble.check_one_patient(list(request.study_paths))
             paths = list(request.paths)
             image = assemble.assemble(paths, assemble.describe(paths))
-        findings = self._analyser.analyse(request.pipeline, image)
+        findings = self._analyser.analyse(request.pipeline, image, self._progress)
         timings.update(findings.timings_seconds)
+        self._progress("encode", 0.0)
         with _timed(timings, "encode"):
             items = [outbox_item(each) for each in encode.encode_findings(findings, image, request.context)]
             plain = encode.findings_to_json(findings, image, request.context)

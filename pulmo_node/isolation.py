@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pulmo_models import registry
+from pulmo_models.pipeline import ProgressCallback, no_progress
 from pulmo_models.types import PipelineInfo
 from pulmo_node import logs
 from pulmo_node.analyse import Analyser
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
 _END_SECONDS = 5.0
+_PROGRESS_SECONDS = 0.25
 _OOM_SCORE = 500  # of -1000..1000, added to what the kernel computes: the analysis goes before the receiver
 _DEVICE_ERROR = re.compile(r"\b(CUDA|cuDNN|CUBLAS)\b", re.IGNORECASE)
 
@@ -56,6 +58,14 @@ class ProcessSettings:
 @dataclass(frozen=True, kw_only=True)
 class _Beat:
     """The process lives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Progress:
+    """How far it is; a sign of life too."""
+
+    step: str
+    share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +92,9 @@ class _Problem:
 class IsolatedAnalysis:
     """The node's side (protocol `Analysis`). Calls are answered one at a time."""
 
-    def __init__(self, settings: ProcessSettings) -> None:
+    def __init__(self, settings: ProcessSettings, progress: ProgressCallback = no_progress) -> None:
         self._settings = settings
+        self._progress = progress
         # For what needs no network: the digest of the settings.
         self._analyser = Analyser(settings.pipelines, settings.device, settings.weights_folder)
         self._calling = threading.Lock()
@@ -143,7 +154,9 @@ class IsolatedAnalysis:
             ready = wait([connection, process.sentinel], min(limit, silence) - now)
             if connection in ready:  # also where it ended since: its last words count
                 message = connection.recv()
-                if not isinstance(message, _Beat):
+                if isinstance(message, _Progress):
+                    self._progress(message.step, message.share)
+                elif not isinstance(message, _Beat):
                     return cast(_Answer | _Problem, message)
                 silence = time.monotonic() + self._settings.silence_seconds
             elif ready:
@@ -220,8 +233,8 @@ def _serve(connection: Connection[Any, Any], settings: ProcessSettings, entries:
     for entry in entries:  # also those that were registered while the node ran
         registry.register(entry)
     analyser = Analyser(settings.pipelines, settings.device, settings.weights_folder)
-    analysis = LocalAnalysis(analyser, FileOutbox(settings.storage))
     sending = threading.Lock()
+    analysis = LocalAnalysis(analyser, FileOutbox(settings.storage), _teller(connection, sending))
     working = threading.Event()
     threading.Thread(target=_beat, args=(connection, sending, working), name="beat", daemon=True).start()
     while True:
@@ -234,6 +247,21 @@ def _serve(connection: Connection[Any, Any], settings: ProcessSettings, entries:
         working.clear()
         with sending:
             connection.send(answer)
+
+
+def _teller(connection: Connection[Any, Any], sending: threading.Lock) -> ProgressCallback:
+    """Tells the node how far a step is, each new step at once and then a few times a second."""
+    told: tuple[str, float] = ("", 0.0)  # step, and when
+
+    def tell(step: str, share: float) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if step != told[0] or now - told[1] >= _PROGRESS_SECONDS:
+            told = (step, now)
+            with suppress(OSError), sending:  # the node is gone: the next beat ends this process
+                connection.send(_Progress(step=step, share=share))
+
+    return tell
 
 
 def _beat(connection: Connection[Any, Any], sending: threading.Lock, working: threading.Event) -> None:

@@ -26,6 +26,7 @@ class WatchedAnalysis:
     def __init__(self, inner: Analysis, observed: Observed) -> None:
         self._inner = inner
         self._observed = observed
+        self._current = ("", "")  # series and pipeline: an analysis runs one at a time
 
     def settings_sha256(self, label: str) -> str:
         """As the analysis has it."""
@@ -46,6 +47,7 @@ class WatchedAnalysis:
         """As the analysis has it, with its stages timed."""
         series_instance_uid = request.context.series_instance_uid
         self._observed.begun(series_instance_uid, request.pipeline)
+        self._current = (series_instance_uid, request.pipeline)
         try:
             result = self._inner.run(request)
         finally:
@@ -53,6 +55,10 @@ class WatchedAnalysis:
         for stage, seconds in result.timings_seconds.items():
             self._observed.stage_took(stage, seconds)
         return result
+
+    def progress(self, step: str, share: float) -> None:
+        """What the analysis tells of itself while it runs."""
+        self._observed.progressed(*self._current, step, share)
 
     def stop(self) -> None:
         """As the analysis has it."""
@@ -147,5 +153,3 @@ class WatchedJournal:
                 self._refused(str(entry.get("calling_ae_title", "")), refused)
             except PulmoError as exc:  # a count that is missing must not disturb an association
                 log.warning("%d refused instances are not counted: %s", refused, exc)
-
-

@@ -80,6 +80,4 @@ class SqlAccountStore(Database):
 
 
 def _user(row: AnyRow) -> User:
-    return User(
-        name=row.name, role=Role(row.role), password_hash=row.password_hash, created_at=row.created_at
-    )
+    return User(name=row.name, role=Role(row.role), password_hash=row.password_hash, created_at=row.created_at)

@@ -29,7 +29,7 @@ class SqlBrowseStore(Database):
     """What the list of studies needs."""
 
     def browse(self, wanted: StudyFilter, *, page: int, page_size: int) -> StudyPage:
-        """A page of the studies that pass the filter, the last that began to arrive first; pages are numbered from 0."""
+        """A page of the studies that pass the filter, that with the newest series first; pages are numbered from 0."""
         chosen = _chosen(wanted).subquery()
         query = sa.select(chosen.c.study_instance_uid).order_by(chosen.c.newest.desc())
         with self._read() as connection:
@@ -62,7 +62,7 @@ class SqlBrowseStore(Database):
             return tuple((number, path or "") for number, path in connection.execute(query))
 
     def add_to_catalogue(self, entries: Sequence[tuple[int, str, str]]) -> None:
-        """Entries of series id, digest of the accession number and study date; those of series since erased fall away."""
+        """Entries of series id, digest of the accession number and study date; series since erased fall away."""
         with self._write() as connection:
             ids = [series_id for series_id, _, _ in entries]
             there = set(connection.scalars(sa.select(schema.series.c.id).where(schema.series.c.id.in_(ids))))
@@ -89,7 +89,7 @@ class SqlBrowseStore(Database):
             .where(instances.c.id.in_(first))
         )
         with self._read() as connection:
-            return {uid: path for uid, path in connection.execute(query)}
+            return {row.study_instance_uid: row.path for row in connection.execute(query)}
 
 
 def _row(row: AnyRow, study_date: str) -> StudyRow:
@@ -105,7 +105,7 @@ def _row(row: AnyRow, study_date: str) -> StudyRow:
 
 
 def _rank() -> tuple[sa.ColumnElement[int], sa.ColumnElement[bool]]:
-    """Rank of the state of a study, over its series and the jobs that are joined to them; the condition of that join."""
+    """Rank of the state of a study, over its series and the jobs joined to them; the condition of that join."""
     series, jobs = schema.series, schema.jobs
     receiving = _RANKS[SeriesState.RECEIVING.value]
     of_series = sa.case((series.c.state == SeriesState.RECEIVING.value, receiving), else_=_LAST_RANK)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,16 +33,14 @@ class SqlCountStore(Database):
                 received=tuple(
                     ReceivedCount(**row) for row in connection.execute(sa.select(schema.received)).mappings()
                 ),
-                series={state: number for state, number in _grouped(connection, series.c.state)},
+                series=dict(_grouped(connection, series.c.state)),
                 jobs={
                     (state, code or ""): number
                     for state, code, number in _grouped(connection, jobs.c.state, jobs.c.reason_code)
                 },
                 deliveries={
                     (destination, state): number
-                    for destination, state, number in _grouped(
-                        connection, deliveries.c.destination, deliveries.c.state
-                    )
+                    for destination, state, number in _grouped(connection, deliveries.c.destination, deliveries.c.state)
                 },
                 queues=tuple(_queues(connection)),
                 analysis_waiting=waiting[0],
@@ -59,17 +56,6 @@ class SqlCountStore(Database):
         """Id of the newest line of history; 0 where there is none. Whatever changes, it grows."""
         with self._read() as connection:
             return int(connection.scalar(sa.select(sa.func.max(schema.events.c.id))) or 0)
-
-    def latest_event_ids(self, studies: Collection[str]) -> dict[str, int]:
-        """The same, for each of some studies."""
-        events = schema.events
-        query = (
-            sa.select(events.c.study_instance_uid, sa.func.max(events.c.id))
-            .where(events.c.study_instance_uid.in_(studies))
-            .group_by(events.c.study_instance_uid)
-        )
-        with self._read() as connection:
-            return {uid: number for uid, number in connection.execute(query)}
 
     def events_after(self, event_id: int, *, limit: int = 1000) -> tuple[tuple[int, EventRow], ...]:
         """Lines of history behind that id, oldest first, each with its id."""
@@ -103,8 +89,9 @@ def count_received(connection: Connection, counts: dict[tuple[str, str], tuple[i
         )
 
 
-def _grouped(connection: Connection, *columns: sa.Column[Any]) -> Any:
-    return connection.execute(sa.select(*columns, sa.func.count()).group_by(*columns)).all()
+def _grouped(connection: Connection, *columns: sa.Column[Any]) -> list[tuple[Any, ...]]:
+    rows = connection.execute(sa.select(*columns, sa.func.count()).group_by(*columns))
+    return [tuple(row) for row in rows]
 
 
 def _queues(connection: Connection) -> list[QueueCount]:

@@ -31,7 +31,9 @@ def action(perform: Callable[[Request, Form], Response], *, operator: bool = Tru
     async def endpoint(request: Request) -> Response:
         form = await _form(request)
         if form is None or not csrf_fits(request.state.token, form.get("csrf", "")):
-            return page(request, "error.html", {"text": "This form is no longer valid. Go back and try again."}, status=403)
+            return page(
+                request, "error.html", {"text": "This form is no longer valid. Go back and try again."}, status=403
+            )
         visitor = request.state.visitor
         if operator and not (visitor is not None and visitor.operates):
             return page(request, "error.html", {"text": "That is for operators."}, status=403)

@@ -127,17 +127,23 @@ class Guard:
         self, path: str, method: str, headers: Headers, client: Client, visitor: Visitor | None
     ) -> Response | None:
         """An answer in the place of what was asked for; None where it is allowed."""
-        if path in _ANYBODY:
+        if path in _ANYBODY or (path == _METRICS and self._may_measure(client, visitor)):
             return None
         if path == _METRICS:
-            allowed = within(client.address, self._settings.metrics_networks) and (client.proxy or not client.forwarded)
-            return None if allowed or visitor is not None else PlainTextResponse("Not from here.\n", 403)
+            return PlainTextResponse("Not from here.\n", 403)
         if not self._is_own_host(headers.get("host", "")):
             return PlainTextResponse("This server is not called by that name.\n", 421)
         if method not in ("GET", "HEAD") and not _same_origin(headers):
             return PlainTextResponse("The form comes from another site.\n", 403)
-        if visitor is not None or path.startswith(_WITHOUT_LOGIN):
-            return None
+        return None if visitor is not None or path.startswith(_WITHOUT_LOGIN) else self._stranger(path, method)
+
+    def _may_measure(self, client: Client, visitor: Visitor | None) -> bool:
+        """Whoever says that it was passed on, without a proxy that is trusted, is not where it seems to be."""
+        near = within(client.address, self._settings.metrics_networks) and (client.proxy or not client.forwarded)
+        return near or visitor is not None
+
+    def _stranger(self, path: str, method: str) -> Response:
+        """What somebody is told who has not said who they are."""
         if self._settings.access == "proxy":
             return PlainTextResponse("The proxy did not say who you are.\n", 403)
         if method in ("GET", "HEAD") and path != "/live":

@@ -46,7 +46,9 @@ class Hub:
         if self.closed or len(self._listeners) >= _MOST_LISTENERS:
             return PlainTextResponse("Too many listeners.\n", 503)
         return StreamingResponse(
-            self._stream(), media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
+            self._stream(),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
 
     async def _stream(self) -> AsyncIterator[str]:

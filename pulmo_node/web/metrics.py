@@ -66,7 +66,9 @@ class NodeCollector(Collector):
         yield waiting
         yield oldest
         yield GaugeMetricFamily(
-            "pulmo_analysis_queue_length", "Jobs that wait for analysis, the running one among them", counts.analysis_waiting
+            "pulmo_analysis_queue_length",
+            "Jobs that wait for analysis, the running one among them",
+            counts.analysis_waiting,
         )
         yield GaugeMetricFamily(
             "pulmo_analysis_queue_oldest_seconds", "Age of the oldest of them", self._age(counts.analysis_oldest_at)
@@ -149,8 +151,8 @@ def _of_database(counts: Counts) -> Iterator[Metric]:
     yield instances
     yield size
     series = _gauge("pulmo_series", "Series by state", "state")
-    for state in SeriesState:
-        series.add_metric([state.value], counts.series.get(state.value, 0))
+    for name in (state.value for state in SeriesState):
+        series.add_metric([name], counts.series.get(name, 0))
     yield series
     jobs = _gauge("pulmo_jobs", "Jobs by state, and code of the error or rejection where there is one", "state", "code")
     for (state, code), number in sorted(counts.jobs.items()):

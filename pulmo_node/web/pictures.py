@@ -116,7 +116,8 @@ def _voxels_lps_mm(dataset: Dataset) -> dict[int, Floats]:
 
 def _places(groups: Dataset, shared: Dataset, rows: Any, columns: Any) -> Floats:
     def of(name: str) -> Dataset:
-        return (groups.get(name) or shared[name].value)[0]
+        item: Dataset = (groups.get(name) or shared[name].value)[0]
+        return item
 
     origin = np.array(of("PlanePositionSequence").ImagePositionPatient, dtype=float)
     cosines = np.array(of("PlaneOrientationSequence").ImageOrientationPatient, dtype=float)

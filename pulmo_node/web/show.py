@@ -16,7 +16,6 @@ from pulmo_models import __version__
 from pulmo_node.web.access import Visitor, csrf_token
 
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # Cf has the signs that turn the direction of text
-_BAR_PIXELS = 160
 
 
 def printable(text: str) -> str:
@@ -38,18 +37,6 @@ def _date(value: str) -> str:
     return f"{value[:4]}-{value[4:6]}-{value[6:]}" if len(value) == 8 else value
 
 
-def _bar(value: float, largest: float) -> Markup:
-    """A bar from the middle: to the right where it speaks for malignancy, to the left where against."""
-    share = value / largest if largest else 0.0
-    half = _BAR_PIXELS / 2
-    left, width = (half, share * half) if share >= 0 else (half + share * half, -share * half)
-    return Markup(
-        f'<svg class="bar" width="{_BAR_PIXELS}" height="12" aria-hidden="true" focusable="false">'
-        f'<rect class="{"for" if share >= 0 else "against"}" x="{left:.1f}" y="1" width="{width:.1f}" height="10"/>'
-        f'<line x1="{half}" y1="0" x2="{half}" y2="12"/></svg>'
-    )  # numbers alone, so nothing in it is to be escaped
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pulmo_node.web"),
@@ -60,7 +47,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"time": _time, "date": _date}
-    environment.globals |= {"bar": _bar, "version": __version__}
+    environment.globals["version"] = __version__
     return environment
 
 
@@ -68,7 +55,12 @@ _ENVIRONMENT = _environment()
 
 
 def page(
-    request: Request, template: str, values: Mapping[str, Any], *, status: int = 200, headers: dict[str, str] | None = None
+    request: Request,
+    template: str,
+    values: Mapping[str, Any],
+    *,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
 ) -> HTMLResponse:
     """A template as an answer."""
     visitor: Visitor | None = request.state.visitor

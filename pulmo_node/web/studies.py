@@ -160,9 +160,7 @@ def ohif_link(parts: Parts, study_instance_uid: str) -> str:
     return f"{base}/viewer?StudyInstanceUIDs={quote(study_instance_uid)}" if base else ""
 
 
-def _series_view(
-    series: Series, detail: StudyDetail, running: Mapping[tuple[str, str], Running]
-) -> dict[str, Any]:
+def _series_view(series: Series, detail: StudyDetail, running: Mapping[tuple[str, str], Running]) -> dict[str, Any]:
     jobs = [job for job in detail.jobs if job.series_instance_uid == series.series_instance_uid]
     current = [job for job in jobs if job.revision == series.revision]
     return {

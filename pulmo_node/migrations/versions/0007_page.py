@@ -25,9 +25,7 @@ def upgrade() -> None:
         sa.Column("user_name", sa.String(length=64), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["user_name"], ["users.name"], name="fk_sessions_user_name_users", ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["user_name"], ["users.name"], name="fk_sessions_user_name_users", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("token_sha256", name="pk_sessions"),
     )
     op.create_table(
@@ -35,9 +33,7 @@ def upgrade() -> None:
         sa.Column("series_id", sa.Integer(), nullable=False),
         sa.Column("accession_digest", sa.String(length=64), nullable=False),
         sa.Column("study_date", sa.String(length=8), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["series_id"], ["series.id"], name="fk_catalogue_series_id_series", ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["series_id"], ["series.id"], name="fk_catalogue_series_id_series", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("series_id", name="pk_catalogue"),
     )
     op.create_index("ix_catalogue_accession_digest", "catalogue", ["accession_digest"])

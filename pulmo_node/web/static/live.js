@@ -7,6 +7,7 @@
   if (!page || !window.EventSource) return;
   const wanted = page.dataset.livePage;
   const status = document.getElementById("live-status");
+  const seen = new Map();
   let busy = false;
   let again = false;
   let timer = 0;
@@ -37,8 +38,8 @@
       const before = state(document);
       for (const part of document.querySelectorAll("[data-live]")) {
         const fresh = next.getElementById(part.id);
-        if (!fresh || fresh.innerHTML === part.dataset.seen) continue;
-        part.dataset.seen = fresh.innerHTML;
+        if (!fresh || fresh.innerHTML === seen.get(part)) continue;
+        seen.set(part, fresh.innerHTML);
         const restore = keep(part);
         part.replaceChildren(...[...fresh.childNodes].map((node) => document.importNode(node, true)));
         restore();
@@ -57,7 +58,7 @@
     timer = setTimeout(refresh, 300);
   }
 
-  for (const part of document.querySelectorAll("[data-live]")) part.dataset.seen = part.innerHTML;
+  for (const part of document.querySelectorAll("[data-live]")) seen.set(part, part.innerHTML);
   const events = new EventSource("/live");
   let greeted = false;
   events.addEventListener("hello", () => { if (greeted) later(); greeted = true; });
