@@ -220,6 +220,7 @@ class Node:
         self.observation.stop()
         self._commitment.stop()
         self._scheduler.stop(self.config.node.drain_seconds)
+        self.observation.join()
         self.store.close()
 
     @property

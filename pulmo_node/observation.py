@@ -137,11 +137,13 @@ class Observation:
         thread.start()
 
     def stop(self) -> None:
-        """End the duties. A pipeline that is being loaded is not waited for: its process ends with the worker."""
+        """Begin nothing more."""
         self._stopping.set()
+
+    def join(self) -> None:
+        """Wait for the end of the duties, once the analysis has stopped, which one of them may be asking."""
         for thread in self._threads:
-            if thread.name == "observation":
-                thread.join()
+            thread.join()
         self._threads.clear()
 
     def _load(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 from tests.integration.test_node import configuration
 
-PASSWORD = "correct horse battery"
+PASSWORD = "correct horse battery"  # noqa: S105
 HASH = hash_password(PASSWORD)
 WAIT_SECONDS = 60.0
 SENDER = "SCANNER"
@@ -95,11 +95,15 @@ def send(node: Node, folder: Path, change: Callable[[Any], None] | None = None, 
     for dataset in datasets:
         if change is not None:
             change(dataset)
-    paths = write_datasets(datasets, folder)
+    deliver(node, write_datasets(datasets, folder))
+    return str(datasets[0].StudyInstanceUID)
+
+
+def deliver(node: Node, paths: Sequence[Path]) -> None:
+    """Files by C-STORE."""
     peer = Peer(name="node", ae_title="PULMO", host="127.0.0.1", port=node.receiver.port)
     for sent in DicomSender(SENDER).send_files(peer, paths):
         assert sent.error is None, sent
-    return str(datasets[0].StudyInstanceUID)
 
 
 def wait_for(what: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
