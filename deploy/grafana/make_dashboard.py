@@ -1,6 +1,7 @@
+# ruff: noqa: E501 - a query is read as one line
 """Writes dashboard.json; a dashboard in JSON alone cannot be read or reviewed.
 
-    python deploy/grafana/make_dashboard.py
+python deploy/grafana/make_dashboard.py
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 _SOURCE = {"type": "prometheus", "uid": "${source}"}
 _STATS = (  # title, expression, unit
-    ("Ready to take and analyse", 'min(pulmo_model_loaded)', "bool_yes_no"),
+    ("Ready to take and analyse", "min(pulmo_model_loaded)", "bool_yes_no"),
     ("Waiting for analysis", "pulmo_analysis_queue_length", "short"),
     ("Waiting for delivery", "sum(pulmo_queue_length)", "short"),
     ("Jobs failed or quarantined", 'sum(pulmo_jobs{state=~"FAILED|QUARANTINED"}) or vector(0)', "short"),

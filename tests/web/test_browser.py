@@ -196,7 +196,10 @@ def test_a_failed_study_is_requeued_by_keyboard(
     pipeline.broken = True
     study = send(node, tmp_path / "ct")
     wait_for_state(node, study, "FAILED")
-    browser.run("await page.goto(`/studies/${study}`); await page.getByText('ANALYSIS_FAILED').waitFor();", study=study)
+    browser.run(
+        "await page.goto(`/studies/${study}`); await page.getByText('ANALYSIS_FAILED', {exact: true}).waitFor();",
+        study=study,
+    )
     browser.accessible()
     browser.picture("failed")
     pipeline.broken = False

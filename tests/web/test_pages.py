@@ -70,6 +70,7 @@ def test_a_study_from_the_list_to_its_nodule(node: Node, otto: Visitor, tmp_path
         assert shown in page or shown.lower() in page
     for name, concept in nodule["concepts"].items():
         assert re.search(rf"{name}</th><td class=\"n\">{concept['value']:.2f}</td>", page), name
+    assert "12 images of series" in page
     picture = otto.get(f"/studies/{study}/jobs/{job.id}/nodules/1.png")
     assert picture.headers["content-type"] == "image/png"
     pixels = np.asarray(Image.open(io.BytesIO(picture.content)).convert("RGB")).astype(int)
