@@ -45,7 +45,7 @@ class Stepwise(FakePipeline):
         if self.waits:
             for share in (0.25, 0.75):
                 progress("stage1", share)
-                assert self.go.acquire(timeout=60)
+                assert self.go.acquire(timeout=180)
         return super().__call__(image, progress)
 
 
@@ -114,6 +114,14 @@ def pipeline() -> Iterator[Stepwise]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _as_it_was(pipeline: Stepwise) -> Iterator[None]:
+    """What one test made of the pipeline does not reach the next."""
+    yield
+    pipeline.waits = pipeline.broken = False
+    pipeline.go.release(2)
+
+
 @pytest.fixture(scope="module")
 def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallPacs]:
     with SmallPacs(tmp_path_factory.mktemp("pacs")) as started:
@@ -152,6 +160,8 @@ def test_the_login(browser: Browser) -> None:
 def test_the_progress_of_a_study_moves_by_itself(
     browser: Browser, node: Node, pipeline: Stepwise, tmp_path: Path
 ) -> None:
+    while pipeline.go.acquire(blocking=False):
+        pass
     pipeline.waits = True
     study = send(node, tmp_path / "ct")
     browser.run("await page.getByRole('link', {name: study}).waitFor();", study=study)  # the list, without a reload
@@ -169,7 +179,6 @@ def test_the_progress_of_a_study_moves_by_itself(
     browser.run("await page.locator('#study-state').getByText('DONE').waitFor();")
     assert browser.run("return await page.evaluate(() => window.notReloaded);") is True
     assert "DONE" in browser.run("return await page.locator('#live-status').textContent();")
-    pipeline.waits = False
 
 
 def test_the_nodules_of_a_study(browser: Browser, node: Node, tmp_path: Path) -> None:
