@@ -16,7 +16,7 @@ SBOM ?= sbom.json
 ADVISORIES ?=
 DICOM ?=
 DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
-DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql $(DEBIAN_VIEWER_PACKAGES)
+DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql prometheus $(DEBIAN_VIEWER_PACKAGES)
 
 .PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak \
   benchmark benchmark-encoding sbom audit lint format clean

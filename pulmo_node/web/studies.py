@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -19,7 +19,7 @@ from pulmo_node.domain.jobs import OPEN_STATES, Job, JobState
 from pulmo_node.domain.series import Series
 from pulmo_node.domain.studies import STUDY_STATES
 from pulmo_node.monitoring.observed import Running
-from pulmo_node.ports import StudyDetail
+from pulmo_node.ports import EventRow, StudyDetail
 from pulmo_node.web.parts import NotFound, Parts, parts_of
 from pulmo_node.web.patients import Patient, read_patient
 from pulmo_node.web.show import page
@@ -133,6 +133,7 @@ def study(request: Request) -> Response:
         path = parts.store.first_paths([uid]).get(uid)
         patient = read_patient(parts.instances.absolute(path)) if path else patient
         parts.audit(request, "study shown with the patient's name", study_instance_uid=uid)
+    timeline = _timeline(detail.events)
     running = {(one.series_instance_uid, one.pipeline): one for one in parts.observed.now().running}
     return page(
         request,
@@ -143,8 +144,8 @@ def study(request: Request) -> Response:
             "patient": patient,
             "series": [_series_view(series, detail, running) for series in detail.series],
             "deliveries": _by_destination(detail.deliveries),
-            "events": detail.events[-_SHOWN_EVENTS:][::-1],
-            "events_left_out": max(0, len(detail.events) - _SHOWN_EVENTS),
+            "events": timeline[-_SHOWN_EVENTS:][::-1],
+            "events_left_out": max(0, len(timeline) - _SHOWN_EVENTS),
             "can_cancel": any(job.state in OPEN_STATES for job in detail.jobs),
             "can_redeliver": bool(detail.deliveries),
             "purged": parts.store.purged_series(uid),
@@ -189,6 +190,25 @@ def _findings(text: str | None) -> dict[str, Any]:
     """findings.json as this version writes it; one of an earlier version is not shown, its report has it."""
     plain = json.loads(text) if text else {}
     return plain if plain.get("schema_version", 0) >= 2 else {}
+
+
+def _timeline(events: Sequence[EventRow]) -> list[EventRow]:
+    """The history, images that arrived one after the other in one line."""
+    lines: list[EventRow] = []
+    arrived = 0
+    for event in events:
+        same = bool(lines) and (event.subject, event.event) == ("series", "instance") == (
+            lines[-1].subject,
+            lines[-1].event,
+        )
+        if same and lines[-1].series_instance_uid == event.series_instance_uid:
+            arrived += 1
+            since = f"{arrived} images of series {event.series_instance_uid}, the last of them then"
+            lines[-1] = replace(event, detail=since)
+        else:
+            arrived = 1
+            lines.append(event)
+    return lines
 
 
 def _by_destination(deliveries: Sequence[Delivery]) -> dict[str, list[Delivery]]:
