@@ -2,9 +2,9 @@
 
     python -m benchmarks.web [--out bench-out] [--repeats 5] [--quick]
 
-Each study has two series of 300 images, a job on each with one finding, an image on the disk, and two deliveries; states
-are mixed. Every page is asked for over loopback by an operator who is logged in, one request after the other, in turn;
-what is measured is the time until the last byte of the page is there.
+Each study has two series of 300 images, a job on each with one finding, an image on the disk, and two deliveries;
+states are mixed. Every page is asked for over loopback by an operator who is logged in, one request after the other, in
+turn; what is measured is the time until the last byte of the page is there.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def _fill(store: SqlStore, studies: int) -> None:
             instances.append(
                 {
                     "id": key, "series_id": key, "sop_instance_uid": f"{uid}.1", "sop_class_uid": "1.2",
-                    "path": "image.dcm", "transfer_syntax_uid": "1.2", "sha256": "0" * 64, "size_bytes": 527_000, "received_at": at,
+                    "path": "image.dcm", "transfer_syntax_uid": "1.2", "sha256": "0" * 64,
+                    "size_bytes": 527_000, "received_at": at,
                 }
             )  # fmt: skip
             jobs.append(

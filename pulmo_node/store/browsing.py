@@ -31,10 +31,15 @@ class SqlBrowseStore(Database):
     def browse(self, wanted: StudyFilter, *, page: int, page_size: int) -> StudyPage:
         """A page of the studies that pass the filter, that with the newest series first; pages are numbered from 0."""
         chosen = _chosen(wanted).subquery()
-        query = sa.select(chosen.c.study_instance_uid).order_by(chosen.c.newest.desc())
+        number = sa.func.count()
+        query = sa.select(chosen.c.study_instance_uid, number.over().label("total")).order_by(chosen.c.newest.desc())
         with self._read() as connection:
-            total = int(connection.scalar(sa.select(sa.func.count()).select_from(chosen)) or 0)
-            uids = connection.scalars(query.limit(page_size).offset(page * page_size)).all()
+            found = connection.execute(query.limit(page_size).offset(page * page_size)).all()
+            uids = [row.study_instance_uid for row in found]
+            if found or not page:
+                total = found[0].total if found else 0
+            else:  # a page beyond the last
+                total = int(connection.scalar(sa.select(number).select_from(chosen)) or 0)
             rows = {row.study_instance_uid: row for row in connection.execute(_details(uids))}
             dates = _dates(connection, uids)
         return StudyPage(rows=tuple(_row(rows[uid], dates.get(uid, "")) for uid in uids), total=total)
