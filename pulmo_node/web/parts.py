@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from threading import Lock
 from typing import Protocol, cast
 
@@ -75,6 +76,27 @@ class Messages:
             return self._waiting.pop(token, "")
 
 
+class Recently:
+    """What was noted within a while, so that a page that refreshes itself is noted once."""
+
+    def __init__(self, seconds: float = 600.0) -> None:
+        self._span = timedelta(seconds=seconds)
+        self._noted: OrderedDict[tuple[str, str], datetime] = OrderedDict()
+        self._lock = Lock()
+
+    def is_new(self, who: str, what: str, at: datetime) -> bool:
+        """Whether it was not noted lately; it is now."""
+        with self._lock:
+            before = self._noted.get((who, what))
+            if before is not None and at - before < self._span:
+                return False
+            self._noted[who, what] = at
+            self._noted.move_to_end((who, what))
+            while len(self._noted) > _MOST_MESSAGES:
+                self._noted.popitem(last=False)
+            return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Everything that a page may ask."""
@@ -91,6 +113,7 @@ class Parts:
     sessions: Sessions
     logins: LoginRate = field(default_factory=LoginRate)
     messages: Messages = field(default_factory=Messages)
+    shown: Recently = field(default_factory=Recently)
 
     def audit(self, request: Request, action: str, **more: object) -> None:
         """Who did what; raises `PulmoError` where it cannot be written, so that nothing is done unseen."""

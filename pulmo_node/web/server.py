@@ -10,12 +10,13 @@ import uvicorn
 
 from pulmo_node.errors import ConfigError, Transient
 from pulmo_node.web.application import build
+from pulmo_node.web.live import Hub
 from pulmo_node.web.parts import Parts
 
 log = logging.getLogger(__name__)
 
 _END_SECONDS = 3  # for requests that are being answered
-_START_SECONDS = 20.0
+_JOIN_SECONDS = 10.0  # for the thread after that
 _BACKLOG = 128
 
 
@@ -23,8 +24,16 @@ class WebServer:
     """Serves from `start` to `stop`."""
 
     def __init__(self, parts: Parts) -> None:
+        """Raises `ConfigError` where certificate or key cannot be used."""
+        self._parts = parts
         self._settings = parts.config.web
-        app, self._hub = build(parts)
+        self._serving, self._hub = self._built()
+        self._thread: threading.Thread | None = None
+        self._socket: socket.socket | None = None
+
+    def _built(self) -> tuple[uvicorn.Server, Hub]:
+        """One for each start: what was stopped serves no more."""
+        app, hub = build(self._parts)
         try:
             config = uvicorn.Config(
                 app,
@@ -45,9 +54,7 @@ class WebServer:
             config.load()
         except OSError as exc:  # ssl.SSLError among them
             raise ConfigError([f"web.certificate, web.private_key: {exc.strerror or exc}"]) from exc
-        self._server = uvicorn.Server(config)
-        self._thread: threading.Thread | None = None
-        self._socket: socket.socket | None = None
+        return uvicorn.Server(config), hub
 
     @property
     def port(self) -> int:
@@ -57,7 +64,14 @@ class WebServer:
         return int(self._socket.getsockname()[1])
 
     def start(self) -> None:
-        """Listen and return. Raises `Transient` where the address is in use or not one of this machine."""
+        """Listen and return.
+
+        Raises:
+            Transient: the address is in use or not one of this machine.
+            ConfigError: certificate or key cannot be used any more.
+        """
+        if self._serving.should_exit:
+            self._serving, self._hub = self._built()
         family = socket.AF_INET6 if ":" in self._settings.bind else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -69,7 +83,7 @@ class WebServer:
             where = f"{self._settings.bind}:{self._settings.port}"
             raise Transient(f"the page cannot listen on {where}: {exc.strerror or exc}") from exc
         self._socket = listener
-        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="page", daemon=True)
+        self._thread = threading.Thread(target=self._serving.run, args=([listener],), name="page", daemon=True)
         self._thread.start()
         scheme = "https" if self._settings.certificate else "http"
         log.info("page on %s://%s:%d", scheme, self._settings.bind, self.port)
@@ -79,8 +93,8 @@ class WebServer:
         if self._thread is None:
             return
         self._hub.close()
-        self._server.should_exit = True
-        self._thread.join(_END_SECONDS + _START_SECONDS)
+        self._serving.should_exit = True
+        self._thread.join(_END_SECONDS + _JOIN_SECONDS)
         if self._socket is not None:
             self._socket.close()
-        self._thread = None
+        self._thread = self._socket = None

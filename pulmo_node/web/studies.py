@@ -132,7 +132,8 @@ def study(request: Request) -> Response:
     if names:
         path = parts.store.first_paths([uid]).get(uid)
         patient = read_patient(parts.instances.absolute(path)) if path else patient
-        parts.audit(request, "study shown with the patient's name", study_instance_uid=uid)
+        if parts.shown.is_new(request.state.token, uid, parts.clock.now()):
+            parts.audit(request, "study shown with the patient's name", study_instance_uid=uid)
     timeline = _timeline(detail.events)
     running = {(one.series_instance_uid, one.pipeline): one for one in parts.observed.now().running}
     return page(

@@ -83,7 +83,7 @@ def test_without_a_login_there_is_the_login_alone(visitor: Visitor) -> None:
 
 def test_every_route_that_there_is_is_among_those(node: Node) -> None:
     """A page that somebody adds is asked for here without a login too."""
-    routes = {route.path for route in node.observation._web._server.config.app.routes}  # type: ignore[union-attr]
+    routes = {route.path for route in node.observation._web._serving.config.app.routes}  # type: ignore[union-attr]
     asked = {re.sub(r"^/studies/[\d.]+", "/studies/{uid}", path) for path in (*PAGES, *ACTIONS)}
     asked = {re.sub(r"jobs/1/nodules/1", "jobs/{job:int}/nodules/{number:int}", path) for path in asked}
     asked = {path.replace("pacs0", "{name}") for path in asked}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pulmo_node.app import Node
+from pulmo_node.app import Node, replaced
 from pulmo_node.domain.browsing import StudyFilter
 from pulmo_node.testing import SmallPacs
 from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
@@ -174,6 +175,32 @@ def test_events_of_the_stream_name_the_study_that_changed(node: Node, otto: Visi
         while not {study, "analysis"} <= changed:
             line = next(lines)
             changed |= set(line.removeprefix("data: ").split()) if line.startswith("data: ") else set()
+
+
+def test_a_new_configuration_takes_the_page_along(tmp_path: Path) -> None:
+    config = page_configuration(tmp_path)
+    with running(config) as node, logged_in(node, "otto") as otto:
+        assert otto.get("/").status_code == 200
+        again = page_configuration(
+            tmp_path, web={"port": node.observation.web_port, "ohif_url": "https://ohif.example"}
+        )
+        successor = replaced(node, lambda: again)
+        assert successor is not node
+        try:
+            assert otto.get("/").status_code == 200, "the same port, and the session lasts"
+            assert otto.get("/healthz").status_code == 200
+        finally:
+            successor.stop_receiving()
+            successor.stop_working()
+
+
+def test_a_page_whose_port_is_taken_leaves_the_node_as_it_was(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, running(page_configuration(tmp_path)) as node:
+        unlucky = page_configuration(tmp_path, web={"port": taken.getsockname()[1]})
+        assert replaced(node, lambda: unlucky) is node
+        with logged_in(node, "otto") as otto:
+            assert otto.get("/").status_code == 200
+        send(node, tmp_path / "ct")
 
 
 def test_a_page_beyond_the_last_is_empty(node: Node, otto: Visitor) -> None:
