@@ -15,6 +15,8 @@ VIEWER ?=
 SBOM ?= sbom.json
 ADVISORIES ?=
 DICOM ?=
+# As many tests at once as there are processors (four at most); a file of tests stays together, for what it sets up once.
+IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
 DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql prometheus $(DEBIAN_VIEWER_PACKAGES)
 
@@ -72,7 +74,7 @@ lint: install-dev
 	$(BIN)/lint-imports
 
 test: install-dev debian-packages viewer-tools lint
-	$(BIN)/pytest -m "not slow and not gpu and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL) -m "not slow and not gpu and not soak"
 
 test-all: install-dev debian-packages viewer-tools lint
 	$(BIN)/pytest

@@ -18,8 +18,10 @@ from types import TracebackType
 from pulmo_models.pipeline import ProgressCallback, no_progress
 from pulmo_node import logs, systemd
 from pulmo_node.analyse import Analyser
+from pulmo_node.atna import Closable
 from pulmo_node.attempt import Analysis, LocalAnalysis
-from pulmo_node.audit import AuditTrail, operator
+from pulmo_node.audit import operator
+from pulmo_node.auditing import open_trail
 from pulmo_node.commitment import CommitmentScp, CommitmentScu
 from pulmo_node.config import Config, TlsSection
 from pulmo_node.deidentify import DeidentifyingSender
@@ -61,9 +63,9 @@ def open_store(config: Config, who: str | None = None) -> SqlStore:
     return store
 
 
-def open_audit(config: Config, who: str | None = None) -> AuditTrail:
+def open_audit(config: Config, who: str | None = None) -> Closable:
     """The audit trail; `who` is the operator at the command line where it is not said."""
-    return AuditTrail(config.audit_file, who or operator(), SystemClock())
+    return open_trail(config, who or operator(), SystemClock())
 
 
 def build_purge(config: Config, store: SqlStore) -> Purge:
@@ -147,7 +149,8 @@ class Node:
     def __init__(self, config: Config) -> None:
         self.config = config
         clock = SystemClock()
-        store = open_store(config, who=f"node {config.node.ae_title}")
+        store = open_store(config)
+        self.audit = store.journal = open_audit(config, who=f"node {config.node.ae_title}")
         instances = FileInstanceStore(config.storage, min_free_bytes=config.receive.min_free_bytes)
         self._commitment = CommitmentScp(
             store,
@@ -187,12 +190,20 @@ class Node:
         self._purge.sweep()
         self.start_receiving()
         self.start_working()
+        self._note("node started")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop_receiving()
+        self._note("node stopped")
         self.stop_working()
         log.info("stopped")
+
+    def _note(self, action: str) -> None:
+        try:
+            self.audit.record([{"action": action}])
+        except PulmoError as exc:
+            log.error("%s", exc)
 
     def start_receiving(self) -> None:
         """Listen. Raises `PulmoError`; nothing is started then."""
@@ -222,6 +233,7 @@ class Node:
         self._scheduler.stop(self.config.node.drain_seconds)
         self.observation.join()
         self.store.close()
+        self.audit.close()
 
     @property
     def alive(self) -> bool:
@@ -280,19 +292,22 @@ def replaced(node: Node, reread: Callable[[], Config]) -> Node:
     except PulmoError as exc:
         log.error("the configuration stays as it was: %s", exc)
         return node
-    node.stop_receiving()
-    try:
-        successor.start_receiving()
-    except PulmoError as exc:
-        log.error("the configuration stays as it was: %s", exc)
-        successor.store.close()
-        node.start_receiving()
-        return node
+    if successor.receiver.listens_like(node.receiver):
+        successor.receiver.take_over(node.receiver)
+    else:
+        node.stop_receiving()
+        try:
+            successor.start_receiving()
+        except PulmoError as exc:
+            log.error("the configuration stays as it was: %s", exc)
+            successor.store.close()
+            node.start_receiving()
+            return node
     node.stop_working()
     successor.start_working()
     logs.configure(config.log.level)
     log.info("the configuration was replaced")
-    open_audit(config, f"node {config.node.ae_title}").record([{"action": "configuration replaced"}])
+    successor.audit.record([{"action": "configuration replaced"}])
     return successor
 
 
@@ -326,6 +341,7 @@ def _receive_settings(config: Config) -> ReceiveSettings:
             association_seconds=receive.max_association_seconds,
             association_bytes=receive.max_association_bytes,
             message_bytes=receive.max_instance_bytes,
+            bytes_in_flight=receive.max_bytes_in_flight,
             slowest_bytes_per_second=receive.slowest_bytes_per_second,
         ),
         max_pdu=receive.max_pdu_bytes,

@@ -46,6 +46,9 @@ class AuditTrail:
         except OSError as exc:
             raise Transient(f"audit {self._path}: {exc.strerror}") from exc
 
+    def close(self) -> None:
+        """Nothing is open between two batches."""
+
 
 def operator() -> str:
     """Who gives a command on this machine."""

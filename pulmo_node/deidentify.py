@@ -39,6 +39,7 @@ from pydicom.uid import (
 )
 
 from pulmo_node.domain.deliveries import Peer, ResultObject
+from pulmo_node.encode import codes
 from pulmo_node.errors import LeftOut, Permanent
 from pulmo_node.ports import ResultLink, ResultSender
 
@@ -76,8 +77,6 @@ _TEMPORAL = frozenset({"DA", "TM", "DT"})
 # The library's year 1 is no valid date to others.
 _DUMMY_TIMES = {"DA": "19000101", "TM": "000000", "DT": "19000101000000"}
 _PATIENT_GROUP = 0x0010
-_PROCEDURE_REPORTED, _PROCEDURE_DESCRIPTION = "121058", "121065"
-_CHEST_CT = ("24627-2", "LN", "CT Chest Report")  # in the place of the site's own code of the procedure
 _SERIES = "Series: "
 
 
@@ -206,9 +205,9 @@ def _stays(item: Dataset, keep_dates: bool) -> bool:
         return False
     names = item.get("ConceptNameCodeSequence") or [Dataset()]
     name = names[0].get("CodeValue")
-    if kind == "CODE" and name == _PROCEDURE_REPORTED:
-        item.ConceptCodeSequence = DicomSequence([_code(*_CHEST_CT)])
-    if kind == "TEXT" and name == _PROCEDURE_DESCRIPTION and str(item.TextValue).startswith(_SERIES):
+    if kind == "CODE" and name == codes.PROCEDURE_REPORTED.value:  # which may be a code of the site
+        item.ConceptCodeSequence = DicomSequence([_code(*codes.CT_CHEST_REPORT[:3])])
+    if kind == "TEXT" and name == codes.PROCEDURE_DESCRIPTION.value and str(item.TextValue).startswith(_SERIES):
         item.TextValue = _SERIES + str(item.TextValue).rsplit(" ", 1)[-1]  # without its description
     return True
 

@@ -21,6 +21,31 @@ def data_folder(relative: str) -> Path:
     return found
 
 
+# Files that take minutes. Tests run in several processes, a file in one: the longest begin first, or one process would
+# be left alone with one of them at the end.
+LONGEST_FIRST = (
+    "viewer/test_viewer.py",
+    "acceptance/test_orthanc.py",
+    "faults/test_faults.py",
+    "integration/test_assemble_properties.py",
+    "integration/test_crash.py",
+    "models/test_training_whole.py",
+    "viewer/test_demo_viewer.py",
+    "integration/test_node.py",
+    "integration/test_gaps.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of the longest files first; the others as they come."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(autouse=True)
 def _no_log_of_the_command_line() -> Iterator[None]:
     """A command that ran within a test logs to the standard error of that test, which is closed behind it."""

@@ -53,6 +53,8 @@ def _network_problems(config: Config) -> list[str]:
         problems.append("tls.certificate, tls.private_key: both are needed, or none")
     if config.tls.client_ca and not config.tls.certificate:
         problems.append("tls.client_ca: needs tls.certificate and tls.private_key")
+    if config.audit.syslog_ca and not config.audit.syslog.startswith("tls:"):
+        problems.append("audit.syslog_ca: needs audit.syslog with tls://")
     for name, peer in config.peers.items():
         problems += [f"peers.{name}.{problem}" for problem in _peer_problems(peer)]
     return problems

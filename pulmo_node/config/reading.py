@@ -83,7 +83,11 @@ def resolve(raw: Mapping[str, Any], *, base: Path, problems: list[str] | None = 
         name: replace(peer, tls_ca=_absolute(base, peer.tls_ca)) if peer.tls_ca else peer
         for name, peer in config.peers.items()
     }
-    return replace(config, node=node, analysis=analysis, tls=replace(config.tls, **files), web=web, peers=peers)
+    audit = config.audit
+    if audit.syslog_ca:
+        audit = replace(audit, syslog_ca=_absolute(base, audit.syslog_ca))
+    tls = replace(config.tls, **files)
+    return replace(config, node=node, analysis=analysis, tls=tls, web=web, peers=peers, audit=audit)
 
 
 def _absolute(base: Path, folder: str) -> str:

@@ -47,6 +47,7 @@ class ReceiveSection:
     max_connections_per_minute: AtLeastOne = 6000
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1_048_576)] = 131_072
     max_instance_bytes: AtLeastOne = 2_147_483_648
+    max_bytes_in_flight: AtLeastOne = 4_294_967_296
     min_free_bytes: NotNegative = 1_073_741_824
     low_free_bytes: NotNegative = 5_368_709_120
     max_association_bytes: AtLeastOne = 68_719_476_736
@@ -165,6 +166,12 @@ class AuditSection:
 
     __pydantic_config__ = STRICT
     file: str = ""  # empty: "audit.jsonl" in the storage directory
+    syslog: Annotated[
+        str, StringConstraints(pattern=r"^((udp|tcp|tls)://(\[[0-9a-fA-F:]+\]|[^\s/@?#:\[\]]+)(:[1-9][0-9]{0,4})?)?$")
+    ] = ""  # empty: no DICOM audit messages
+    syslog_ca: str = ""  # empty: the issuers that the system trusts
+    syslog_patients: bool = False
+    site: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

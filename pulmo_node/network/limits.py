@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -41,6 +41,7 @@ class Limits:
     association_seconds: float = 14_400.0
     association_bytes: int = 64 * 1024**3
     message_bytes: int = 2 * 1024**3  # of one instance with its command; it is held in memory
+    bytes_in_flight: int = 4 * 1024**3  # of all associations together: instances on their way and not yet answered
     slowest_bytes_per_second: float = 1000.0  # of an instance on its way, over `silence_seconds` and more
     pdu_bytes: int = 1024**2  # largest PDU that is read at all, whatever was negotiated
 
@@ -57,18 +58,27 @@ class Connection:
     received_bytes: int = 0
     message_bytes: int = 0  # of the message that is on its way
     message_began_at: float = 0.0
+    held_up_seconds: float = 0.0  # of that message, by the node
+    unanswered_bytes: deque[int] = field(default_factory=deque)  # of whole instances, in their order
     ended: str | None = None  # why the node closed it
 
     def count(self, number: int) -> None:
         """Bytes came."""
         if self.message_bytes == 0:
-            self.message_began_at = time.monotonic()
+            self.message_began_at, self.held_up_seconds = time.monotonic(), 0.0
         self.message_bytes += number
         self.received_bytes += number
 
-    def message_came(self) -> None:
-        """A message is whole."""
+    def message_came(self, *, is_kept: bool) -> None:
+        """A message is whole; one that `is_kept` stays in memory until it is answered."""
+        if is_kept:
+            self.unanswered_bytes.append(self.message_bytes)
         self.message_bytes = 0
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """What it takes of the memory."""
+        return self.message_bytes + sum(tuple(self.unanswered_bytes))
 
     def violation(self, limits: Limits, now: float) -> str | None:
         """Which limit it breaks."""
@@ -81,7 +91,7 @@ class Connection:
         if self.message_bytes > limits.message_bytes:
             return "an instance is too large"
         allowed_seconds = limits.silence_seconds + self.message_bytes / limits.slowest_bytes_per_second
-        if self.message_bytes and now - self.message_began_at > allowed_seconds:
+        if self.message_bytes and now - self.message_began_at - self.held_up_seconds > allowed_seconds:
             return "an instance comes too slowly"
         return None
 
@@ -98,8 +108,9 @@ class Ledger:
     """Every open connection of a server."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._lock = threading.Lock()
+        self._room = threading.Condition()
         self._connections: set[Connection] = set()
         self._minute_began_at = time.monotonic()
         self._in_minute: Counter[str] = Counter()
@@ -122,15 +133,15 @@ class Ledger:
                 self._minute_began_at = now
                 self._in_minute.clear()
             self._in_minute[address] += 1
-            return self._in_minute[address] > self._limits.connections_per_minute
+            return self._in_minute[address] > self.limits.connections_per_minute
 
     def admit(self, connection: Connection, calling_ae_title: str) -> Refusal | None:
         """Give the connection the slot of an association, or say why not."""
         with self._lock:
             admitted = [one for one in self._connections if one.admitted_at is not None]
-            if len(admitted) >= self._limits.associations:
+            if len(admitted) >= self.limits.associations:
                 return LIMIT_EXCEEDED
-            if sum(one.address == connection.address for one in admitted) >= self._limits.associations_per_peer:
+            if sum(one.address == connection.address for one in admitted) >= self.limits.associations_per_peer:
                 return PEER_LIMIT_EXCEEDED
             connection.admitted_at = time.monotonic()
             connection.calling_ae_title = calling_ae_title
@@ -140,6 +151,45 @@ class Ledger:
         """It is over; once more changes nothing."""
         with self._lock:
             self._connections.discard(connection)
+        self._tell_room()
+
+    def message_came(self, connection: Connection, *, is_kept: bool) -> None:
+        """A message is whole: another one may be the first to go on."""
+        connection.message_came(is_kept=is_kept)
+        self._tell_room()
+
+    def answered(self, connection: Connection) -> None:
+        """The oldest of its whole instances is out of memory."""
+        if connection.unanswered_bytes:
+            connection.unanswered_bytes.popleft()
+        self._tell_room()
+
+    def wait_for_room(self, connection: Connection, seconds: float) -> bool:
+        """Let a connection read on, at once or when others are done; False where that takes longer.
+
+        Beyond the limit only the connection whose instance began first reads on, so that one of them always comes to
+        its end: what is in memory is bounded by the limit and one instance. The peers feel it as a slow network.
+        """
+        if self._has_room(connection):
+            return True
+        began = time.monotonic()
+        with self._room:
+            found = self._room.wait_for(lambda: connection.ended is not None or self._has_room(connection), seconds)
+        connection.held_up_seconds += time.monotonic() - began
+        return found
+
+    def _has_room(self, connection: Connection) -> bool:
+        others = self.all()
+        if sum(one.bytes_in_flight for one in others) < self.limits.bytes_in_flight:
+            return True
+        if any(one.unanswered_bytes for one in others):
+            return False  # they are out of memory in a moment
+        coming = [one for one in others if one.message_bytes and one.ended is None]
+        return not coming or min(coming, key=lambda one: one.message_began_at) is connection
+
+    def _tell_room(self) -> None:
+        with self._room:
+            self._room.notify_all()
 
     def all(self) -> tuple[Connection, ...]:
         """Every open connection."""
@@ -149,5 +199,5 @@ class Ledger:
     def violations(self) -> tuple[tuple[Connection, str], ...]:
         """Connections that break a limit at this moment and were not ended yet."""
         now = time.monotonic()
-        found = ((one, one.violation(self._limits, now)) for one in self.all() if one.ended is None)
+        found = ((one, one.violation(self.limits, now)) for one in self.all() if one.ended is None)
         return tuple((one, reason) for one, reason in found if reason is not None)

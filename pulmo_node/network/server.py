@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.transport import AssociationSocket, RequestHandler
 
@@ -50,11 +51,12 @@ class _Lost(Exception):
 class MeteredSocket(AssociationSocket):
     """The socket of an association whose request was read already: gives it again, then reads on and counts."""
 
-    def __init__(self, association: Association, connection: Connection, request: bytes, limits: Limits) -> None:
+    def __init__(self, association: Association, connection: Connection, request: bytes, ledger: Ledger) -> None:
         super().__init__(association, client_socket=connection.socket)
+        self._ledger = ledger
         self.connection = connection
         self._again = bytearray(request)
-        self._limits = limits
+        self._limits = ledger.limits
 
     @property
     def ready(self) -> bool:
@@ -77,6 +79,9 @@ class MeteredSocket(AssociationSocket):
             return part
         read = bytearray()
         while len(read) < nr_bytes:
+            if not self._ledger.wait_for_room(self.connection, self._limits.silence_seconds / 2):
+                self._abort("too much is being received at once")
+                break
             came = cast(socket.socket, self.socket).recv(min(_READ_BYTES, nr_bytes - len(read)))
             if not came:
                 break
@@ -87,9 +92,9 @@ class MeteredSocket(AssociationSocket):
                 self._abort(reason)
         return read
 
-    def message_came(self) -> None:
+    def message_came(self, *, is_kept: bool) -> None:
         """A message is whole; a peer that sends far ahead of the answers would fill the memory."""
-        self.connection.message_came()
+        self._ledger.message_came(self.connection, is_kept=is_kept)
         if self.assoc.dimse.msg_queue.qsize() >= MOST_UNANSWERED:
             self._abort("requests are sent without waiting for the answers")
 
@@ -153,8 +158,9 @@ class _Handler(RequestHandler):
         self.request = connection.socket
         association = self._create_association()
         association.dul.event_queue.get_nowait()  # the new connection was told with the socket that is replaced here
-        association.dul.socket = MeteredSocket(association, connection, request, self.server.limits)
+        association.dul.socket = MeteredSocket(association, connection, request, self.server.ledger)
         association.bind(evt.EVT_DIMSE_RECV, _on_message)
+        association.bind(evt.EVT_DIMSE_SENT, self._on_answer)
         for event in (evt.EVT_RELEASED, evt.EVT_ABORTED):  # the slot is free before the thread has ended
             association.bind(event, self._on_end)
         # The request is here and can be decoded, so this waits for next to nothing.
@@ -174,6 +180,10 @@ class _Handler(RequestHandler):
             log.warning("association from %s ended: unexpected %s", connection.calling_ae_title, type(exc).__name__)
             connection.end("unexpected error")
             self.server.ledger.closed(connection)
+
+    def _on_answer(self, event: evt.Event) -> None:
+        if isinstance(event.message, C_STORE_RSP):
+            self.server.ledger.answered(cast(MeteredSocket, event.assoc.dul.socket).connection)
 
     def _on_end(self, event: evt.Event) -> None:
         self.server.ledger.closed(cast(MeteredSocket, event.assoc.dul.socket).connection)
@@ -203,6 +213,14 @@ class GuardedServer(PromptServer):
         self._told_at: dict[str, float] = {}
         self._telling = threading.Lock()
         super().__init__(*args, **{**kwargs, "request_handler": _Handler})
+
+    def adopt(self, entity: AE, access: Access, limits: Limits) -> None:
+        """Judge new associations by these, as the application entity `entity`."""
+        self.ae._servers.remove(self)
+        entity._servers.append(self)  # from where its shutdown removes it
+        self.ae, self.ae_title, self.contexts = entity, entity.ae_title, entity.supported_contexts
+        self.access, self.limits = access, limits
+        self.ledger.limits = limits
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether a new connection is looked at, by its address alone."""
@@ -270,7 +288,7 @@ def listen_guarded(
 
 
 def _on_message(event: evt.Event) -> None:
-    cast(MeteredSocket, event.assoc.dul.socket).message_came()
+    cast(MeteredSocket, event.assoc.dul.socket).message_came(is_kept=isinstance(event.message, C_STORE_RQ))
 
 
 def _read(sock: socket.socket, number: int, deadline: float) -> bytes:

@@ -36,6 +36,7 @@ from pulmo_node.network.limits import Limits
 from pulmo_node.network.server import GuardedServer, listen_guarded
 from pulmo_node.network.tls import ServerTls, ServerTlsSettings
 from pulmo_node.ports import Clock, CommitmentReports, InstanceStore, Journal, ReceiveStore
+from pulmo_node.receive.front import Front
 from pulmo_node.receive.head import InstanceHead, Refused, describe, encode_meta, read_head
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class _Transfer:
     calling_ae_title: str
     series_instance_uid: str | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    studies: Counter[str] = field(default_factory=Counter)  # instances that were answered with Success, by study
 
 
 class CommitmentHandler(Protocol):
@@ -97,6 +99,7 @@ class Receiver:
         self._instances = instances
         self._clock = clock
         self._server: GuardedServer | None = None
+        self._front = Front(self)
         self._transfers: dict[Association, _Transfer] = {}
         self._lock = threading.Lock()
         self.journal: Journal | None = None
@@ -119,33 +122,49 @@ class Receiver:
         configure_pynetdicom()
         settings = self._settings
         tls = None if settings.tls is None else ServerTls(settings.tls)
-        handlers: list[evt.EventHandlerType] = []
-        if self._commitment is not None:
-            handlers.append((evt.EVT_N_ACTION, self._commitment.on_n_action))
-            handlers.append((evt.EVT_DIMSE_RECV, self._commitment.on_message))
-        if self._reports is not None:
-            handlers.append((evt.EVT_N_EVENT_REPORT, self._reports.on_n_event_report))
+        front = self._front
         try:
             self._server = listen_guarded(
                 self._application_entity(),
                 (settings.bind, settings.port),
                 [
-                    (evt.EVT_CONN_OPEN, prepare_connection, [settings.limits.silence_seconds]),
-                    (evt.EVT_ESTABLISHED, self._on_established),
-                    (evt.EVT_C_ECHO, self._on_c_echo),
-                    (evt.EVT_C_STORE, self._on_c_store),
-                    (evt.EVT_RELEASED, self._on_end, ["released"]),
-                    (evt.EVT_ABORTED, self._on_end, ["aborted"]),
-                    *handlers,
+                    (evt.EVT_CONN_OPEN, lambda event: front.call(lambda one: one._on_opened(event))),
+                    (evt.EVT_ESTABLISHED, lambda event: front.call(lambda one: one._on_established(event))),
+                    (evt.EVT_C_ECHO, lambda event: DimseStatus.SUCCESS),
+                    (evt.EVT_C_STORE, lambda event: front.call(lambda one: one._on_c_store(event))),
+                    (evt.EVT_N_ACTION, lambda event: front.call(lambda one: one._on_n_action(event))),
+                    (evt.EVT_N_EVENT_REPORT, lambda event: front.call(lambda one: one._on_n_event_report(event))),
+                    (evt.EVT_DIMSE_RECV, lambda event: front.call(lambda one: one._on_message(event))),
+                    (evt.EVT_RELEASED, lambda event: front.call(lambda one: one._on_end(event, "released"))),
+                    (evt.EVT_ABORTED, lambda event: front.call(lambda one: one._on_end(event, "aborted"))),
                 ],
                 access=settings.access,
                 limits=settings.limits,
                 tls=tls,
-                on_rejected=self._on_rejected,
+                on_rejected=lambda *what: front.call(lambda one: one._on_rejected(*what)),
             )
         except OSError as exc:
             where = f"{self._settings.bind}:{self._settings.port}"
             raise Transient(f"cannot listen on {where}: {exc.strerror or exc}") from exc
+
+    def listens_like(self, other: Receiver) -> bool:
+        """Whether it would open the very port that the other one has open: same address and TLS files."""
+        mine, its = self._settings, other._settings
+        return other._server is not None and (mine.bind, mine.port, mine.tls) == (its.bind, its.port, its.tls)
+
+    def take_over(self, other: Receiver, drain_seconds: float = _DRAIN_SECONDS) -> None:
+        """Take the open port and the associations in progress of another receiver, which then has none.
+
+        New associations are judged by the settings of this one; those in progress keep the limits that they began
+        with, and what they send next is kept by this one. Waits for what the other one is keeping at this moment.
+        """
+        server = other._server
+        if server is None:
+            raise RuntimeError("the other receiver was not started")
+        server.adopt(self._application_entity(), self._settings.access, self._settings.limits)
+        self._server, self._front, self._transfers, self._lock = server, other._front, other._transfers, other._lock
+        other._server = None
+        self._front.replace(self, drain_seconds)
 
     def stop(self, drain_seconds: float = _DRAIN_SECONDS) -> None:
         """Accept nothing more, give open associations that long to finish, then abort them."""
@@ -214,12 +233,27 @@ class Receiver:
         with self._lock:
             transfer = self._transfers.pop(event.assoc, None)
         if transfer is not None:
-            self._audit(f"association {how}", transfer.calling_ae_title, _address(event), **dict(transfer.counts))
+            what = {**transfer.counts, "studies": dict(transfer.studies)} if transfer.studies else transfer.counts
+            self._audit(f"association {how}", transfer.calling_ae_title, _address(event), **what)
             counts = ", ".join(f"{number} {what}" for what, number in sorted(transfer.counts.items()))
             log.info("association from %s %s: %s", transfer.calling_ae_title, how, counts or "no instance")
 
-    def _on_c_echo(self, event: evt.Event) -> int:
-        return DimseStatus.SUCCESS
+    def _on_opened(self, event: evt.Event) -> None:
+        prepare_connection(event, self._settings.limits.silence_seconds)
+
+    def _on_n_action(self, event: evt.Event) -> tuple[int, None]:
+        if self._commitment is None:
+            return DimseStatus.PROCESSING_FAILURE, None
+        return self._commitment.on_n_action(event)
+
+    def _on_n_event_report(self, event: evt.Event) -> tuple[int, None]:
+        if self._reports is None:
+            return DimseStatus.PROCESSING_FAILURE, None
+        return self._reports.on_n_event_report(event)
+
+    def _on_message(self, event: evt.Event) -> None:
+        if self._commitment is not None:
+            self._commitment.on_message(event)
 
     def _on_c_store(self, event: evt.Event) -> int | Dataset:
         transfer = self._transfers.get(event.assoc)
@@ -273,6 +307,7 @@ class Receiver:
                 received_at=self._clock.now(),
             )
         )
+        transfer.studies[head.study_instance_uid] += 1
         return outcome.value
 
 

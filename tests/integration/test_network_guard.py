@@ -184,7 +184,7 @@ class TestLimits:
             node.log.wait_for(f"association from LORIS aborted: {reason}")
 
     def test_seconds(self, tmp_path: Path, request_bytes: bytes) -> None:
-        with receiving_node(tmp_path, limits=Limits(association_seconds=0.3)) as node:
+        with receiving_node(tmp_path, limits=Limits(association_seconds=2)) as node:
             with raw_association(node, request_bytes) as lasting:
                 assert received(lasting) == b""
             node.log.wait_for("association from LORIS aborted: the association lasts too long")
@@ -283,11 +283,12 @@ class Entries:
 class TestAudit:
     def test_every_association_is_told(self, tmp_path: Path) -> None:
         journal = Entries()
+        image = ct_slice()
         with receiving_node(tmp_path, access=Access(calling=("CT1",)), journal=journal) as node:
             with association(node.port, calling="STRANGER"):
                 pass
             with association(node.port, calling="CT1") as sender:
-                sender.send_c_store(part10(tmp_path / "a.dcm", ct_slice()))
+                sender.send_c_store(part10(tmp_path / "a.dcm", image))
             node.log.wait_for("association from CT1 released")
             with association(node.port, calling="CT1") as sender:
                 sender.abort()
@@ -301,7 +302,7 @@ class TestAudit:
                 "reason": "calling AE title not in the list",
             },
             {"action": "association accepted", **common},
-            {"action": "association released", **common, "new": 1},
+            {"action": "association released", **common, "new": 1, "studies": {image.StudyInstanceUID: 1}},
             {"action": "association accepted", **common},
             {"action": "association aborted", **common},
         ]

@@ -290,14 +290,14 @@ def test_a_slice_that_comes_during_the_analysis_supersedes_it(
     assert len(pacs.stored) == 2
 
 
-def test_a_series_that_takes_the_worker_down_is_quarantined(tmp_path: Path, pacs: SmallPacs) -> None:
+def test_a_series_that_takes_the_node_down_is_quarantined(tmp_path: Path, pacs: SmallPacs) -> None:
     study, files = series_files(tmp_path / "ct")
-    node = Node(configuration(tmp_path, pacs, receive={"quiet_seconds": 0.01}, analysis={"max_attempts": 2}))
+    node = Node(configuration(tmp_path, pacs, receive={"quiet_seconds": 0.01}, analysis={"max_takeovers": 2}))
     node.receiver.start()
     send(node, files)
     node.receiver.stop()
     wait_for(node, study, lambda _: node.worker.complete_quiet_series() == 1)
-    for _ in range(2):  # two workers that never come back
+    for _ in range(2):  # two nodes that never come back
         now = SystemClock().now()
         assert node.store.claim_job("dead", now=now, lease_until=now) is not None
     assert node.worker.analyse_next()
@@ -305,7 +305,7 @@ def test_a_series_that_takes_the_worker_down_is_quarantined(tmp_path: Path, pacs
     node.store.close()
     assert detail is not None
     assert detail.summary.state == "QUARANTINED"
-    assert "2 attempts" in (detail.jobs[0].reason or "")
+    assert "ended 2 times" in (detail.jobs[0].reason or "")
 
 
 def test_an_unexpected_error_fails_the_job_and_the_node_goes_on(

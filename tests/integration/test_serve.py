@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
+from pynetdicom import AE, build_context
 
 from pulmo_node.deliver import DicomSender
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.errors import PulmoError
 from tests.conftest import ROOT
+from tests.ct_factory import write_datasets
+from tests.encode_factory import chest_datasets
 
 WAIT_SECONDS = 60.0
 
@@ -140,6 +145,46 @@ def test_one_that_cannot_be_used_changes_nothing_at_all(tmp_path: Path, wrong: d
         write(config, port, "LATER")
         assert "the configuration was replaced" in node.reload()
         assert answers(port, "LATER")
+
+
+def test_a_port_that_stays_the_same_stays_open(tmp_path: Path) -> None:
+    """An association in the middle of a series lives through a reload, and goes by the new configuration then."""
+    config, port = tmp_path / "node.toml", free_port()
+    write(config, port)
+    first, second = (dcmread(path) for path in write_datasets(chest_datasets()[:2], tmp_path / "ct"))
+    with served(tmp_path, config) as node:
+        context = build_context(first.SOPClassUID, first.file_meta.TransferSyntaxUID)
+        association = AE(ae_title="SCANNER").associate("127.0.0.1", port, contexts=[context], ae_title="PULMO")
+        assert association.send_c_store(first).Status == 0x0000
+        write(config, port, "OTHER", more='accept_calling = ["TESTER"]\n')
+        assert "the configuration was replaced" in node.reload()
+        assert association.is_established
+        assert association.send_c_store(second).Status == 0x0000
+        association.release()
+        assert answers(port, "OTHER")
+        assert not answers(port, "PULMO")
+        again = AE(ae_title="SCANNER").associate("127.0.0.1", port, contexts=[context], ae_title="OTHER")
+        assert again.is_rejected
+        log = node.log.read_text()
+        assert log.count("listens on") == 1
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert "association from SCANNER released: 2 new" in (tmp_path / "log").read_text()
+    with sqlite3.connect(tmp_path / "var" / "pulmo.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM instances").fetchone() == (2,)
+    database.close()
+
+
+def test_with_another_limit_the_open_port_goes_by_it(tmp_path: Path) -> None:
+    config, port = tmp_path / "node.toml", free_port()
+    write(config, port)
+    with served(tmp_path, config) as node:
+        write(config, port, more="max_associations = 1\n")
+        node.reload()
+        context = build_context("1.2.840.10008.1.1")
+        one = AE().associate("127.0.0.1", port, contexts=[context], ae_title="PULMO")
+        assert one.is_established
+        assert AE().associate("127.0.0.1", port, contexts=[context], ae_title="PULMO").is_rejected
+        one.release()
 
 
 def test_the_watchdog_is_told_while_the_duties_run(tmp_path: Path) -> None:

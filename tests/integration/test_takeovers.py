@@ -12,16 +12,19 @@ from pulmo_node.app import Node
 from pulmo_node.deliver import DicomSender
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.domain.jobs import Job
-from tests import fake_pipeline
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
+from tests.fake_pipeline import fake_pipeline
 from tests.integration.crash_worker import configuration
+
+__all__ = ["fake_pipeline"]
+
+pytestmark = pytest.mark.usefixtures("fake_pipeline")
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     """A node with one queued job; nothing of it runs by itself."""
-    fake_pipeline.install()
     config = configuration(tmp_path / "storage", pacs_port=1)
     config = replace(config, analysis=replace(config.analysis, max_attempts=1, max_takeovers=4))
     node = Node(config)
