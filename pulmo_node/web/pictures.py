@@ -31,6 +31,7 @@ from pulmo_node.web.parts import NotFound, Parts, parts_of
 from pulmo_node.web.studies import detail_of
 
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 _SIDE_PIXELS = 240
 _HALF_MM = 30.0  # of what a plane shows, from the nodule's centre
@@ -86,11 +87,9 @@ def draw(images: list[Path], segmentation: Path) -> dict[int, bytes]:
     volume = assemble.assemble(images, assemble.describe(images))
     if not isinstance(volume, Volume) or volume.hu.size > _MOST_VOXELS:
         return {}
-    return {
-        int(segment.SegmentNumber): _png(volume, voxels[int(segment.SegmentNumber)])
-        for segment in dataset.SegmentSequence
-        if "TrackingUID" in segment and int(segment.SegmentNumber) in voxels
-    }
+    inside = {number: _indices(volume, places) for number, places in voxels.items()}
+    tracked = [int(segment.SegmentNumber) for segment in dataset.SegmentSequence if "TrackingUID" in segment]
+    return {number: _png(volume, inside[number]) for number in tracked if len(inside.get(number, ()))}
 
 
 def _voxels_lps_mm(dataset: Dataset) -> dict[int, Floats]:
@@ -127,10 +126,14 @@ def _places(groups: Dataset, shared: Dataset, rows: Any, columns: Any) -> Floats
     return np.asarray(origin + along_row + down, dtype=np.float64)
 
 
-def _png(volume: Volume, places: Floats) -> bytes:
+def _indices(volume: Volume, places: Floats) -> Indices:
+    """The voxels of places in LPS mm, those outside of the volume left out."""
     inverse = np.linalg.inv(volume.affine)
-    index = np.rint(places @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
-    index = index[np.all((index >= 0) & (index < volume.hu.shape), axis=1)]
+    index = np.rint(places @ inverse[:3, :3].T + inverse[:3, 3]).astype(np.int64)
+    return index[np.all((index >= 0) & (index < volume.hu.shape), axis=1)]
+
+
+def _png(volume: Volume, index: Indices) -> bytes:
     centre = np.rint(index.mean(axis=0)).astype(int)
     box = _box(volume, centre)
     inside = _mask_in(box, index)
