@@ -130,7 +130,8 @@ def _indices(volume: Volume, places: Floats) -> Indices:
     """The voxels of places in LPS mm, those outside of the volume left out."""
     inverse = np.linalg.inv(volume.affine)
     index = np.rint(places @ inverse[:3, :3].T + inverse[:3, 3]).astype(np.int64)
-    return index[np.all((index >= 0) & (index < volume.hu.shape), axis=1)]
+    inside = np.all((index >= 0) & (index < volume.hu.shape), axis=1)
+    return np.asarray(index[inside], dtype=np.int64)
 
 
 def _png(volume: Volume, index: Indices) -> bytes:
