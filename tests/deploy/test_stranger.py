@@ -21,10 +21,14 @@ import pytest
 
 from pulmo_node import orthanc
 from pulmo_node.deliver import DicomSender
+from pulmo_node.ohif import OhifServer
 from tests.conftest import ROOT
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 from tests.integration.test_serve import free_port
+from tests.viewer import tools
+from tests.viewer.driver import drive
+from tests.viewer.stand import missing
 
 DEPLOY = ROOT / "deploy"
 WAIT_SECONDS = 120.0
@@ -37,9 +41,9 @@ def ports() -> dict[str, int]:
 
 @pytest.fixture
 def pacs(tmp_path: Path, ports: dict[str, int]) -> Iterator[orthanc.OrthancProcess]:
-    missing = orthanc.available()
-    if missing is not None:
-        pytest.skip(missing)
+    lacking = orthanc.available()
+    if lacking is not None:
+        pytest.skip(lacking)
     deployed = json.loads((DEPLOY / "orthanc" / "orthanc.json").read_text(encoding="utf-8"))
     extra = {
         "StableAge": 2,
@@ -47,7 +51,8 @@ def pacs(tmp_path: Path, ports: dict[str, int]) -> Iterator[orthanc.OrthancProce
         "DicomModalities": {"pulmo": ["PULMO", "127.0.0.1", ports["dicom"]]},
         "LuaScripts": [str(DEPLOY / "orthanc" / "route-chest-ct.lua")],
     }
-    with orthanc.OrthancProcess(tmp_path / "orthanc", extra=extra) as started:
+    dicomweb = orthanc.dicomweb_available() is None
+    with orthanc.OrthancProcess(tmp_path / "orthanc", dicomweb=dicomweb, extra=extra) as started:
         yield started
 
 
@@ -132,6 +137,25 @@ def test_a_chest_ct_in_orthanc_has_results_beside_it(
         assert f'pulmo_instances_received_total{{calling_ae_title="{pacs.ae_title}",status="new"}} 12.0' in (
             probe.get("/metrics").text
         )
+
+
+@pytest.mark.viewer
+@pytest.mark.usefixtures("served")
+def test_the_results_open_in_ohif(tmp_path: Path, pacs: orthanc.OrthancProcess) -> None:
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(lacking)
+    datasets = chest_datasets()
+    list(DicomSender("CT").send_files(pacs.peer, write_datasets(datasets, tmp_path / "ct")))
+    study = str(datasets[0].StudyInstanceUID)
+    wait_for(lambda: {"SR", "SEG"} <= set(series_of(pacs, study).values()))
+    with OhifServer(tools.ohif(), pacs.http_port) as ohif:
+        driven = drive(ohif.study_url(study), ROOT / "viewer-out" / "deploy", ("SEG", "SR"))
+    assert driven.report["failures"] == []
+    assert driven.report["page"] == {"errors": [], "exceptions": [], "refused": [], "left": []}
+    ((segmentation,), (report,)) = driven.report["segmentations"], driven.report["reports"]
+    assert [found["voxels"] > 0 for found in segmentation["content"][0]["segments"]] == [True]
+    assert len(report["measurements"]) == 1
 
 
 def test_the_configuration_of_orthanc_is_json_without_comments() -> None:
