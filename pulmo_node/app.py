@@ -292,17 +292,22 @@ def replaced(node: Node, reread: Callable[[], Config]) -> Node:
     except PulmoError as exc:
         log.error("the configuration stays as it was: %s", exc)
         return node
-    if successor.receiver.listens_like(node.receiver):
+    stays_open = successor.receiver.listens_like(node.receiver)
+    stop, start = (
+        (node.observation.stop_listening, successor.observation.listen)
+        if stays_open
+        else (node.stop_receiving, successor.start_receiving)
+    )
+    stop()
+    try:
+        start()
+    except PulmoError as exc:
+        log.error("the configuration stays as it was: %s", exc)
+        successor.store.close()
+        (node.observation.listen if stays_open else node.start_receiving)()
+        return node
+    if stays_open:
         successor.receiver.take_over(node.receiver)
-    else:
-        node.stop_receiving()
-        try:
-            successor.start_receiving()
-        except PulmoError as exc:
-            log.error("the configuration stays as it was: %s", exc)
-            successor.store.close()
-            node.start_receiving()
-            return node
     node.stop_working()
     successor.start_working()
     logs.configure(config.log.level)

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
+from pulmo_models import registry
 from pulmo_node.app import Node
 from pulmo_node.cli import app
 from pulmo_node.config import load, resolve
@@ -25,7 +26,7 @@ from pulmo_node.testing import SmallPacs
 from pulmo_node.web.access import LoginRate, Sessions, client_of, csrf_token, within
 from pulmo_node.web.show import printable
 from tests.certificates import authority
-from tests.fake_pipeline import fake_pipeline
+from tests.fake_pipeline import _replaced, fake_pipeline
 from tests.integration.store_scene import SetClock, new_database
 from tests.web.served import (
     HASH,
@@ -55,8 +56,10 @@ ACTIONS = (
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     folder = tmp_path_factory.mktemp("node")
-    with SmallPacs(folder / "pacs") as pacs, running(page_configuration(folder, pacs)) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch, SmallPacs(folder / "pacs") as pacs:
+        patch.setitem(registry._ENTRIES, "ct-nodules", _replaced())
+        with running(page_configuration(folder, pacs)) as started:
+            yield started
 
 
 @pytest.fixture

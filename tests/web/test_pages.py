@@ -187,7 +187,8 @@ def test_a_new_configuration_takes_the_page_along(tmp_path: Path) -> None:
         successor = replaced(node, lambda: again)
         assert successor is not node
         try:
-            assert otto.get("/").status_code == 200, "the same port, and the session lasts"
+            answer = otto.get(f"/studies/{send(successor, tmp_path / 'ct')}")
+            assert "https://ohif.example" in answer.text, "the same port, the session lasts, the new one answers"
             assert otto.get("/healthz").status_code == 200
         finally:
             successor.stop_receiving()
