@@ -52,13 +52,12 @@ class Catalogue:
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest() if text else ""
 
     def update(self) -> int:
-        """Take up the series that came since; their number."""
-        taken = 0
-        while found := self._store.uncatalogued(after=self._seen, limit=_AT_ONCE):
+        """Take up series that came since, at most so many that it takes no longer than a second; their number."""
+        found = self._store.uncatalogued(after=self._seen, limit=_AT_ONCE)
+        if found:
             self._store.add_to_catalogue([self._entry(number, path) for number, path in found])
             self._seen = found[-1][0]
-            taken += len(found)
-        return taken
+        return len(found)
 
     def _entry(self, series_id: int, path: str) -> tuple[int, str, str]:
         accession_number, study_date = _read(self._instances.absolute(path)) if path else ("", "")
