@@ -1,4 +1,4 @@
-# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, benchmark,
+# Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, bench,
 # benchmark-encoding, sbom, audit, site, lint. Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
@@ -10,7 +10,9 @@ OUT ?= demo-out
 FILES ?= 20000
 SEED ?= 1
 MINUTES ?= 30
-SERIES ?=
+BENCH_OUT ?= bench-out
+PARTS ?=
+REPEATS ?= 3
 VIEWER ?=
 SBOM ?= sbom.json
 ADVISORIES ?=
@@ -20,8 +22,8 @@ IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
 DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql prometheus $(DEBIAN_VIEWER_PACKAGES)
 
-.PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak \
-  benchmark benchmark-encoding sbom audit site lint format clean
+.PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak bench \
+  benchmark-encoding sbom audit site lint format clean
 
 install: $(VENV)/.installed
 
@@ -92,9 +94,10 @@ faults: install-dev debian-packages
 soak: install-dev
 	$(BIN)/python -m tests.faults --only soak --seed $(SEED) --minutes $(MINUTES)
 
-# Time and memory of assembly beside SimpleITK; SERIES is a folder of a CT series whose slices are taken.
-benchmark: install-dev
-	$(BIN)/python benchmarks/assembly.py $(if $(SERIES),--series "$(SERIES)")
+# Every table of BENCHMARKS.md: medians and ratios, each alternative in the same run on the same data. An hour or two on
+# two processors that have nothing else to do; make bench PARTS="latency memory" measures these alone.
+bench: install-dev debian-packages
+	$(BIN)/python -m benchmarks $(PARTS) --out "$(BENCH_OUT)" --repeats $(REPEATS)
 
 # Time and size of the result objects of ten nodules in a series of 300 slices.
 benchmark-encoding: install-dev

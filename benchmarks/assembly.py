@@ -1,18 +1,17 @@
 """Time and memory of assembly beside SimpleITK's `ImageSeriesReader`, on the same files in the same run.
 
-    python benchmarks/assembly.py [--series FOLDER] [--slices 300] [--repeats 3]
+    python -m benchmarks.assembly [--out bench-out] [--repeats 3] [--quick]
 
 The series is written three times, uncompressed, in JPEG Lossless SV1 and in JPEG-LS, its slices those of a real series
-(FOLDER; repeated until there are enough) or else noise over a cylinder. Each reading takes place in a process of its
-own, files in the page cache, and the fastest of the repeats counts. Ours includes the reading of all headers, the
-order and every check; SimpleITK is given the files in order. Processor time includes that of the processes that decode,
-and tells more than the clock where the machine is busy. Growth of memory is the peak of the resident set beyond
-what the imports took, as a multiple of the float32 volume; ours also with the processes that decode, whole.
+(repeated until there are enough) or else noise over a cylinder. Each reading takes place in a process of its own, files
+in the page cache, the readers taking turns. Ours includes the reading of all headers, the order and every check;
+SimpleITK is given the files in order. Processor time includes that of the processes that decode, and tells more than
+the clock where the machine is busy. Growth of memory is the peak of the resident set beyond what the imports took, as a
+multiple of the float32 volume; ours also with the processes that decode, whole.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -29,8 +28,10 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
+from benchmarks import report
+from benchmarks.report import Options, Row, Table, compared, row
 from pulmo_models.types import Volume
-from pulmo_node.assemble import assemble, decoding, describe
+from pulmo_node.assemble import SeriesFiles, assemble, decoding, describe
 
 SIDE = 512
 SPACING_MM = (1.25, 0.7, 0.7)
@@ -41,43 +42,55 @@ KINDS: dict[str, str | int] = {
 }
 
 
-def main() -> None:
-    """Write the series, measure each reader on each of them, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--series", type=Path, help="folder of a CT series of 512 x 512 pixels")
-    parser.add_argument("--slices", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", nargs=2, metavar=("READER", "FOLDER"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measured(arguments.measure[0], Path(arguments.measure[1]))))
-        return
-    images = slices_of(arguments.series) if arguments.series else noise(16)
-    processors, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    print(f"{arguments.slices} slices of {SIDE} x {SIDE}, {processors} processors, load {load:.1f}")
-    print("| files | assemble | SimpleITK | processor time | SimpleITK | growth | with its processes | SimpleITK |")
-    print("|---|---|---|---|---|---|---|---|")
+_SLICES, _QUICK_SLICES = 300, 40
+_CPTAC = "ct_cptac_c3n-00247/dicom"
+_QUANTITIES = {
+    "seconds": ("time", "s"),
+    "processor": ("processor time", "s"),
+    "growth": ("growth of memory", "volumes"),
+}
+
+
+def run(options: Options) -> Table:
+    """Both readers on each kind of file."""
+    real = options.data / _CPTAC if options.data else None
+    images = slices_of(real) if real is not None and real.is_dir() else noise(16)
+    count = _QUICK_SLICES if options.quick else _SLICES
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         for number, (kind, how) in enumerate(KINDS.items()):
             folder = Path(scratch) / str(number)
             folder.mkdir()
-            write_series(folder, images, arguments.slices, how)
-            ours, theirs = (best_of(reader, folder, arguments.repeats) for reader in ("assemble", "simpleitk"))
-            if ours["sum"] != theirs["sum"]:
-                raise SystemExit(f"{kind}: the two volumes differ")
-            print(
-                f"| {kind} | {ours['seconds']:.2f} s | {theirs['seconds']:.2f} s "
-                f"| {ours['processor']:.2f} s | {theirs['processor']:.2f} s | {ours['growth']:.2f} x "
-                f"| {ours['growth_with_processes']:.2f} x | {theirs['growth']:.2f} x |",
-                flush=True,
-            )
+            write_series(folder, images, count, how)
+            rows += _of_kind(kind, folder, options.repeats)
+    return Table(
+        name="assembly",
+        title="Assembly beside SimpleITK",
+        protocol=(
+            f"{count} slices of {SIDE} x {SIDE}, {'of a real series' if real else 'noise over a cylinder'}, each "
+            "reading in a fresh process, files in the page cache. Here: all headers, the order, every check included; "
+            "SimpleITK's `ImageSeriesReader` is given the files in order. Processor time includes that of the "
+            "processes that decode, which start anew in each run and stay in the node. Both volumes are equal from "
+            "-1024 HU on."
+        ),
+        rows=tuple(rows),
+    )
 
 
-def best_of(reader: str, folder: Path, repeats: int) -> dict[str, float]:
-    """Fastest time and smallest growth of several processes."""
-    command = [sys.executable, __file__, "--measure", reader, str(folder)]
-    runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(repeats)]
-    return {key: min(run[key] for run in runs) for key in runs[0]}
+def _of_kind(kind: str, folder: Path, repeats: int) -> list[Row]:
+    runs: dict[str, list[dict[str, float]]] = {"assemble": [], "simpleitk": []}
+    for _ in range(repeats):
+        for reader, found in runs.items():
+            command = [sys.executable, "-m", "benchmarks.assembly", "--measure", reader, str(folder)]
+            found.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    if len({each["sum"] for found in runs.values() for each in found}) > 1:
+        raise SystemExit(f"{kind}: the volumes differ")
+    rows = []
+    for quantity, (name, unit) in _QUANTITIES.items():
+        theirs = row(f"{kind}, {name}, SimpleITK", [each[quantity] for each in runs["simpleitk"]], unit)
+        rows += [compared(row(f"{kind}, {name}", [each[quantity] for each in runs["assemble"]], unit), theirs), theirs]
+    whole = [each["growth_with_processes"] for each in runs["assemble"]]
+    return [*rows, row(f"{kind}, growth with the processes that decode", whole, "volumes")]
 
 
 def measured(reader: str, folder: Path) -> dict[str, float]:
@@ -107,7 +120,8 @@ def measured(reader: str, folder: Path) -> dict[str, float]:
 
 def ours(paths: list[Path]) -> Volume:
     """The volume of `pulmo_node.assemble`, as the node calls it."""
-    volume = assemble(paths, describe(paths))
+    files = SeriesFiles()
+    volume = assemble(paths, describe(paths, files=files), files)
     if not isinstance(volume, Volume):
         raise SystemExit("not a CT series")
     return volume
@@ -206,4 +220,7 @@ def change_syntax(path: Path, syntax: str | int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measured(sys.argv[2], Path(sys.argv[3]))))
+    else:
+        report.main(run, __doc__)

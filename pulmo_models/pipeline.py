@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pulmo_models.types import Findings, PipelineInfo, Radiograph, Volume
 
@@ -42,4 +42,13 @@ class Pipeline(Protocol):
             Rejection: the pixels are not what the pipeline is for.
             DeviceOutOfMemory: no batch size and no fallback device was enough.
         """
+        ...
+
+
+@runtime_checkable
+class WarmsUp(Protocol):
+    """A pipeline whose first run takes longer than the others, unless it is warmed up before."""
+
+    def warm_up(self) -> None:
+        """Do once what the first series would otherwise wait for. Raises `ModelError`."""
         ...

@@ -285,3 +285,4 @@ class Findings:
     cautions: tuple[Caution, ...] = ()  # of the volume and of the analysis
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
+    computation: Mapping[str, str] = field(default_factory=dict)  # engine, precision, windows ...: for the record

@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pulmo_models import registry
 from pulmo_models.errors import DeviceOutOfMemory, ModelError
-from pulmo_models.pipeline import Pipeline, ProgressCallback, Rejection, no_progress
+from pulmo_models.pipeline import Pipeline, ProgressCallback, Rejection, WarmsUp, no_progress
 from pulmo_models.types import Findings, PipelineInfo, Radiograph, Volume
 from pulmo_models.weights import load_set, locate
 from pulmo_node.errors import Permanent, Rejected, Transient
@@ -49,6 +49,14 @@ class Analyser:
         with self._lock:
             return self._pipeline(label).info
 
+    def warm_up(self, label: str) -> None:
+        """Load a pipeline and let its networks run once. Raises `Transient`, `Permanent`."""
+        with self._lock:
+            pipeline = self._pipeline(label)
+            if isinstance(pipeline, WarmsUp):
+                with _translated():
+                    pipeline.warm_up()
+
     def analyse(self, label: str, image: Volume | Radiograph, progress: ProgressCallback = no_progress) -> Findings:
         """Run one pipeline.
 
@@ -59,12 +67,8 @@ class Analyser:
         """
         with self._lock:
             pipeline = self._pipeline(label)
-            try:
+            with _translated():
                 return pipeline(image, progress)
-            except Rejection as exc:
-                raise Rejected(exc.code, exc.sentence) from exc
-            except DeviceOutOfMemory as exc:
-                raise Transient(str(exc)) from exc
 
     def _pipeline(self, label: str) -> Pipeline:
         if label not in self._built:
@@ -80,3 +84,14 @@ class Analyser:
         if isinstance(name := table.get("weights"), str):
             table["weights"] = str(locate(name, self._weights_folder))
         return table
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What a pipeline raises, as errors of the node."""
+    try:
+        yield
+    except Rejection as exc:
+        raise Rejected(exc.code, exc.sentence) from exc
+    except DeviceOutOfMemory as exc:
+        raise Transient(str(exc)) from exc

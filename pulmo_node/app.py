@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from pulmo_models.pipeline import ProgressCallback, no_progress
 from pulmo_node import logs, systemd
 from pulmo_node.analyse import Analyser
 from pulmo_node.atna import Closable
@@ -120,10 +119,11 @@ def build_analyser(config: Config) -> Analyser:
     return Analyser(config.pipelines, config.analysis.device, config.weights_folder)
 
 
-def build_analysis(config: Config, progress: ProgressCallback = no_progress) -> Analysis:
+def build_analysis(config: Config) -> Analysis:
     """Where the series of a node are analysed: in a process of its own, unless the configuration says otherwise."""
     if not config.analysis.isolated:
-        return LocalAnalysis(build_analyser(config), FileOutbox(config.storage), progress)
+        ahead_bytes = config.analysis.read_ahead_mib << 20
+        return LocalAnalysis(build_analyser(config), FileOutbox(config.storage), ahead_bytes)
     return IsolatedAnalysis(
         ProcessSettings(
             pipelines=config.pipelines,
@@ -133,8 +133,8 @@ def build_analysis(config: Config, progress: ProgressCallback = no_progress) -> 
             log_level=config.log.level,
             silence_seconds=config.analysis.silence_seconds,
             limit_seconds=config.analysis.limit_seconds,
-        ),
-        progress,
+            read_ahead_bytes=config.analysis.read_ahead_mib << 20,
+        )
     )
 
 
@@ -179,7 +179,7 @@ class Node:
         worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.store = store
         self._instances = instances
-        analysis = self.observation.analysis(build_analysis(config, self.observation.progress))
+        analysis = self.observation.analysis(build_analysis(config))
         self.worker = Worker(config, adapters, analysis, worker_id)
         self._purge = build_purge(config, store)
         self._scheduler = Scheduler(self.worker, tuple(config.peers), self._purge.run)

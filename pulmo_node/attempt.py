@@ -7,9 +7,12 @@ Errors: those of the stages. `LocalAnalysis` does it where it is called, `pulmo_
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol
@@ -20,6 +23,8 @@ from pulmo_node import assemble, encode
 from pulmo_node.analyse import Analyser
 from pulmo_node.domain.deliveries import ResultObject
 from pulmo_node.ports import Outbox, OutboxItem
+
+_MOMENT_SECONDS = 0.5  # that a series may have to wait for reading ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,14 @@ class SeriesResult:
     timings_seconds: Mapping[str, float]
 
 
+class ReadingAhead(StrEnum):
+    """What became of reading ahead."""
+
+    BUSY = "busy"  # a series is being analysed: nothing was read
+    MORE = "more"  # the moment was over before the files
+    DONE = "done"  # all is read that there is room for
+
+
 class Analysis(Protocol):
     """Where series are analysed."""
 
@@ -59,8 +72,23 @@ class Analysis(Protocol):
         """
         ...
 
-    def run(self, request: SeriesRequest) -> SeriesResult:
-        """Analyse one series.
+    def warm_up(self, labels: Sequence[str]) -> None:
+        """Load these pipelines and let their networks run once. Raises as `info`, and `Transient`."""
+        ...
+
+    def read_ahead(self, paths: Sequence[Path]) -> ReadingAhead:
+        """Read files of a series that is still arriving, for a moment, unless a series is being analysed.
+
+        A series that is to be analysed meanwhile waits for that moment at most.
+
+        Raises:
+            AnalysisLost: the process that was asked ended.
+            Stopped: `stop` was called meanwhile.
+        """
+        ...
+
+    def run(self, request: SeriesRequest, progress: ProgressCallback = no_progress) -> SeriesResult:
+        """Analyse one series; `progress` gets the running step and the share of it that is done.
 
         Raises:
             Rejected, Transient, Permanent: of the stages.
@@ -81,10 +109,12 @@ class Analysis(Protocol):
 class LocalAnalysis:
     """In the process and thread of the caller: a crash of a decoder or a network ends that process."""
 
-    def __init__(self, analyser: Analyser, outbox: Outbox, progress: ProgressCallback = no_progress) -> None:
+    def __init__(self, analyser: Analyser, outbox: Outbox, read_ahead_bytes: int = 0) -> None:
+        """`read_ahead_bytes` limits what `read_ahead` keeps."""
         self._analyser = analyser
         self._outbox = outbox
-        self._progress = progress
+        self._ahead = assemble.ReadAhead(read_ahead_bytes)
+        self._working = threading.Lock()
 
     def settings_sha256(self, label: str) -> str:
         """Digest of a pipeline's settings."""
@@ -94,17 +124,38 @@ class LocalAnalysis:
         """Identity of a pipeline; loads it. Raises `Permanent`."""
         return self._analyser.info(label)
 
-    def run(self, request: SeriesRequest) -> SeriesResult:
+    def warm_up(self, labels: Sequence[str]) -> None:
+        """Load these pipelines and let their networks run once. Raises `Permanent`, `Transient`."""
+        with self._working:
+            for label in labels:
+                self._analyser.warm_up(label)
+
+    def read_ahead(self, paths: Sequence[Path]) -> ReadingAhead:
+        """Read files of a series that is still arriving, for a moment, unless a series is being analysed."""
+        if not self._working.acquire(blocking=False):
+            return ReadingAhead.BUSY
+        try:
+            return ReadingAhead.MORE if self._ahead.read(paths, _MOMENT_SECONDS) else ReadingAhead.DONE
+        finally:
+            self._working.release()
+
+    def run(self, request: SeriesRequest, progress: ProgressCallback = no_progress) -> SeriesResult:
         """Analyse one series. Raises `Rejected`, `Transient`, `Permanent`."""
+        with self._working:
+            return self._run(request, progress)
+
+    def _run(self, request: SeriesRequest, progress: ProgressCallback) -> SeriesResult:
         timings: dict[str, float] = {}
-        self._progress("assemble", 0.0)
+        progress("assemble", 0.0)
         with _timed(timings, "assemble"):
             assemble.check_one_patient(list(request.study_paths))
             paths = list(request.paths)
-            image = assemble.assemble(paths, assemble.describe(paths))
-        findings = self._analyser.analyse(request.pipeline, image, self._progress)
+            files = self._ahead.take(paths)
+            series = assemble.describe(paths, files=files)
+            image = assemble.assemble(paths, series, files, partial(progress, "assemble"))
+        findings = self._analyser.analyse(request.pipeline, image, progress)
         timings.update(findings.timings_seconds)
-        self._progress("encode", 0.0)
+        progress("encode", 0.0)
         with _timed(timings, "encode"):
             items = [outbox_item(each) for each in encode.encode_findings(findings, image, request.context)]
             plain = encode.findings_to_json(findings, image, request.context)

@@ -143,10 +143,10 @@ def _acquisition_facts(volume: InspectedVolume) -> Iterator[tuple[str, str]]:
 
 def print_studies(console: Console, studies: Sequence[StudySummary]) -> None:
     """The list of studies."""
-    table = Table("study", "state", "series", "instances", "jobs", "last change")
+    table = Table("study", "state", "running", "series", "instances", "jobs", "last change")
     for study in studies:
         counts = (str(study.series), str(study.instances), str(study.jobs))
-        table.add_row(study.study_instance_uid, styled(study.state), *counts, local(study.updated_at))
+        table.add_row(study.study_instance_uid, styled(study.state), study.progress, *counts, local(study.updated_at))
     console.print(table)
 
 
@@ -158,10 +158,11 @@ def print_study(console: Console, study: StudyDetail) -> None:
         counts = (str(series.revision), str(series.number_of_instances))
         table.add_row(series.series_instance_uid, series.modality, styled(series.state), *counts, series.note or "")
     console.print(table)
-    table = Table("job", "pipeline", "revision", "state", "attempts", "reason", title="Jobs")
+    table = Table("job", "pipeline", "revision", "state", "running", "attempts", "reason", title="Jobs")
     for job in study.jobs:
         reason = f"{job.reason_code}: {job.reason}" if job.reason_code else job.reason or ""
-        table.add_row(str(job.id), job.pipeline, str(job.revision), styled(job.state), str(job.attempts), reason)
+        state = (styled(job.state), job.progress, str(job.attempts))
+        table.add_row(str(job.id), job.pipeline, str(job.revision), *state, reason)
     console.print(table)
     table = Table("delivery", "job", "object", "SOP Instance UID", "to", "state", "attempts", "reason")
     table.title = "Deliveries"

@@ -20,6 +20,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom import _config as pynetdicom_config
+from pynetdicom.association import Association
 from pynetdicom.transport import ThreadedAssociationServer
 
 from pulmo_models import __version__
@@ -286,8 +287,34 @@ def prepare_connection(event: evt.Event, timeout_seconds: float) -> None:
     Commands are small: without TCP_NODELAY each waits for the peer's delayed acknowledgement of the one before.
     pynetdicom's own timers do not see a peer that stops in the middle of a PDU, the socket's does.
     """
+    if event.assoc.is_requestor:
+        _keep_answers(event.assoc)
     wrapper = event.assoc.dul.socket
     if wrapper is None or wrapper.socket is None:  # the peer was gone again at once
         return
     wrapper.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     wrapper.socket.settimeout(timeout_seconds)
+
+
+def _keep_answers(association: Association) -> None:
+    """Leave the answer to a request to the thread that waits for it.
+
+    The thread that serves an association can be past the point where pynetdicom pauses it when a request is sent. Where
+    it then goes on only after the answer came, it takes the answer for an unexpected message and drops it.
+    """
+    wait_for_message = association.dimse.get_msg
+    messages = association.dimse.msg_queue
+
+    def get_msg(block: bool = False) -> Any:
+        if block:
+            return wait_for_message(block)
+        with messages.mutex:
+            if not messages.queue:
+                return None, None
+            message = messages.queue[0][1]  # None where the connection is over
+            is_asking = not association._reactor_checkpoint.is_set()
+            if is_asking and not (message is not None and message.is_valid_request):
+                return None, None
+            return messages.queue.popleft()
+
+    association.dimse.get_msg = get_msg  # type: ignore[method-assign]

@@ -13,7 +13,6 @@ Layout below the storage directory::
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -24,16 +23,22 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict
+from io import FileIO
+from itertools import count
 from pathlib import Path
+from typing import TypeAlias
 from uuid import uuid4
 
 from pulmo_node.domain.deliveries import ResultObject
-from pulmo_node.errors import DiskFull, Permanent, StorageFull, Transient
+from pulmo_node.durable import disk_refusal, fsync_folder, fsync_upwards, write_durably
+from pulmo_node.errors import Permanent, StorageFull, Transient
 from pulmo_node.ports import OutboxItem, WrittenInstance
 
 log = logging.getLogger(__name__)
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -42,6 +47,7 @@ _GROUP_LENGTH_END = 128 + 4 + len(_GROUP_LENGTH) + 4
 _CONFLICT_DIGITS = 32
 _ABANDONED_AFTER_SECONDS = 3600.0
 _REMEMBERED_FOLDERS = 4096
+_SPACE_IS_ASKED_EVERY_BYTES = 16 * 1024**2
 
 
 class FileInstanceStore:
@@ -53,13 +59,15 @@ class FileInstanceStore:
         self._min_free_bytes = min_free_bytes
         self._is_full = False
         self._incoming = _prepare(storage, "instances")
+        self._own = uuid4().hex
+        self._parts = count()
         self._folders_lock = threading.Lock()
         self._durable_folders: set[Path] = set()
 
-    def write(
-        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes, data_set: bytes
-    ) -> WrittenInstance:
-        """Write one instance; on return it is durable.
+    def begin(
+        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes
+    ) -> IncomingInstance:
+        """Begin to write one instance, as `InstanceStore` has it.
 
         The first bytes under a SOP Instance UID keep the plain name; other bytes get a name of their own, once.
 
@@ -70,24 +78,28 @@ class FileInstanceStore:
         """
         if _meta_length(meta) != len(meta):
             raise ValueError("meta is not a whole File Meta Information with its group length")
-        digest = hashlib.sha256(data_set).hexdigest()
         folder = self._storage / "instances" / _uid_name(study_instance_uid) / _uid_name(series_instance_uid)
-        name = _uid_name(sop_instance_uid)
-        with _disk_refusal(f"writing instance {name}"):
+        with disk_refusal(f"writing instance {_uid_name(sop_instance_uid)}"):
             self._make_folder(folder)
-            path = folder / f"{name}.dcm"
-            if not self._place(path, meta, data_set, digest):
-                path = folder / Path(self.conflict_path(path.name, digest))
-                if not self._place(path, meta, data_set, digest):
-                    raise Transient(f"instance {name}: {path.name} on disk does not hold the bytes that it is named by")
-            _fsync_folder(folder)  # also for a file that was there: who named it may not have come to this
-        return WrittenInstance(
-            path=path.relative_to(self._storage).as_posix(), sha256=digest, size_bytes=len(meta) + len(data_set)
+            return IncomingInstance(self, folder / f"{_uid_name(sop_instance_uid)}.dcm", meta)
+
+    def write(
+        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes, data_set: bytes
+    ) -> WrittenInstance:
+        """All of an instance at once: `begin`, `append` and `finish`, with their errors."""
+        incoming = self.begin(
+            study_instance_uid=study_instance_uid,
+            series_instance_uid=series_instance_uid,
+            sop_instance_uid=sop_instance_uid,
+            meta=meta,
         )
+        with incoming:
+            incoming.append(data_set)
+            return incoming.finish()
 
     def paths(self) -> Iterator[str]:
         """Every instance on disk, relative to storage, conflicts included; in no order. Raises `Transient`."""
-        with _disk_refusal("listing instances"):
+        with disk_refusal("listing instances"):
             for study in _folders(self._storage / "instances"):
                 for series in _folders(study):
                     prefix = f"instances/{study.name}/{series.name}/"
@@ -104,9 +116,9 @@ class FileInstanceStore:
             Permanent: it is no Part 10 file as `write` makes them.
         """
         absolute = self._storage / path
-        with _disk_refusal(f"reading {absolute.name}"):
+        with disk_refusal(f"reading {absolute.name}"):
             content = absolute.read_bytes()
-            _fsync_upwards(absolute.parent, self._storage)
+            fsync_upwards(absolute.parent, self._storage)
         length = _meta_length(content[:_GROUP_LENGTH_END])
         if length is None or length > len(content):
             raise Permanent(f"{absolute.name} is no whole Part 10 file")
@@ -123,7 +135,7 @@ class FileInstanceStore:
         Raises:
             Transient: it cannot be read.
         """
-        with _disk_refusal(f"reading {Path(path).name}"):
+        with disk_refusal(f"reading {Path(path).name}"):
             try:
                 return _data_set_digest(self._storage / path)
             except FileNotFoundError:
@@ -147,35 +159,120 @@ class FileInstanceStore:
             if folder in self._durable_folders and folder.is_dir():
                 return
             folder.mkdir(parents=True, exist_ok=True)
-            _fsync_upwards(folder.parent, self._storage)
+            fsync_upwards(folder.parent, self._storage)
             if len(self._durable_folders) >= _REMEMBERED_FOLDERS:
                 self._durable_folders.clear()
             self._durable_folders.add(folder)
 
-    def _check_space(self, size_bytes: int) -> None:
-        """Asked of the disk each time, so that the node goes on by itself once there is space again."""
+    def has_space(self, size_bytes: int = 0) -> bool:
+        """For so much more; asked of the disk each time, so that the node goes on by itself once there is space."""
         free = shutil.disk_usage(self._storage).free
         full = free - size_bytes < self._min_free_bytes
         if full != self._is_full:
             self._is_full = full
             words = "nothing new is accepted" if full else "new instances are accepted again"
             log.log(logging.ERROR if full else logging.INFO, "%d MiB free in storage: %s", free // 1024**2, words)
-        if full:
+        return not full
+
+    def new_part(self) -> Path:
+        """A name below storage that nobody else has."""
+        return self._incoming / f"{self._own}-{next(self._parts)}.part"
+
+    def relative(self, path: Path) -> str:
+        """A path of a file as the database has it."""
+        return path.relative_to(self._storage).as_posix()
+
+
+class IncomingInstance:
+    """A file that grows while its instance arrives (port `IncomingInstance`); a context manager that leaves no part.
+
+    Memory is that of one fragment, whatever the size of the instance.
+    """
+
+    def __init__(self, store: FileInstanceStore, path: Path, meta: bytes) -> None:
+        """`path` is the plain name; its folder is there and durable. Raises as `FileInstanceStore.begin`."""
+        self._store = store
+        self._path = path
+        self._size_bytes = len(meta)
+        self._digest = hashlib.sha256()
+        self._ask_for_space_at = 0  # size in bytes
+        self._part: Path | None = None
+        self._file: FileIO | None = None
+        if self._store.has_space(len(meta)):
+            self._part = self._store.new_part()
+            self._file = FileIO(self._part, "xb")
+            try:
+                self._write(meta)
+            except OSError:
+                self.discard()
+                raise
+        elif not path.exists():  # with the same bytes it needs no space: then only the digest is taken
             raise StorageFull("storage is almost full")
 
-    def _place(self, path: Path, meta: bytes, data_set: bytes, digest: str) -> bool:
+    def __enter__(self) -> IncomingInstance:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def append(self, data: Buffer) -> None:
+        """Write the next bytes of the data set. Raises as `FileInstanceStore.begin`; then only `discard` is left."""
+        with disk_refusal(f"writing instance {self._path.stem}"):
+            self._digest.update(data)
+            self._size_bytes += len(data)
+            if self._size_bytes >= self._ask_for_space_at and self._file is not None:
+                self._check_space(len(data))
+            self._write(data)
+
+    def finish(self) -> WrittenInstance:
+        """The file is whole: on return it is durable, under the name that is told.
+
+        Raises:
+            StorageFull: it is new and too little space is left.
+            Transient: the disk refuses.
+        """
+        digest = self._digest.hexdigest()
+        with disk_refusal(f"writing instance {self._path.stem}"):
+            path = self._path
+            if not self._place(path, digest):
+                path = path.with_name(self._store.conflict_path(path.name, digest))
+                if not self._place(path, digest):
+                    raise Transient(
+                        f"instance {self._path.stem}: {path.name} on disk does not hold the bytes that it is named by"
+                    )
+            fsync_folder(path.parent)  # also for a file that was there: who named it may not have come to this
+        return WrittenInstance(path=self._store.relative(path), sha256=digest, size_bytes=self._size_bytes)
+
+    def discard(self) -> None:
+        """Close it and remove what has no name yet; nothing where it is finished."""
+        file, self._file = self._file, None
+        part, self._part = self._part, None
+        if file is not None:
+            file.close()
+        if part is not None:
+            with suppress(OSError):  # it is removed after the next start
+                part.unlink(missing_ok=True)
+
+    def _write(self, data: Buffer) -> None:
+        rest = memoryview(data)
+        while self._file is not None and rest.nbytes:
+            rest = rest[self._file.write(rest) :]
+
+    def _check_space(self, size_bytes: int = 0) -> None:
+        self._ask_for_space_at = self._size_bytes + _SPACE_IS_ASKED_EVERY_BYTES
+        if not self._store.has_space(size_bytes):
+            raise StorageFull("storage is almost full")
+
+    def _place(self, path: Path, digest: str) -> bool:
         """Whether `path` now holds the data set: put there, or found there with the same bytes."""
         if not path.exists():
-            self._check_space(len(meta) + len(data_set))
-            part = self._incoming / f"{uuid4().hex}.part"
-            try:
-                _write_durably(part, meta, data_set)
-                os.link(part, path)  # unlike a rename it never replaces what another association has just put there
+            if self._file is None or self._part is None:
+                raise StorageFull("storage is almost full")
+            self._check_space()
+            os.fsync(self._file.fileno())
+            with suppress(FileExistsError):
+                os.link(self._part, path)  # unlike a rename it never replaces what another has just put there
                 return True
-            except FileExistsError:
-                pass
-            finally:
-                part.unlink(missing_ok=True)
         return _data_set_digest(path) == digest
 
 
@@ -196,22 +293,22 @@ class FileOutbox:
         """
         found = self.get(key)
         if found is not None:
-            with _disk_refusal(f"synchronising outbox {_key_name(key)}"):
-                _fsync_upwards(self._outbox, self._storage)  # who put it may have died before doing so
+            with disk_refusal(f"synchronising outbox {_key_name(key)}"):
+                fsync_upwards(self._outbox, self._storage)  # who put it may have died before doing so
             return found
         results = self._results(key, items)
         part = self._incoming / f"{uuid4().hex}.part"
-        with _disk_refusal(f"writing outbox {_key_name(key)}"):
+        with disk_refusal(f"writing outbox {_key_name(key)}"):
             try:
                 part.mkdir()
                 for item, result in zip(items, results, strict=True):
-                    _write_durably(part / Path(result.path).name, item.content)
-                _write_durably(part / "findings.json", findings_json.encode())
+                    write_durably(part / Path(result.path).name, item.content)
+                write_durably(part / "findings.json", findings_json.encode())
                 index = [asdict(result) for result in results]
-                _write_durably(part / "objects.json", json.dumps(index, indent=1).encode())
-                _fsync_folder(part)
+                write_durably(part / "objects.json", json.dumps(index, indent=1).encode())
+                fsync_folder(part)
                 _rename_folder(part, self._outbox / _key_name(key))
-                _fsync_upwards(self._outbox, self._storage)
+                fsync_upwards(self._outbox, self._storage)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         written = self.get(key)
@@ -229,7 +326,7 @@ class FileOutbox:
         folder = self._outbox / _key_name(key)
         if not folder.is_dir():
             return None
-        with _disk_refusal(f"reading outbox {folder.name}"):
+        with disk_refusal(f"reading outbox {folder.name}"):
             index = (folder / "objects.json").read_bytes()
             findings_json = (folder / "findings.json").read_bytes().decode()
         try:
@@ -239,7 +336,7 @@ class FileOutbox:
 
     def discard(self, key: str) -> None:
         """Remove what lies under `key`: its study was erased meanwhile. Raises `Transient`."""
-        with _disk_refusal(f"removing outbox {_key_name(key)}"):
+        with disk_refusal(f"removing outbox {_key_name(key)}"):
             if (self._outbox / _key_name(key)).is_dir():
                 shutil.rmtree(self._outbox / _key_name(key))
 
@@ -268,10 +365,10 @@ def _folders(parent: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
 def _prepare(storage: Path, folder: str) -> Path:
     """Create the folders; remove what a crash left; the folder for files that are being written."""
     incoming = storage / "incoming"
-    with _disk_refusal(f"preparing storage {storage}"):
+    with disk_refusal(f"preparing storage {storage}"):
         for needed in (storage / folder, incoming):
             needed.mkdir(parents=True, exist_ok=True)
-        _fsync_upwards(storage, storage.parent)
+        fsync_upwards(storage, storage.parent)
         for part in incoming.iterdir():
             _remove_abandoned(part)
     return incoming
@@ -322,14 +419,6 @@ def _data_set_digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_durably(path: Path, *parts: bytes) -> None:
-    with path.open("xb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _rename_folder(source: Path, target: Path) -> None:
     """Give the folder its name, unless another worker was first; its objects then stay as they are."""
     try:
@@ -337,29 +426,3 @@ def _rename_folder(source: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():
             raise
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fsync_upwards(folder: Path, last: Path) -> None:
-    """Make what `folder` holds, and the names on the way from `last` down to it, durable."""
-    for each in (folder, *folder.parents):
-        _fsync_folder(each)
-        if each == last:
-            return
-
-
-@contextmanager
-def _disk_refusal(action: str) -> Iterator[None]:
-    """An `OSError` becomes `Transient`: a full or failing disk may be there again later."""
-    try:
-        yield
-    except OSError as exc:
-        kind = DiskFull if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Transient
-        raise kind(f"{action}: {exc.strerror or exc}") from exc

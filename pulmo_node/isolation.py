@@ -1,6 +1,6 @@
 """Analysis in a process of its own, so that a segmentation fault, a CUDA error or the OOM killer ends one attempt only.
 
-The process is spawned (never forked: threads and CUDA do not survive that) at the first series and stays, with its
+The process is spawned (never forked: threads and CUDA do not survive that) when it is first asked and stays, with its
 networks loaded, for the next. It sends a beat while it lives and ends itself when the node is gone. The node takes it
 for lost when it ends, when it is silent for `silence_seconds`, or when one series takes longer than `limit_seconds`;
 the series may then be tried again in a fresh process.
@@ -16,7 +16,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -29,7 +29,7 @@ from pulmo_models.pipeline import ProgressCallback, no_progress
 from pulmo_models.types import PipelineInfo
 from pulmo_node import logs
 from pulmo_node.analyse import Analyser
-from pulmo_node.attempt import Analysis, LocalAnalysis, SeriesRequest, SeriesResult
+from pulmo_node.attempt import Analysis, LocalAnalysis, ReadingAhead, SeriesRequest, SeriesResult
 from pulmo_node.errors import AnalysisLost, DiskFull, Permanent, PulmoError, Rejected, Stopped, Transient
 from pulmo_node.files import FileOutbox
 
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
 _END_SECONDS = 5.0
-_PROGRESS_SECONDS = 0.25
 _OOM_SCORE = 500  # of -1000..1000, added to what the kernel computes: the analysis goes before the receiver
 _DEVICE_ERROR = re.compile(r"\b(CUDA|cuDNN|CUBLAS)\b", re.IGNORECASE)
 
@@ -53,19 +52,15 @@ class ProcessSettings:
     log_level: str = "INFO"
     silence_seconds: float = 120.0
     limit_seconds: float = 3600.0
+    read_ahead_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Beat:
-    """The process lives."""
+    """The process lives, and is that far."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Progress:
-    """How far it is; a sign of life too."""
-
-    step: str
-    share: float
+    step: str | None = None
+    share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +87,8 @@ class _Problem:
 class IsolatedAnalysis:
     """The node's side (protocol `Analysis`). Calls are answered one at a time."""
 
-    def __init__(self, settings: ProcessSettings, progress: ProgressCallback = no_progress) -> None:
+    def __init__(self, settings: ProcessSettings) -> None:
         self._settings = settings
-        self._progress = progress
         # For what needs no network: the digest of the settings.
         self._analyser = Analyser(settings.pipelines, settings.device, settings.weights_folder)
         self._calling = threading.Lock()
@@ -116,9 +110,31 @@ class IsolatedAnalysis:
         """Identity of a pipeline; loads it in the process. Raises `Permanent`, `AnalysisLost`, `Stopped`."""
         return cast(PipelineInfo, self._call("info", label))
 
-    def run(self, request: SeriesRequest) -> SeriesResult:
-        """Analyse one series. Raises `Rejected`, `Transient`, `Permanent`, `AnalysisLost`, `Stopped`."""
-        return cast(SeriesResult, self._call("run", request))
+    def warm_up(self, labels: Sequence[str]) -> None:
+        """Start the process, load these pipelines and let their networks run once.
+
+        Raises `Permanent`, `Transient`, `AnalysisLost`, `Stopped`.
+        """
+        self._call("warm_up", tuple(labels))
+
+    def read_ahead(self, paths: Sequence[Path]) -> ReadingAhead:
+        """Read files of a series that is still arriving, for a moment, unless the process has other work.
+
+        Raises `AnalysisLost`, `Stopped`.
+        """
+        if not self._calling.acquire(blocking=False):
+            return ReadingAhead.BUSY
+        try:
+            return cast(ReadingAhead, self._asked("read_ahead", tuple(paths), no_progress))
+        finally:
+            self._calling.release()
+
+    def run(self, request: SeriesRequest, progress: ProgressCallback = no_progress) -> SeriesResult:
+        """Analyse one series; `progress` is called once a second at most.
+
+        Raises `Rejected`, `Transient`, `Permanent`, `AnalysisLost`, `Stopped`.
+        """
+        return cast(SeriesResult, self._call("run", request, progress))
 
     def stop(self) -> None:
         """End the process; whoever waits for its answer gets `Stopped`."""
@@ -133,31 +149,37 @@ class IsolatedAnalysis:
         with self._calling:
             self._end()
 
-    def _call(self, method: str, argument: object) -> object:
+    def _call(self, method: str, argument: object, progress: ProgressCallback = no_progress) -> object:
         with self._calling:
-            connection, process = self._started()
-            try:
-                connection.send((method, argument))
-                answer = self._answer(connection, process)
-            except (EOFError, OSError):
-                answer = self._lost(process, None)
-            if isinstance(answer, _Answer):
-                return answer.value
-            if answer.spent:
-                self._end()
-            raise answer.error()
+            return self._asked(method, argument, progress)
 
-    def _answer(self, connection: Connection[Any, Any], process: SpawnProcess) -> _Answer | _Problem:
+    def _asked(self, method: str, argument: object, progress: ProgressCallback) -> object:
+        """One call; whoever asks holds `_calling`."""
+        connection, process = self._started()
+        try:
+            connection.send((method, argument))
+            answer = self._answer(connection, process, progress)
+        except (EOFError, OSError):
+            answer = self._lost(process, None)
+        if isinstance(answer, _Answer):
+            return answer.value
+        if answer.spent:
+            self._end()
+        raise answer.error()
+
+    def _answer(
+        self, connection: Connection[Any, Any], process: SpawnProcess, progress: ProgressCallback
+    ) -> _Answer | _Problem:
         limit = time.monotonic() + self._settings.limit_seconds
         silence = time.monotonic() + self._settings.silence_seconds
         while (now := time.monotonic()) < min(limit, silence):
             ready = wait([connection, process.sentinel], min(limit, silence) - now)
             if connection in ready:  # also where it ended since: its last words count
                 message = connection.recv()
-                if isinstance(message, _Progress):
-                    self._progress(message.step, message.share)
-                elif not isinstance(message, _Beat):
+                if not isinstance(message, _Beat):
                     return cast(_Answer | _Problem, message)
+                if message.step is not None:
+                    progress(message.step, message.share)
                 silence = time.monotonic() + self._settings.silence_seconds
             elif ready:
                 return self._lost(process, None)
@@ -233,50 +255,59 @@ def _serve(connection: Connection[Any, Any], settings: ProcessSettings, entries:
     for entry in entries:  # also those that were registered while the node ran
         registry.register(entry)
     analyser = Analyser(settings.pipelines, settings.device, settings.weights_folder)
+    analysis = LocalAnalysis(analyser, FileOutbox(settings.storage), settings.read_ahead_bytes)
     sending = threading.Lock()
-    analysis = LocalAnalysis(analyser, FileOutbox(settings.storage), _teller(connection, sending))
-    working = threading.Event()
-    threading.Thread(target=_beat, args=(connection, sending, working), name="beat", daemon=True).start()
+    pulse = _Pulse()
+    threading.Thread(target=_beat, args=(connection, sending, pulse), name="beat", daemon=True).start()
     while True:
         try:
             method, argument = connection.recv()
         except (EOFError, OSError):
             return  # the node is gone
-        working.set()
-        answer = _answer_to(analysis, method, argument)
-        working.clear()
+        pulse.begin()
+        answer = _answer_to(analysis, method, argument, pulse.progress)
+        pulse.end()
         with sending:
             connection.send(answer)
 
 
-def _teller(connection: Connection[Any, Any], sending: threading.Lock) -> ProgressCallback:
-    """Tells the node how far a step is, each new step at once and then a few times a second."""
-    told: tuple[str, float] = ("", 0.0)  # step, and when
+class _Pulse:
+    """Whether the process works, and how far it is."""
 
-    def tell(step: str, share: float) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if step != told[0] or now - told[1] >= _PROGRESS_SECONDS:
-            told = (step, now)
-            with suppress(OSError), sending:  # the node is gone: the next beat ends this process
-                connection.send(_Progress(step=step, share=share))
+    def __init__(self) -> None:
+        self.working = threading.Event()
+        self.beat = _Beat()
 
-    return tell
+    def begin(self) -> None:
+        self.beat = _Beat()
+        self.working.set()
+
+    def end(self) -> None:
+        self.working.clear()
+
+    def progress(self, step: str, share: float) -> None:
+        self.beat = _Beat(step=step, share=share)
 
 
-def _beat(connection: Connection[Any, Any], sending: threading.Lock, working: threading.Event) -> None:
-    while working.wait():
+def _beat(connection: Connection[Any, Any], sending: threading.Lock, pulse: _Pulse) -> None:
+    while pulse.working.wait():
         time.sleep(_BEAT_SECONDS)
         try:
             with sending:
-                connection.send(_Beat())
+                connection.send(pulse.beat)
         except OSError:
             os._exit(0)  # the node is gone: whoever takes over its lease does this work again
 
 
-def _answer_to(analysis: Analysis, method: str, argument: Any) -> _Answer | _Problem:
+def _answer_to(analysis: Analysis, method: str, argument: Any, progress: ProgressCallback) -> _Answer | _Problem:
+    methods: dict[str, Callable[[], object]] = {
+        "info": lambda: analysis.info(argument),
+        "warm_up": lambda: analysis.warm_up(argument),
+        "read_ahead": lambda: analysis.read_ahead(argument),
+        "run": lambda: analysis.run(argument, progress),
+    }
     try:
-        return _Answer(value=analysis.info(argument) if method == "info" else analysis.run(argument))
+        return _Answer(value=methods[method]())
     except Rejected as exc:
         return _Problem(kind=Rejected, message="", rejection=(exc.code, exc.sentence, exc.file, exc.tag))
     except PulmoError as exc:

@@ -39,7 +39,6 @@ class Observation:
         self._store = store
         self.observed = Observed(clock)
         self.journal: Journal = WatchedJournal(store.journal, self.observed, store.count_refused)
-        self._analysis: WatchedAnalysis | None = None
         self._sender: WatchedSender | None = None
         self._catalogue: Catalogue | None = None
         self._web: WebServer | None = None
@@ -54,13 +53,7 @@ class Observation:
 
     def analysis(self, inner: Analysis) -> Analysis:
         """The analysis, watched."""
-        self._analysis = WatchedAnalysis(inner, self.observed)
-        return self._analysis
-
-    def progress(self, step: str, share: float) -> None:
-        """Where the analysis tells how far it is."""
-        if self._analysis is not None:
-            self._analysis.progress(step, share)
+        return WatchedAnalysis(inner, self.observed)
 
     def complete(self, instances: InstanceStore, alive: Callable[[], bool]) -> None:
         """Put the page and the notifications together, where they are wanted.
@@ -79,7 +72,8 @@ class Observation:
             ask_database=self._store.latest_event_id,
             storage=config.storage,
             min_free_bytes=config.receive.min_free_bytes,
-            pipelines=tuple(config.pipelines),
+            pipelines=config.pipelines_of_rules,
+            loads_first=config.analysis.warm_up,
             observed=self.observed,
             alive=alive,
         )
@@ -126,8 +120,6 @@ class Observation:
 
     def start(self) -> None:
         """Begin the duties."""
-        if self._web is not None:
-            self._run("load pipelines", self._load)
         if self._catalogue is not None or self._notifier is not None:
             self._run("observation", self._serve_duties)
 
@@ -141,19 +133,10 @@ class Observation:
         self._stopping.set()
 
     def join(self) -> None:
-        """Wait for the end of the duties, once the analysis has stopped, which one of them may be asking."""
+        """Wait for the end of the duties."""
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-
-    def _load(self) -> None:
-        """Load each pipeline before the first series needs it, so that `ready` means that work can begin."""
-        for label in self._config.pipelines:
-            try:
-                if self._analysis is not None and not self._stopping.is_set():
-                    self._analysis.info(label)
-            except PulmoError as exc:
-                log.warning("pipeline %s is not loaded: %s", label, exc)
 
     def _serve_duties(self) -> None:
         while not self._stopping.wait(_DUTY_SECONDS):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _analyse(
     options: encode.ResultOptions,
 ) -> OfflineResult:
     progress("assemble", 0.0)
-    image = assemble.assemble(series.paths, series.description)
+    image = assemble.assemble(series.paths, series.description, progress=partial(progress, "assemble"))
     findings = analyser.analyse(label, image, progress)
     progress("encode", 0.0)
     uid = series.description.series_instance_uid

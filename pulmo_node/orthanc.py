@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ int bind(int descriptor, const struct sockaddr *address, socklen_t length)
 }
 """
 
+_PORTS = range(20_000, 32_000)
 _PLUGINS = Path("/usr/share/orthanc/plugins")
 _DICOMWEB_PLUGIN = "libOrthancDicomWeb.so"
 
@@ -85,10 +88,17 @@ class OrthancProcess:
         self.folder = folder
         self._extra = dict(extra or {})
         self.ae_title = ae_title
-        self.dicom_port = _free_port()
-        self.http_port = _free_port()
+        self.dicom_port = free_port()
+        self.http_port = free_port()
         self._dicomweb = dicomweb
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process; only after `start`."""
+        if self._process is None:
+            raise RuntimeError("Orthanc was not started")
+        return self._process.pid
 
     @property
     def url(self) -> str:
@@ -131,7 +141,7 @@ class OrthancProcess:
             self._process = subprocess.Popen(
                 [program, str(configuration)],
                 # DCMTK inside Orthanc waits for delayed acknowledgements unless told not to.
-                env={**os.environ, "LD_PRELOAD": str(self._shim()), "TCP_NODELAY": "1"},
+                env={**os.environ, "LD_PRELOAD": str(loopback_library(self.folder)), "TCP_NODELAY": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -164,6 +174,10 @@ class OrthancProcess:
     def get(self, path: str) -> Any:
         """JSON of a REST resource. Raises `OSError` where it cannot be had."""
         return json.loads(self._read(urllib.request.Request(self.url + path)))  # noqa: S310 - own loopback URL
+
+    def delete(self, path: str) -> None:
+        """Remove a REST resource. Raises `OSError` where it cannot be removed."""
+        self._read(urllib.request.Request(self.url + path, method="DELETE"))  # noqa: S310 - own loopback URL
 
     def find(self, level: str, query: dict[str, str]) -> list[str]:
         """Orthanc's identifiers of what matches at "Study", "Series" or "Instance" level."""
@@ -211,22 +225,35 @@ class OrthancProcess:
             configuration["DicomWeb"] = {"Enable": True, "Root": "/dicom-web/", "EnableWado": True}
         return configuration | self._extra
 
-    def _shim(self) -> Path:
-        library = self.folder / "loopback.so"
-        source = self.folder / "loopback.c"
-        source.write_text(_SHIM_SOURCE)
-        try:
-            subprocess.run(
-                ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"],
-                check=True,
-                capture_output=True,
-            )
-        except subprocess.CalledProcessError as exc:
-            raise Permanent(f"the compiler refused {source}: {exc.stderr.decode(errors='replace')}") from exc
-        return library
+
+def loopback_library(folder: Path) -> Path:
+    """Build, in `folder`, the library that keeps the program that preloads it (LD_PRELOAD) on loopback.
+
+    Raises:
+        Permanent: the compiler refuses.
+    """
+    library = folder / "loopback.so"
+    source = folder / "loopback.c"
+    source.write_text(_SHIM_SOURCE)
+    try:
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"],
+            check=True,
+            capture_output=True,
+        )
+    except subprocess.CalledProcessError as exc:
+        raise Permanent(f"the compiler refused {source}: {exc.stderr.decode(errors='replace')}") from exc
+    return library
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on.
+
+    Outside of the range from which systems take ports for outgoing connections (from 32768 on), so that it is still
+    free when somebody comes to listen on it.
+    """
+    for port in random.SystemRandom().sample(_PORTS, k=100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise Permanent("no free TCP port on loopback")

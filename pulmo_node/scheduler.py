@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 1.0
 _PURGE_SECONDS = 60.0
+_OWN_DUTIES = ("complete", "analyse", "purge", "read ahead", "warm up")  # besides one a destination
+_BETWEEN_SECONDS = 0.01  # so that a job takes the turn of reading ahead
 _ALIVE_SECONDS = 90.0  # more than the database waits for a lock
 
 
@@ -42,7 +44,7 @@ class Scheduler:
         self._deliver = {f"deliver {name}": name for name in destinations}
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
-            executors={"default": ThreadPoolExecutor(3 + len(self._deliver))},
+            executors={"default": ThreadPoolExecutor(len(_OWN_DUTIES) + len(self._deliver))},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
 
@@ -55,6 +57,8 @@ class Scheduler:
         for duty, destination in self._deliver.items():
             self._add(duty, partial(self._deliver_to, destination))
         self._add("purge", self._remove_old, seconds=_PURGE_SECONDS)
+        self._add("read ahead", self._read_ahead)
+        self._scheduler.add_job(partial(self._run, "warm up", self._worker.warm_up), id="warm up")
         self._scheduler.start()
 
     def stop(self, drain_seconds: float) -> None:
@@ -101,10 +105,10 @@ class Scheduler:
                 self._running -= 1
                 self._ended.notify_all()
 
-    def _wake(self, *duties: str) -> None:
+    def _wake(self, *duties: str, at: datetime | None = None) -> None:
         for duty in duties:
             try:
-                self._scheduler.modify_job(duty, next_run_time=datetime.now(UTC))
+                self._scheduler.modify_job(duty, next_run_time=at or datetime.now(UTC))
             except JobLookupError:
                 return  # stopping
 
@@ -115,6 +119,13 @@ class Scheduler:
         if self._worker.complete_quiet_series():
             self._wake("analyse")
         self._checked_at = time.monotonic()
+        coming = self._worker.next_quiet_at(timedelta(seconds=_INTERVAL_SECONDS))
+        if coming is not None:  # it is not left for the next second
+            self._wake("complete", at=coming)
+
+    def _read_ahead(self) -> None:
+        while not self._stopping.is_set() and self._worker.read_ahead():
+            self._stopping.wait(_BETWEEN_SECONDS)
 
     def _analyse(self) -> None:
         while not self._stopping.is_set() and self._worker.analyse_next():

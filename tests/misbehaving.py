@@ -22,6 +22,7 @@ from pulmo_models.types import Findings, Radiograph, Volume
 from tests.fake_pipeline import FakePipeline
 
 SEGFAULT, KILLED, EXIT, HANGS, STOPPED = "segfault", "killed", "exit", "hangs", "stopped"
+SLOW = "slow"
 CUDA, DEVICE_MEMORY, MEMORY, BUG = "cuda", "device memory", "memory", "bug"
 QUOTED = "DOE^JANE"
 
@@ -50,7 +51,16 @@ class Misbehaving(FakePipeline):
             raise MemoryError
         elif what == BUG:
             raise ValueError(f"cannot handle {QUOTED}")
+        elif what == SLOW:
+            progress("stage1", 0.25)
+            threading.Event().wait(2.5)
         return super().__call__(image, progress)
+
+    def warm_up(self) -> None:
+        """Leaves its process id in the file that PULMO_TEST_WARMED names."""
+        if (path := os.environ.get("PULMO_TEST_WARMED")) is not None:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(os.getpid()))
 
 
 def build(settings: Mapping[str, Any], device: str) -> Misbehaving:

@@ -1,10 +1,10 @@
 """Stage 1: where in a CT volume a nodule may be.
 
 Input: HU at native spacing. Output: candidates with scores, best first. The protocol is the published one of Pulmo's
-`HeatmapUNet3D`: overlapping windows of 64 x 128 x 128 voxels, uniform averaging, peaks of the heat map, suppression of
-peaks closer than 6 mm. With a search mask, windows that do not touch it are skipped and peaks outside it are dropped;
-that is the only departure, and inside the mask a window's result is the same. The pipeline's protocol ``published`` has
-no search mask.
+`HeatmapUNet3D`: overlapping windows of 64 x 128 x 128 voxels, averaging, peaks of the heat map, suppression of peaks
+closer than 6 mm. With a search mask, windows that do not touch it are skipped and peaks outside it are dropped. How the
+windows are laid and blended is a :class:`WindowPlan`; its defaults are the published way, with which the result inside
+a search mask is the same as without one. The pipeline's protocol ``published`` has no search mask.
 
 Errors: :class:`DeviceOutOfMemory`.
 """
@@ -12,30 +12,41 @@ Errors: :class:`DeviceOutOfMemory`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from pulmo_models.ct.device import Runner
+from pulmo_models.ct.engine import Engine
+from pulmo_models.ct.heat import AIR_HU, FloatVolume, ShareCallback, heat_slabs, normalise
+from pulmo_models.ct.windows import Start, WindowPlan, lay_windows
+from pulmo_models.geometry import crop
 from pulmo_models.types import BoolArray
 
-FloatVolume = npt.NDArray[np.float32]
-ShareCallback = Callable[[float], None]
+__all__ = [
+    "AIR_HU",
+    "Candidate",
+    "CandidateSettings",
+    "find_candidates",
+    "heatmap",
+    "normalise",
+    "pick_peaks",
+    "windows_of",
+]
 
-AIR_HU = -1000.0
+
+AT_ONCE = 2048  # voxels whose neighbourhoods are gathered together: 20 MB
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandidateSettings:
+class CandidateSettings(WindowPlan):
     """The published protocol; lengths in voxels are along (slice, row, column)."""
 
-    window: tuple[int, int, int] = (64, 128, 128)
-    stride: tuple[int, int, int] = (32, 64, 64)
     skip_below_mean_hu: float = -980.0
     peak_size: tuple[int, int, int] = (5, 9, 9)
     peak_threshold: float = 0.3
@@ -51,56 +62,51 @@ class Candidate:
     score: float
 
 
-def normalise(hu: FloatVolume) -> FloatVolume:
-    """HU clipped to -1000..1000 and mapped to 0..1, as both networks were trained."""
-    return (np.clip(hu, -1000.0, 1000.0) + np.float32(1000.0)) / np.float32(2000.0)
-
-
 def find_candidates(
     hu: FloatVolume,
     spacing_mm: tuple[float, float, float],
-    runner: Runner,
+    engine: Engine,
     settings: CandidateSettings,
     search: BoolArray | None = None,
     progress: ShareCallback = lambda share: None,
+    windows: list[Start] | None = None,
 ) -> list[Candidate]:
     """The candidates of a volume, highest score first.
 
-    ``runner`` wraps the detector: ``(B, 1, *window)`` float32 in 0..1 to logits of that shape.
+    ``engine`` runs the detector: ``(B, 1, *window)`` float32 in 0..1 to logits of that shape. The heat map is never
+    held as a whole. ``windows`` are those of :func:`windows_of`, where the caller has them already.
 
     Raises:
-        DeviceOutOfMemory: from the runner.
+        DeviceOutOfMemory: from the engine.
     """
-    heat = heatmap(hu, runner, settings, search, progress)
-    return pick_peaks(heat, spacing_mm, settings, search)
+    starts = windows_of(hu, settings, search) if windows is None else windows
+    slabs = heat_slabs(hu, engine, settings, starts, settings.batch, progress)
+    return _thinned(_peaks(slabs, hu.shape[0], settings), spacing_mm, settings, search)
 
 
 def heatmap(
     hu: FloatVolume,
-    runner: Runner,
+    engine: Engine,
     settings: CandidateSettings,
     search: BoolArray | None = None,
     progress: ShareCallback = lambda share: None,
 ) -> FloatVolume:
     """Probability that a voxel is the centre of a nodule: the mean over the windows that saw it, 0 where none did."""
-    shape = hu.shape
-    padding = [(0, max(0, size - have)) for size, have in zip(settings.window, shape, strict=True)]
-    if any(after for _, after in padding):
-        hu = np.pad(hu, padding, constant_values=AIR_HU)
-        search = None if search is None else np.pad(search, padding)
-    total = np.zeros(hu.shape, dtype=np.float32)
-    count = np.zeros(hu.shape, dtype=np.uint8)
-    windows = [w for w in _windows(hu.shape, settings) if _worth_a_look(hu[w], search, w, settings)]
-    for start in range(0, len(windows), settings.batch):
-        chunk = windows[start : start + settings.batch]
-        stack = torch.from_numpy(np.stack([normalise(hu[w]) for w in chunk])[:, None])
-        probability = torch.sigmoid(runner(stack)["output"]).numpy()
-        for window, values in zip(chunk, probability[:, 0], strict=True):
-            total[window] += values
-            count[window] += 1
-        progress((start + len(chunk)) / len(windows))
-    np.divide(total, count, out=total, where=count > 0)
-    return total[tuple(slice(0, size) for size in shape)]
+    starts = windows_of(hu, settings, search)
+    slabs = heat_slabs(hu, engine, settings, starts, settings.batch, progress)
+    return torch.cat([slab.cpu() for slab in slabs]).numpy()
+
+
+def windows_of(hu: FloatVolume, settings: CandidateSettings, search: BoolArray | None = None) -> list[Start]:
+    """The first voxels of the windows that are computed, in ascending order; windows of air are not.
+
+    A window that was laid for what it holds of the lungs is not air.
+    """
+    shape = [max(size, have) for size, have in zip(settings.window, hu.shape, strict=True)]
+    starts = lay_windows(shape, settings, search)
+    if settings.anchor == "lungs":
+        return starts
+    return [start for start in starts if _mean_hu(hu, start, settings) >= settings.skip_below_mean_hu]
 
 
 def pick_peaks(
@@ -110,13 +116,27 @@ def pick_peaks(
     search: BoolArray | None = None,
 ) -> list[Candidate]:
     """Local maxima of a heat map from the threshold up, greedily thinned by distance, highest score first."""
-    indices = _peak_indices(heat, settings)
+    peaks = _peaks([torch.from_numpy(np.ascontiguousarray(heat))], heat.shape[0], settings)
+    return _thinned(peaks, spacing_mm, settings, search)
+
+
+def _thinned(
+    peaks: tuple[npt.NDArray[np.int64], FloatVolume],
+    spacing_mm: tuple[float, float, float],
+    settings: CandidateSettings,
+    search: BoolArray | None,
+) -> list[Candidate]:
+    indices, scores = peaks
     if search is not None:
-        indices = indices[search[tuple(indices.T)]]
-    scores = heat[tuple(indices.T)]
-    indices = indices[np.argsort(-scores, kind="stable")]
-    kept = indices[_first_of_each_cluster(indices * np.asarray(spacing_mm), settings.cluster_mm)]
-    return [Candidate(index=(int(z), int(y), int(x)), score=float(heat[z, y, x])) for z, y, x in kept]
+        inside = search[tuple(indices.T)]
+        indices, scores = indices[inside], scores[inside]
+    order = np.argsort(-scores, kind="stable")
+    indices, scores = indices[order], scores[order]
+    kept = _first_of_each_cluster(indices * np.asarray(spacing_mm), settings.cluster_mm)
+    return [
+        Candidate(index=(int(z), int(y), int(x)), score=float(score))
+        for (z, y, x), score in zip(indices[kept], scores[kept], strict=True)
+    ]
 
 
 def _first_of_each_cluster(points_mm: npt.NDArray[np.float64], cluster_mm: float) -> list[int]:
@@ -137,44 +157,76 @@ def _first_of_each_cluster(points_mm: npt.NDArray[np.float64], cluster_mm: float
     return kept
 
 
-def _peak_indices(heat: FloatVolume, settings: CandidateSettings) -> npt.NDArray[np.int64]:
+def _peaks(
+    slabs: Iterable[Tensor], depth: int, settings: CandidateSettings
+) -> tuple[npt.NDArray[np.int64], FloatVolume]:
+    """Peaks as rows (slice, row, column) in ascending order, and their values, of a heat map that comes in pieces.
+
+    A slice is decided once the slices that its maxima reach to have come; those and no more are kept.
+    """
+    reach = settings.peak_size[0] // 2
+    found: list[Tensor] = [torch.empty((0, 3), dtype=torch.int64)]
+    values: list[Tensor] = [torch.empty(0)]
+    held: Tensor | None = None
+    first = decided = 0  # the first slice that is held; the first that is not decided
+    for slab in slabs:
+        held = slab if held is None else torch.cat((held, slab))
+        end = first + len(held)
+        stop = depth if end == depth else max(decided, end - reach)
+        peaks = _peak_indices(held, settings)
+        peaks = peaks[(peaks[:, 0] >= decided - first) & (peaks[:, 0] < stop - first)]
+        values.append(held[tuple(peaks.T)].cpu())
+        found.append(peaks.cpu() + torch.tensor([first, 0, 0]))
+        keep = max(first, stop - reach)
+        held, first, decided = held[keep - first :], keep, stop
+    return torch.cat(found).numpy(), torch.cat(values).numpy()
+
+
+def _peak_indices(heat: Tensor, settings: CandidateSettings) -> Tensor:
     """Voxels from the threshold up that equal the maximum of their neighbourhood, as rows (slice, row, column).
 
-    Only the box around the voxels above the threshold is filtered, which changes nothing: what lies outside the box is
-    smaller than the threshold.
+    Computed where ``heat`` lies. Only the box around the voxels above the threshold is looked at, which changes
+    nothing: what lies outside the box is smaller than the threshold.
     """
     above = (heat >= settings.peak_threshold) & (heat > 0)
-    if not above.any():
-        return np.empty((0, 3), dtype=np.int64)
     box = []
     for axis in range(3):
-        hits = np.flatnonzero(above.any(axis=tuple(other for other in range(3) if other != axis)))
+        others = [other for other in range(3) if other != axis]
+        hits = torch.nonzero(above.any(dim=others[1]).any(dim=others[0]))
+        if not len(hits):
+            return torch.empty((0, 3), dtype=torch.int64, device=heat.device)
         box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    part = torch.from_numpy(np.ascontiguousarray(heat[tuple(box)]))[None, None]
-    for axis, size in enumerate(settings.peak_size):  # a box maximum is a maximum along each axis in turn
+    part, candidates = heat[tuple(box)], torch.nonzero(above[tuple(box)])
+    if len(candidates) * math.prod(settings.peak_size) < part.numel():  # as in every real heat map
+        peaks = candidates[_are_highest(part, candidates, settings)]
+    else:
+        peaks = torch.nonzero((part == _highest_around(part, settings)) & above[tuple(box)])
+    return peaks + torch.tensor([b.start for b in box], device=heat.device)
+
+
+def _are_highest(heat: Tensor, places: Tensor, settings: CandidateSettings) -> Tensor:
+    """Of a few voxels, which equal the maximum of their neighbourhood."""
+    reaches = [torch.arange(size, device=heat.device) - size // 2 for size in settings.peak_size]
+    offsets = torch.cartesian_prod(*reaches)
+    last = torch.tensor(heat.shape, device=heat.device) - 1
+    answers = [torch.empty(0, dtype=torch.bool, device=heat.device)]
+    for some in places.split(AT_ONCE):
+        around = (some[:, None] + offsets).clamp(min=0).minimum(last)  # the border itself, where there is no more
+        highest = heat[tuple(around.unbind(-1))].amax(dim=1)
+        answers.append(heat[tuple(some.T)] == highest)
+    return torch.cat(answers)
+
+
+def _highest_around(heat: Tensor, settings: CandidateSettings) -> Tensor:
+    """The maximum of the neighbourhood of every voxel; a box maximum is a maximum along each axis in turn."""
+    highest = heat[None, None]
+    for axis, size in enumerate(settings.peak_size):
         kernel = [1, 1, 1]
         kernel[axis] = size
-        part = functional.max_pool3d(part, kernel, stride=1, padding=[k // 2 for k in kernel])
-    peaks = (heat[tuple(box)] == part[0, 0].numpy()) & above[tuple(box)]
-    return np.argwhere(peaks) + np.array([b.start for b in box])
+        highest = functional.max_pool3d(highest, kernel, stride=1, padding=[k // 2 for k in kernel])
+    return highest[0, 0]
 
 
-def _windows(shape: Sequence[int], settings: CandidateSettings) -> Iterator[tuple[slice, slice, slice]]:
-    starts = []
-    for size, length, stride in zip(shape, settings.window, settings.stride, strict=True):
-        axis = list(range(0, size - length + 1, stride))
-        if axis[-1] != size - length:
-            axis.append(size - length)  # flush with the far border
-        starts.append(axis)
-    for z, y, x in product(*starts):
-        d, h, w = settings.window
-        yield slice(z, z + d), slice(y, y + h), slice(x, x + w)
-
-
-def _worth_a_look(
-    hu: FloatVolume, search: BoolArray | None, window: tuple[slice, slice, slice], settings: CandidateSettings
-) -> bool:
-    if search is not None and not search[window].any():
-        return False
+def _mean_hu(hu: FloatVolume, start: Start, settings: CandidateSettings) -> float:
     # The published mean is taken after clipping, so that padding of -3024 counts as air.
-    return float(np.clip(hu, -1000.0, 1000.0).mean(dtype=np.float64)) >= settings.skip_below_mean_hu
+    return float(np.clip(crop(hu, start, settings.window, AIR_HU), -1000.0, 1000.0).mean(dtype=np.float64))

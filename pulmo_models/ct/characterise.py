@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pulmo_models.ct.candidates import AIR_HU, Candidate, normalise
-from pulmo_models.ct.device import Runner
+from pulmo_models.ct.engine import Engine
 from pulmo_models.ct.masks import CENTRE, Index, MaskWalk, extend, next_slices, overlap_share, start_walk
 from pulmo_models.ct.views import ONE_VIEW, VIEWS, WIDE, View, ask
 from pulmo_models.geometry import crop
@@ -89,7 +89,7 @@ def characterise(
     hu: _FloatVolume,
     spacing_mm: tuple[float, float, float],
     candidates: Sequence[Candidate],
-    runner: Runner,
+    runner: Engine,
     head: MalignancyHead,
     settings: CharacteriseSettings,
     progress: ShareCallback = lambda share: None,
@@ -125,6 +125,18 @@ def characterise(
     return merge_duplicates(found, settings.merge_overlap)
 
 
+def reported(
+    hu: _FloatVolume, centres: Sequence[Index], *, runner: Engine, settings: CharacteriseSettings
+) -> list[bool]:
+    """Whether stage 2 takes places, at least one, for nodules.
+
+    Raises:
+        DeviceOutOfMemory: from the runner.
+    """
+    detection = torch.softmax(look(hu, centres, runner, settings.views)["detection"], dim=1)[:, 1]
+    return [probability >= settings.detection_threshold for probability in detection.tolist()]
+
+
 def wide_input(hu: _FloatVolume, centre: Index) -> _FloatVolume:
     """The (7, 65, 65) around a voxel that the views are cut from, in 0..1; the voxel is its middle.
 
@@ -148,7 +160,7 @@ def _walk_through_slices(
     hu: _FloatVolume,
     spacing_mm: tuple[float, float, float],
     walks: Sequence[MaskWalk],
-    runner: Runner,
+    runner: Engine,
     settings: CharacteriseSettings,
 ) -> None:
     """Let all masks grow together, one slice a round, so that the network sees full batches."""
@@ -165,7 +177,7 @@ def _walk_through_slices(
 def look(
     hu: _FloatVolume,
     centres: Sequence[Index],
-    runner: Runner,
+    runner: Engine,
     views: tuple[View, ...],
     progress: ShareCallback = lambda share: None,
 ) -> dict[str, Tensor]:

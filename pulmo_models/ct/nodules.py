@@ -13,23 +13,30 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from pulmo_models import __version__
 from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.codes import CautionCode
-from pulmo_models.ct.candidates import CandidateSettings, find_candidates
+from pulmo_models.ct.candidates import CandidateSettings, find_candidates, windows_of
 from pulmo_models.ct.characterise import (
+    N_SLICES,
     CharacterisedCandidate,
     CharacteriseSettings,
     MalignancyHead,
     characterise,
+    reported,
 )
-from pulmo_models.ct.device import Precision, Runner, resolve_device
+from pulmo_models.ct.device import Precision, resolve_device
+from pulmo_models.ct.doubt import Settled, settle, with_doubt
+from pulmo_models.ct.engine import Engine, EngineChoice, choose_engine, set_threads
 from pulmo_models.ct.lungs import LungRegion, localise_lungs
+from pulmo_models.ct.masks import ROWS_COLUMNS
 from pulmo_models.ct.measure import measure
 from pulmo_models.ct.scope import partial_lungs, touches_interpolated
 from pulmo_models.ct.settings import NoduleSettings
@@ -46,6 +53,13 @@ MAX_NODULES = 100
 """The most probable are kept and a caution says that there were more: a report of hundreds helps nobody.
 
 Protocol ``tuned`` only."""
+
+
+LEAST_SLICE_OVERLAP = 0.125
+"""Along the slices windows overlap by that share at least: the series on which less was measured are short."""
+
+GPU_BATCH = 8
+"""Windows at once on a GPU: enough to fill it, in less than 4 GB in half precision."""
 
 
 def build(settings: Mapping[str, Any], device: str = "auto") -> NodulePipeline:
@@ -69,8 +83,9 @@ class NodulePipeline:
         self._stage2 = load_stage2(weights)
         self._head = MalignancyHead.of(self._stage2, weights.concept_scale)
         point = settings.at(weights.operating_point)
-        self._candidates = CandidateSettings(peak_threshold=point.peak_threshold, cluster_mm=settings.cluster_mm)
         self._published = settings.protocol == "published"
+        self._candidates = _stage1_settings(settings, point, self._device)
+        self._doubt = 0.0 if self._published else settings.doubt
         self._characterise = CharacteriseSettings(
             detection_threshold=point.detection_threshold,
             merge_overlap=None if self._published else CharacteriseSettings.merge_overlap,
@@ -78,8 +93,14 @@ class NodulePipeline:
         )
         # The published arithmetic was bf16 on one GPU, which no other device reproduces; fp32 is what it rounds.
         exact = self._published and settings.precision == "auto"
-        self._precision: Precision = "fp32" if exact else settings.precision
-        self._info = _describe(weights, settings, point, self._precision)
+        precision: Precision = "fp32" if exact else settings.precision
+        name = "torch" if self._published and settings.engine == "auto" else settings.engine
+        self._choice = choose_engine(self._stage1, self._device, name, precision)
+        by = "openvino" if self._choice.name == "openvino" else "torch"  # its batches vary too much to be compiled for
+        self._choice2 = choose_engine(self._stage2, self._device, by, "fp32")
+        self._threads = set_threads(settings.threads)
+        self._ready: dict[str, Engine] = {}
+        self._info = _describe(weights, settings, point, self._choice)
 
     @property
     def info(self) -> PipelineInfo:
@@ -95,8 +116,7 @@ class NodulePipeline:
         """
         if not isinstance(image, Volume):
             raise TypeError(f"{LABEL} analyses a CT volume, not a {type(image).__name__}")
-        detector = Runner(self._stage1, self._device, self._precision)
-        characteriser = Runner(self._stage2, self._device, "fp32")
+        detector, characteriser = self._engines()
         timings: dict[str, float] = {}
         cautions = list(image.cautions)
         turn = no_turn(image.hu.shape) if self._published else upright(image.affine, image.hu.shape)
@@ -109,16 +129,20 @@ class NodulePipeline:
             cautions += _known(partial_lungs(image, region.mask))
         with _step("stage1", timings, progress):
             share = partial(progress, "stage1")
-            candidates = find_candidates(hu, spacing_mm, detector, self._candidates, search, share)
+            windows = windows_of(hu, self._candidates, search)
+            wide = with_doubt(self._candidates, self._doubt)
+            peaks = find_candidates(hu, spacing_mm, detector, wide, search, share, windows)
         with _step("stage2", timings, progress):
             share = partial(progress, "stage2")
             settings = self._characterise
-            found = characterise(hu, spacing_mm, candidates, characteriser, self._head, settings, share)
+            accepts = partial(reported, hu, runner=characteriser, settings=settings)
+            settled = settle(hu, peaks, detector, self._candidates, self._doubt, accepts)
+            found = characterise(hu, spacing_mm, settled.candidates, characteriser, self._head, settings, share)
         with _step("measure", timings, progress):
-            reported = found if self._published else found[:MAX_NODULES]
-            measured = (_nodule(image, turn, region, finding) for finding in reported)
+            kept = found if self._published else found[:MAX_NODULES]
+            measured = (_nodule(image, turn, region, finding) for finding in kept)
             nodules = sorted(measured, key=lambda nodule: -nodule.malignancy_probability)
-        cautions += [*detector.cautions, *characteriser.cautions, *_known(_too_many(len(found), len(reported)))]
+        cautions += [*detector.cautions, *characteriser.cautions, *_known(_too_many(len(found), len(kept)))]
         return Findings(
             pipeline=self._info,
             nodules=tuple(nodules),
@@ -127,7 +151,32 @@ class NodulePipeline:
             cautions=tuple(cautions),
             timings_seconds=timings,
             device="+".join(dict.fromkeys((detector.device.type, characteriser.device.type))),
+            computation=self._computation(detector, len(windows), settled),
         )
+
+    def warm_up(self) -> None:
+        """Compile and place the networks, and let each run once: the first volume then waits for nothing."""
+        detector, characteriser = self._engines()
+        detector.run(torch.zeros((1, 1, *self._candidates.window)))
+        characteriser(torch.zeros((1, N_SLICES, ROWS_COLUMNS, ROWS_COLUMNS)))
+
+    def _engines(self) -> tuple[Engine, Engine]:
+        """Those of the last volume, unless they had to leave their device: there may be room again."""
+        networks = {"stage1": (self._choice, self._stage1), "stage2": (self._choice2, self._stage2)}
+        for stage, (choice, network) in networks.items():
+            if stage not in self._ready or self._ready[stage].cautions:
+                self._ready[stage] = choice.make(network, self._device, self._threads)
+        return self._ready["stage1"], self._ready["stage2"]
+
+    def _computation(self, detector: Engine, windows: int, settled: Settled) -> dict[str, str]:
+        """How the findings came about, for the record."""
+        size = " x ".join(map(str, self._candidates.window))
+        record = {"engine": detector.name, "precision": detector.precision, "windows": f"{windows} of {size}"}
+        if settled.asked_again:
+            record["doubtful"] = f"{settled.asked_again} candidates in {settled.windows} windows more"
+        if detector.device.type == "cpu":
+            record["threads"] = str(self._threads)
+        return record | ({"note": self._choice.reason} if self._choice.reason else {})
 
     def _lungs(self, volume: Volume) -> LungRegion | None:
         """The lungs; None where the published inference goes on without: it needs them for the sites alone."""
@@ -174,8 +223,21 @@ def _known(caution: Caution | None) -> tuple[Caution, ...]:
     return () if caution is None else (caution,)
 
 
+def _stage1_settings(settings: NoduleSettings, point: OperatingPoint, device: torch.device) -> CandidateSettings:
+    chosen = CandidateSettings(
+        peak_threshold=point.peak_threshold,
+        cluster_mm=settings.cluster_mm,
+        batch=GPU_BATCH if device.type == "cuda" else CandidateSettings.batch,
+    )
+    if settings.protocol == "published":
+        return chosen
+    overlaps = (max(settings.overlap, LEAST_SLICE_OVERLAP), settings.overlap, settings.overlap)
+    z, y, x = (round(length * (1 - share)) for length, share in zip(chosen.window, overlaps, strict=True))
+    return replace(chosen, anchor="lungs", stride=(z, y, x), blend="centred")
+
+
 def _describe(
-    weights: WeightSet, settings: NoduleSettings, point: OperatingPoint, precision: Precision
+    weights: WeightSet, settings: NoduleSettings, point: OperatingPoint, choice: EngineChoice
 ) -> PipelineInfo:
     return PipelineInfo(
         label=LABEL,
@@ -192,7 +254,8 @@ def _describe(
                     "protocol": settings.protocol,
                     "peak_threshold": f"{point.peak_threshold:g}",
                     "cluster_mm": f"{settings.cluster_mm:g}",
-                    "precision": precision,
+                    "engine": choice.name,
+                    "precision": choice.precision,
                 },
             ),
             AlgorithmStage(

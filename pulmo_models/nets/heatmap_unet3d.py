@@ -59,4 +59,6 @@ class HeatmapUNet3D(nn.Module):
         x = self.d3(torch.cat((self.u3(x), e3), dim=1))
         x = self.d2(torch.cat((self.u2(x), e2), dim=1))
         x = self.d1(torch.cat((self.u1(x), e1), dim=1))
-        return self.out(x)
+        # Half as many bits leave a few hundred different logits, and every peak of the heat map would be a plateau.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.out(x.to(self.out.weight.dtype))

@@ -15,19 +15,29 @@ from pulmo_models.codes import CautionCode
 from pulmo_models.types import Caution, SeriesDescription, SourceFrame, Volume
 from pulmo_node.assemble.frames import Frame
 from pulmo_node.assemble.geometry import Axes
+from pulmo_node.assemble.headers import SeriesFiles
 from pulmo_node.assemble.plan import MINIMUM_SLICES, plan_ct
 from pulmo_node.assemble.planned import SeriesPlan, listing
-from pulmo_node.assemble.regular import read_hu
+from pulmo_node.assemble.regular import ShareCallback, read_hu
 from pulmo_node.assemble.slices import SliceReader
 
 
-def assemble_ct(paths: Sequence[Path], series: SeriesDescription, *, minimum_slices: int = MINIMUM_SLICES) -> Volume:
+def assemble_ct(
+    paths: Sequence[Path],
+    series: SeriesDescription,
+    *,
+    minimum_slices: int = MINIMUM_SLICES,
+    files: SeriesFiles | None = None,
+    progress: ShareCallback = lambda _: None,
+) -> Volume:
     """Assemble the volume that `plan_ct` chooses.
 
     Args:
         paths: Part 10 files of one series, in any order.
         series: what `describe` said of them; goes into the volume.
         minimum_slices: fewer images are refused.
+        files: the headers that were read for `describe`, where they are at hand.
+        progress: called with the share of the images that are in the volume.
 
     Returns:
         float32 HU, nothing below -1024; the affine is orthogonal and right-handed in (column, row, slice) terms.
@@ -36,11 +46,16 @@ def assemble_ct(paths: Sequence[Path], series: SeriesDescription, *, minimum_sli
     Raises:
         Rejected: see docs/assembly.md for every code.
     """
-    reader = SliceReader()
-    return planned_ct(plan_ct(paths, minimum_slices=minimum_slices, reader=reader), series, reader)
+    reader = SliceReader(files)
+    return planned_ct(plan_ct(paths, minimum_slices=minimum_slices, reader=reader), series, reader, progress)
 
 
-def planned_ct(plan: SeriesPlan, series: SeriesDescription, reader: SliceReader | None = None) -> Volume:
+def planned_ct(
+    plan: SeriesPlan,
+    series: SeriesDescription,
+    reader: SliceReader | None = None,
+    progress: ShareCallback = lambda _: None,
+) -> Volume:
     """The volume that a plan chose; `reader` is the one that it was made with, where that is at hand.
 
     Raises:
@@ -53,7 +68,7 @@ def planned_ct(plan: SeriesPlan, series: SeriesDescription, reader: SliceReader 
         raise ValueError("a plan holds a chosen volume or a rejection")
     grid = chosen.grid
     return Volume(
-        hu=read_hu(grid, reader or SliceReader()),
+        hu=read_hu(grid, reader or SliceReader(), progress),
         affine=grid.affine,
         frame_of_reference_uid=grid.frames[0].frame_of_reference_uid,
         series=series,

@@ -6,14 +6,17 @@ pydicom converts values when they are first looked at, so a malformed element ma
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +66,32 @@ def _reason(exc: Exception) -> str:
     return f"{type(exc).__name__}: {text[:300]}" if text else type(exc).__name__
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileIdentity:
+    """Which file it is: another one under the same name, or one that was written again, has another."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        """By what the system says of the file."""
+        return cls(device=status.st_dev, inode=status.st_ino, size_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parsed:
+    """What pydicom read of a file."""
+
+    identity: FileIdentity
+    dataset: Dataset
+    ended_at: int  # offset in the file, or in what it inflates to
+    size_bytes: int  # of the same
+    inflated: bool
+
+
 def read_header(path: Path, keywords: Sequence[str]) -> tuple[Dataset, bool]:
     """Read those elements of a file and nothing of its pixels.
 
@@ -72,12 +101,17 @@ def read_header(path: Path, keywords: Sequence[str]) -> tuple[Dataset, bool]:
     Raises:
         Rejected: UNREADABLE.
     """
-    with translated(path), _opened(path) as (file, size):
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(keywords))
-        if not dataset.file_meta.get("TransferSyntaxUID"):
-            raise ValueError("no transfer syntax UID (0002,0010) in the file meta information")
-        dataset.file_meta.get("MediaStorageSOPClassUID")  # converted here, where an error is translated
-        return dataset, file.tell() < size
+    with translated(path):
+        found = parsed(path, keywords, stop_before_pixels=True)
+        check_meta(found.dataset)
+        return found.dataset, found.ended_at < found.size_bytes
+
+
+def check_meta(dataset: Dataset) -> None:
+    """The transfer syntax is named, and the class can be read. Raises `ValueError` and what pydicom raises."""
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        raise ValueError("no transfer syntax UID (0002,0010) in the file meta information")
+    dataset.file_meta.get("MediaStorageSOPClassUID")  # converted here, where an error is translated
 
 
 def read_elements(path: Path, keywords: Sequence[str]) -> Dataset:
@@ -86,20 +120,41 @@ def read_elements(path: Path, keywords: Sequence[str]) -> Dataset:
     Raises:
         Rejected: UNREADABLE.
     """
-    with translated(path), _opened(path) as (file, _):
-        return pydicom.dcmread(file, specific_tags=list(keywords))
+    with translated(path):
+        return parsed(path, keywords, stop_before_pixels=False).dataset
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A Part 10 file and its size; a deflated one as if it were explicit little endian."""
-    with path.open("rb") as file:
-        inflated = _inflated(file)
-        if inflated is None:
-            file.seek(0)
-            yield file, path.stat().st_size
-        else:
-            yield inflated, len(inflated.getbuffer())
+def parsed(path: Path, tags: Sequence[str | int], *, stop_before_pixels: bool) -> Parsed:
+    """Read a file, a deflated one as if it were explicit little endian. Raises what pydicom raises."""
+    options: dict[str, Any] = {"stop_before_pixels": stop_before_pixels, "specific_tags": list(tags)}
+    with _PartsOnly(io.FileIO(path)) as file:
+        status = os.fstat(file.fileno())
+        identity = FileIdentity.of(status)
+        with suppress(_WholeFile):
+            dataset = pydicom.dcmread(file, **options)
+            return Parsed(
+                identity=identity, dataset=dataset, ended_at=file.tell(), size_bytes=status.st_size, inflated=False
+            )
+    with path.open("rb") as plain:
+        content = _inflated(plain)
+        if content is None:
+            raise ValueError("its data set is not deflated, and yet it is read as a whole")
+        dataset = pydicom.dcmread(content, **options)
+        size = len(content.getbuffer())
+        return Parsed(identity=identity, dataset=dataset, ended_at=content.tell(), size_bytes=size, inflated=True)
+
+
+class _WholeFile(Exception):
+    """All that is left of the file was asked for, which pydicom does to inflate it, without any limit."""
+
+
+class _PartsOnly(io.BufferedReader):
+    """A file that gives no more at a time than is asked for by number."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise _WholeFile
+        return super().read(size)
 
 
 def _inflated(file: BinaryIO) -> BytesIO | None:

@@ -13,12 +13,8 @@ from pulmo_models.codes import RejectionCode
 from pulmo_models.types import SeriesDescription
 from pulmo_node.assemble.files import read_header, text, texts, translated
 from pulmo_node.assemble.frames import SetAside
+from pulmo_node.assemble.headers import DESCRIPTION_KEYWORDS, SeriesFiles
 from pulmo_node.errors import Rejected
-
-_KEYWORDS = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "BodyPartExamined",
-    "SeriesDescription", "ViewPosition", "ImageType",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +37,10 @@ class FoundFolder:
         return tuple(s.paths[0] for s in self.series if s.description.study_instance_uid == study_instance_uid)
 
 
-def describe(paths: Sequence[Path], calling_ae_title: str = "") -> SeriesDescription:
+def describe(paths: Sequence[Path], calling_ae_title: str = "", files: SeriesFiles | None = None) -> SeriesDescription:
     """Describe the files of one series from their headers. Files that cannot be read are passed over.
+
+    `files` is for who goes on to assemble them: their headers are then read once.
 
     Raises:
         Rejected: UNREADABLE where no file can be read, SEVERAL_SERIES where they are not of one series.
@@ -51,7 +49,7 @@ def describe(paths: Sequence[Path], calling_ae_title: str = "") -> SeriesDescrip
     problem: Rejected | None = None
     for path in paths:
         try:
-            headers.append(_header(path))
+            headers.append(_header(path, files))
         except Rejected as rejected:
             problem = problem or rejected
     if not headers:
@@ -100,11 +98,11 @@ def find_series(folder: Path) -> FoundFolder:
     return FoundFolder(series=series, set_aside=tuple(aside))
 
 
-def _header(path: Path) -> Dataset:
+def _header(path: Path, files: SeriesFiles | None = None) -> Dataset:
     """The header with every value converted, so that later looks cannot fail."""
-    header, _ = read_header(path, _KEYWORDS)
+    header = read_header(path, DESCRIPTION_KEYWORDS)[0] if files is None else files.header(path).dataset
     with translated(path):
-        for keyword in _KEYWORDS:
+        for keyword in DESCRIPTION_KEYWORDS:
             text(header, keyword)
     return header
 

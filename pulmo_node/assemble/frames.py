@@ -20,19 +20,9 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedE
 
 from pulmo_models.types import Acquisition
 from pulmo_node.assemble.files import numbers, read_header, text, texts, translated
+from pulmo_node.assemble.headers import SeriesFiles
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-
-HEADER_KEYWORDS = (
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "ImageType", "AcquisitionNumber",
-    "ConvolutionKernel", "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-    "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "RescaleIntercept", "RescaleSlope", "RescaleType",
-    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SliceThickness",
-    "ReconstructionDiameter", "ContrastBolusAgent", "ContrastBolusAgentSequence", "PatientPosition", "InstanceNumber",
-    "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "TriggerTime", "AcquisitionDateTime",
-    "AcquisitionDate", "AcquisitionTime",
-)  # fmt: skip
-
 
 FARTHEST_MM = 100_000.0
 
@@ -100,7 +90,7 @@ class Headers:
     belongings: tuple[Belonging, ...]  # one a file
 
 
-def read_headers(paths: Sequence[Path]) -> Headers:
+def read_headers(paths: Sequence[Path], files: SeriesFiles) -> Headers:
     """Read the headers of a CT series.
 
     Raises:
@@ -110,7 +100,8 @@ def read_headers(paths: Sequence[Path]) -> Headers:
     aside: list[SetAside] = []
     belongings: list[Belonging] = []
     for path in paths:
-        dataset, has_pixels = read_header(path, HEADER_KEYWORDS)
+        header = files.header(path)
+        dataset, has_pixels = header.dataset, header.has_pixels
         with translated(path):
             belongings.append(_belonging(path, dataset))
             reason = _not_an_image(dataset, has_pixels)

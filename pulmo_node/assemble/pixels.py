@@ -6,6 +6,7 @@ Input: a Part 10 file. Output: float arrays. PS3.3 C.7.6.3 (Image Pixel), C.7.5.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pulmo_models.codes import RejectionCode
 from pulmo_node.assemble.codestream import check_codestream
 from pulmo_node.assemble.decoding import FrameLayout, decode
-from pulmo_node.assemble.files import read_elements, text, translated
+from pulmo_node.assemble.files import READ_ERRORS, FileIdentity, read_elements, text, translated
+from pulmo_node.assemble.headers import PIXEL_KEYWORDS, Header
 from pulmo_node.errors import Rejected
 
 AIR_HU = -1024.0
@@ -25,12 +28,9 @@ AIR_HU = -1024.0
 
 IntegerArray = npt.NDArray[np.integer]
 
-PIXEL_KEYWORDS = (
-    "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns",
-    "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
-    "PixelPaddingRangeLimit", "PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "ModalityLUTSequence",
-)  # fmt: skip
+_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+_GREYSCALE = ("MONOCHROME1", "MONOCHROME2")
+_PIXEL_DATA = b"\xe0\x7f\x10\x00"  # (7FE0,0010) in little endian
 
 
 def read_pixel_module(path: Path) -> Dataset:
@@ -39,7 +39,7 @@ def read_pixel_module(path: Path) -> Dataset:
     Raises:
         Rejected: UNREADABLE, or UNSUPPORTED_PIXELS for a layout that is not greyscale integers from bit 0.
     """
-    dataset = read_elements(path, PIXEL_KEYWORDS)
+    dataset = read_elements(path, (*PIXEL_KEYWORDS, "PixelData"))
     with translated(path):
         stored, high = int(dataset.BitsStored), int(dataset.HighBit)
         allocated = int(dataset.BitsAllocated)
@@ -68,6 +68,55 @@ def stored_values(path: Path, dataset: Dataset, frame_number: int | None = None)
         if pixels.shape != (dataset.Rows, dataset.Columns):
             raise ValueError(f"the frame decodes to {pixels.shape}, not {(dataset.Rows, dataset.Columns)}")
         return _without_unused_bits(pixels, dataset)
+
+
+def native_values(header: Header) -> IntegerArray | None:
+    """Stored values ``(rows, columns)`` of the usual uncompressed file, straight from where they lie in it.
+
+    None for every other file, and for one that is not what its header says: `stored_values` says then what is wrong.
+    """
+    try:
+        layout = _native_layout(header.dataset)
+        if layout is None or header.pixels_at is None:
+            return None
+        dtype, rows, columns = layout
+        with header.path.open("rb") as file:
+            if FileIdentity.of(os.fstat(file.fileno())) != header.identity:
+                return None
+            file.seek(header.pixels_at)
+            explicit = header.dataset.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+            length = _native_length(file.read(12 if explicit else 8))
+            expected = rows * columns * dtype.itemsize
+            if length not in (expected, expected + expected % 2):
+                return None
+            pixels = np.fromfile(file, dtype, rows * columns)
+    except READ_ERRORS:
+        return None
+    if pixels.size != rows * columns:
+        return None
+    return _without_unused_bits(pixels.reshape(rows, columns), header.dataset)
+
+
+def _native_layout(dataset: Dataset) -> tuple[np.dtype[np.integer], int, int] | None:
+    """Type, rows and columns of one uncompressed greyscale frame of 8 or 16 bits a pixel, None for all else."""
+    if dataset.file_meta.TransferSyntaxUID not in _NATIVE or int(dataset.get("NumberOfFrames") or 1) != 1:
+        return None
+    allocated, stored, high = (int(dataset[name].value) for name in ("BitsAllocated", "BitsStored", "HighBit"))
+    signed, rows, columns = (int(dataset[name].value) for name in ("PixelRepresentation", "Rows", "Columns"))
+    usual = allocated in (8, 16) and 1 <= stored <= allocated and high == stored - 1 and signed in (0, 1)
+    grey = dataset.SamplesPerPixel == 1 and text(dataset, "PhotometricInterpretation") in _GREYSCALE
+    if not usual or not grey or rows < 1 or columns < 1:
+        return None
+    return np.dtype(f"<{'i' if signed else 'u'}{allocated // 8}"), rows, columns
+
+
+def _native_length(element: bytes) -> int | None:
+    """Length of the pixel data by the head of their element; None where it is none of them."""
+    if element[:4] != _PIXEL_DATA:
+        return None
+    if len(element) == 12 and element[4:6] not in (b"OW", b"OB"):
+        return None
+    return int.from_bytes(element[-4:], "little")
 
 
 def _native(dataset: Dataset, index: int) -> IntegerArray:
@@ -100,8 +149,12 @@ def _without_unused_bits(pixels: IntegerArray, dataset: Dataset) -> IntegerArray
     """Clear or sign-extend what lies above the high bit; idempotent, so it may follow a decoder that did it."""
     signed = bool(dataset.PixelRepresentation)
     native = pixels.astype(np.dtype(f"{'i' if signed else 'u'}{pixels.dtype.itemsize}"), copy=False)
-    unused = 8 * pixels.dtype.itemsize - int(dataset.BitsStored)
-    return native if unused <= 0 else (native << unused) >> unused
+    stored = int(dataset.BitsStored)
+    unused = 8 * pixels.dtype.itemsize - stored
+    low, high = (-(1 << (stored - 1)), 1 << (stored - 1)) if signed else (0, 1 << stored)
+    if unused <= 0 or (low <= native.min() and native.max() < high):  # nearly always, and told in half the time
+        return native
+    return (native << unused) >> unused
 
 
 def padding_mask(stored: IntegerArray, dataset: Dataset) -> npt.NDArray[np.bool_] | None:
@@ -133,11 +186,12 @@ def write_hu(
     """
     slope, intercept = rescale
     if _exact_in_float32(stored, slope, intercept):
-        np.multiply(stored, np.float32(slope), out=out, casting="unsafe")
-        out += np.float32(intercept)
+        scaled = stored if slope == 1 else np.multiply(stored, np.float32(slope), out=out, casting="unsafe")
+        np.add(scaled, np.float32(intercept), out=out, casting="unsafe")
     else:
         out[...] = stored * np.float64(slope) + intercept
-    np.maximum(out, AIR_HU, out=out)
+    if slope < 0 or int(stored.min()) * slope + intercept < AIR_HU:
+        np.maximum(out, AIR_HU, out=out)
     mask = padding_mask(stored, dataset)
     if mask is not None:
         out[mask] = AIR_HU

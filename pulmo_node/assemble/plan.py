@@ -43,15 +43,15 @@ def plan_ct(
     Args:
         paths: Part 10 files of one series, in any order.
         minimum_slices: stacks of fewer images are refused.
-        reader: shared with a later reading of the pixels.
+        reader: shared with a later reading of the pixels, and its headers with whoever described the series.
 
     Raises:
         Rejected: nothing can be said of any stack: UNREADABLE, PATIENT_CONFLICT, SEVERAL_SERIES or
             SEVERAL_FRAMES_OF_REFERENCE.
     """
-    headers = read_headers(paths)
-    _check_one_subject(headers)
     reader = reader or SliceReader()
+    headers = read_headers(paths, reader.files)
+    _check_one_subject(headers)
     tried = [volume for frames in stacks.alike(headers.frames) for volume in _volumes(frames, minimum_slices, reader)]
     volumes, rejection = choose(tried, minimum_slices)
     return SeriesPlan(

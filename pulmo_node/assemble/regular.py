@@ -7,7 +7,7 @@ weight, and else the voxel is -1024: padding never mixes into tissue.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,12 +20,15 @@ from pulmo_node.assemble.pixels import AIR_HU
 from pulmo_node.assemble.slices import BoolArray, Float32Array, SliceReader
 from pulmo_node.errors import Rejected
 
+ShareCallback = Callable[[float], None]
+"""Called with the share of the work that is done, 0 to 1."""
+
 _NOTHING = 1e-6  # of a pixel, or of the distance between two frames
 _HALF = 0.5 - _NOTHING
 
 
-def read_hu(grid: Grid, reader: SliceReader) -> Float32Array:
-    """Decode every frame of the grid and carry out its repairs.
+def read_hu(grid: Grid, reader: SliceReader, progress: ShareCallback = lambda _: None) -> Float32Array:
+    """Decode every frame of the grid and carry out its repairs; `progress` gets the share of the frames.
 
     Raises:
         Rejected: UNREADABLE, UNSUPPORTED_PIXELS or DECODE_FAILED; TOO_LARGE where there is no memory for it.
@@ -36,10 +39,12 @@ def read_hu(grid: Grid, reader: SliceReader) -> Float32Array:
         raise _no_memory(grid) from exc
     with ThreadPoolExecutor(PROCESSES) as pool:
         if grid.native:
-            # The list makes the first error come out.
-            list(pool.map(reader.write_into, grid.frames, hu))
+            for done, _ in enumerate(
+                pool.map(reader.write_into, grid.frames, hu), start=1
+            ):  # the first error comes out
+                progress(done / len(grid.frames))
         else:
-            _interpolate(grid, _placed(grid, reader, pool), hu)
+            _interpolate(grid, _placed(grid, reader, pool), hu, progress)
     return hu
 
 
@@ -86,7 +91,9 @@ def _shares(offset: float) -> list[tuple[int, float]]:
     return [(whole, 1.0)] if fraction < _NOTHING else [(whole, 1 - fraction), (whole + 1, fraction)]
 
 
-def _interpolate(grid: Grid, placed: Iterator[tuple[Float32Array, BoolArray]], out: Float32Array) -> None:
+def _interpolate(
+    grid: Grid, placed: Iterator[tuple[Float32Array, BoolArray]], out: Float32Array, progress: ShareCallback
+) -> None:
     """Slices in ascending order between the frame before and the frame at hand."""
     before: tuple[Float32Array, BoolArray] | None = None
     k = 0
@@ -96,6 +103,7 @@ def _interpolate(grid: Grid, placed: Iterator[tuple[Float32Array, BoolArray]], o
             out[k] = _between(before, frame, share) if before and share > _NOTHING else _or_air(*frame)
             k += 1
         before = frame
+        progress((index + 1) / len(grid.frames))
 
 
 def _between(one: tuple[Float32Array, BoolArray], other: tuple[Float32Array, BoolArray], share: float) -> Float32Array:

@@ -17,7 +17,16 @@ from pydicom.pixels.processing import apply_modality_lut
 from pulmo_models.codes import RejectionCode
 from pulmo_node.assemble.files import translated
 from pulmo_node.assemble.frames import Frame
-from pulmo_node.assemble.pixels import AIR_HU, IntegerArray, padding_mask, read_pixel_module, stored_values, write_hu
+from pulmo_node.assemble.headers import SeriesFiles
+from pulmo_node.assemble.pixels import (
+    AIR_HU,
+    IntegerArray,
+    native_values,
+    padding_mask,
+    read_pixel_module,
+    stored_values,
+    write_hu,
+)
 from pulmo_node.errors import Rejected
 
 Float32Array = npt.NDArray[np.float32]
@@ -27,7 +36,8 @@ BoolArray = npt.NDArray[np.bool_]
 class SliceReader:
     """Reads the pixels of frames; multi-frame objects stay in memory, still encoded, as long as the reader lives."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: SeriesFiles | None = None) -> None:
+        self.files = files or SeriesFiles()
         self._multi_frame: dict[Path, Dataset] = {}
         self._lock = Lock()
 
@@ -61,6 +71,12 @@ class SliceReader:
         return np.where(known, hu, AIR_HU).astype(np.float32), known
 
     def _stored(self, frame: Frame) -> tuple[Dataset, IntegerArray]:
+        header = self.files.header(frame.path)
+        stored = self.files.take_stored(frame.path)
+        if stored is None and frame.frame_number is None:
+            stored = native_values(header)
+        if stored is not None:
+            return header.dataset, stored
         dataset = self._dataset(frame)
         stored = stored_values(frame.path, dataset, frame.frame_number)
         if stored.shape != (frame.rows, frame.columns):

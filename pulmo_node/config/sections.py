@@ -96,6 +96,8 @@ class AnalysisSection(_Retrying):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     weights_folder: str = ""  # empty: "weights" in the storage directory
     isolated: bool = True
+    warm_up: bool = True
+    read_ahead_mib: NotNegative = 512
     silence_seconds: Positive = 120.0
     limit_seconds: Positive = 3600.0
     lease_seconds: Positive = 60.0

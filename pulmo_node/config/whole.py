@@ -65,6 +65,11 @@ class Config:
         """URL for SQLAlchemy."""
         return self.database.url or f"sqlite:///{self.storage / 'pulmo.sqlite'}"
 
+    @property
+    def pipelines_of_rules(self) -> tuple[str, ...]:
+        """Labels of the pipelines that some rule names, in alphabetical order."""
+        return tuple(sorted({label for rule in self.rules for label in rule.pipelines}))
+
     def peer(self, name: str) -> Peer:
         """A configured destination by name."""
         found = self.peers[name]

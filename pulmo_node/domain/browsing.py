@@ -68,3 +68,4 @@ class Counts:
     queues: tuple[QueueCount, ...]
     analysis_waiting: int
     analysis_oldest_at: datetime | None
+    analysis_running: int

@@ -71,6 +71,13 @@ def transition(state: JobState, event: JobEvent) -> JobState:
     return next_state(TRANSITIONS, state, event)
 
 
+def told_progress(step: str | None, share: float | None) -> str:
+    """A running step and the share of it that is done, for people; "" without a step."""
+    if step is None:
+        return ""
+    return f"{step} {share:.0%}" if share else step
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
     """A job to be queued when its series is complete."""
@@ -102,3 +109,10 @@ class Job:
     findings: str | None = None  # findings.json of the analysis
     priority: Priority = Priority.ROUTINE
     takeovers: int = 0  # leases that ended with their node
+    step: str | None = None  # that is running under the lease
+    share: float | None = None  # of that step, 0 to 1
+
+    @property
+    def progress(self) -> str:
+        """How far its analysis is, for people; "" where none is running."""
+        return told_progress(self.step, self.share)

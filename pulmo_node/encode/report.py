@@ -182,6 +182,7 @@ def findings_to_json(findings: Findings, image: Volume | Radiograph, context: Re
         "weights_sha256": findings.pipeline.weights_sha256,
         "series_instance_uid": image.series.series_instance_uid,
         "acquisition": _acquisition(image) if isinstance(image, Volume) else None,
+        "computation": {"device": findings.device, **findings.computation},
         "malignancy_bias": malignancy_bias(findings),
         "cautions": [asdict(caution) for caution in findings.cautions],
         "nodules": nodules,

@@ -45,17 +45,6 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Running:
-    """The analysis of one series at this moment."""
-
-    series_instance_uid: str
-    pipeline: str
-    begun_at: datetime
-    step: str = ""
-    share: float = 0.0  # 0..1 of that step
-
-
-@dataclass(frozen=True, kw_only=True)
 class Seen:
     """Everything at one moment."""
 
@@ -63,7 +52,6 @@ class Seen:
     associations: dict[str, int] = field(default_factory=dict)  # by what became of them
     destinations: dict[str, Destination] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
-    running: tuple[Running, ...] = ()
     version: int = 0  # grows with every change that the page shows
 
 
@@ -77,7 +65,6 @@ class Observed:
         self._associations: Counter[str] = Counter()
         self._destinations: dict[str, Destination] = {}
         self._models: dict[str, Model] = {}
-        self._running: dict[tuple[str, str], Running] = {}
         self._version = 0
 
     def now(self) -> Seen:
@@ -88,7 +75,6 @@ class Observed:
                 associations=dict(self._associations),
                 destinations=dict(self._destinations),
                 models=dict(self._models),
-                running=tuple(self._running.values()),
                 version=self._version,
             )
 
@@ -127,26 +113,3 @@ class Observed:
         """It cannot be used."""
         with self._lock:
             self._models[pipeline] = Model(problem=problem)
-
-    def begun(self, series_instance_uid: str, pipeline: str) -> None:
-        """An analysis begins."""
-        key = (series_instance_uid, pipeline)
-        with self._lock:
-            self._running[key] = Running(
-                series_instance_uid=series_instance_uid, pipeline=pipeline, begun_at=self._clock.now()
-            )
-            self._version += 1
-
-    def progressed(self, series_instance_uid: str, pipeline: str, step: str, share: float) -> None:
-        """It is that far with a step."""
-        key = (series_instance_uid, pipeline)
-        with self._lock:
-            if key in self._running:
-                self._running[key] = replace(self._running[key], step=step, share=min(1.0, max(0.0, share)))
-                self._version += 1
-
-    def ended(self, series_instance_uid: str, pipeline: str) -> None:
-        """It is over, whatever came of it."""
-        with self._lock:
-            self._running.pop((series_instance_uid, pipeline), None)
-            self._version += 1

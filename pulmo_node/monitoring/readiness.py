@@ -36,7 +36,8 @@ class Readiness:
     ask_database: Callable[[], object]  # raises `PulmoError`
     storage: Path
     min_free_bytes: int
-    pipelines: Sequence[str]
+    pipelines: Sequence[str]  # that must be usable
+    loads_first: bool  # whether they are loaded at the start, not with the first series
     observed: Observed
     alive: Callable[[], bool]
 
@@ -62,9 +63,10 @@ class Readiness:
 
     def _models(self) -> Condition:
         models = self.observed.now().models
-        missing = [label for label in self.pipelines if models.get(label, Model()).loaded_seconds is None]
-        problems = [f"{label}: {models.get(label, Model()).problem or 'not loaded yet'}" for label in missing]
-        return Condition(name="models", ok=not missing, detail="; ".join(problems))
+        not_asked = Model(problem="not loaded yet" if self.loads_first else "")
+        problems = {label: models.get(label, not_asked).problem for label in self.pipelines}
+        told = [f"{label}: {problem}" for label, problem in problems.items() if problem]
+        return Condition(name="models", ok=not told, detail="; ".join(told))
 
     def _worker(self) -> Condition:
         alive = self.alive()

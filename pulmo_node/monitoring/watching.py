@@ -8,8 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 
+from pulmo_models.pipeline import ProgressCallback, no_progress
 from pulmo_models.types import PipelineInfo
-from pulmo_node.attempt import Analysis, SeriesRequest, SeriesResult
+from pulmo_node.attempt import Analysis, ReadingAhead, SeriesRequest, SeriesResult
 from pulmo_node.domain.deliveries import Peer, ResultObject
 from pulmo_node.errors import Permanent, PulmoError, Transient
 from pulmo_node.monitoring.observed import Observed
@@ -26,7 +27,6 @@ class WatchedAnalysis:
     def __init__(self, inner: Analysis, observed: Observed) -> None:
         self._inner = inner
         self._observed = observed
-        self._current = ("", "")  # series and pipeline: an analysis runs one at a time
 
     def settings_sha256(self, label: str) -> str:
         """As the analysis has it."""
@@ -34,31 +34,35 @@ class WatchedAnalysis:
 
     def info(self, label: str) -> PipelineInfo:
         """As the analysis has it, and whether the pipeline can be loaded."""
+        with self._loading(label):
+            return self._inner.info(label)
+
+    @contextmanager
+    def _loading(self, label: str) -> Iterator[None]:
         begun = perf_counter()
         try:
-            info = self._inner.info(label)
+            yield
         except Permanent as exc:
             self._observed.model_failed(label, str(exc))
             raise
         self._observed.model_loaded(label, perf_counter() - begun)
-        return info
 
-    def run(self, request: SeriesRequest) -> SeriesResult:
+    def warm_up(self, labels: Sequence[str]) -> None:
+        """As the analysis has it, one pipeline after the other, and whether each can be loaded."""
+        for label in labels:
+            with self._loading(label):
+                self._inner.warm_up((label,))
+
+    def read_ahead(self, paths: Sequence[Path]) -> ReadingAhead:
+        """As the analysis has it."""
+        return self._inner.read_ahead(paths)
+
+    def run(self, request: SeriesRequest, progress: ProgressCallback = no_progress) -> SeriesResult:
         """As the analysis has it, with its stages timed."""
-        series_instance_uid = request.context.series_instance_uid
-        self._observed.begun(series_instance_uid, request.pipeline)
-        self._current = (series_instance_uid, request.pipeline)
-        try:
-            result = self._inner.run(request)
-        finally:
-            self._observed.ended(series_instance_uid, request.pipeline)
+        result = self._inner.run(request, progress)
         for stage, seconds in result.timings_seconds.items():
             self._observed.stage_took(stage, seconds)
         return result
-
-    def progress(self, step: str, share: float) -> None:
-        """What the analysis tells of itself while it runs."""
-        self._observed.progressed(*self._current, step, share)
 
     def stop(self) -> None:
         """As the analysis has it."""

@@ -40,7 +40,7 @@ class Limits:
     silence_seconds: float = 60.0  # after which an association is aborted
     association_seconds: float = 14_400.0
     association_bytes: int = 64 * 1024**3
-    message_bytes: int = 2 * 1024**3  # of one instance with its command; it is held in memory
+    message_bytes: int = 2 * 1024**3  # of one instance with its command
     bytes_in_flight: int = 4 * 1024**3  # of all associations together: instances on their way and not yet answered
     slowest_bytes_per_second: float = 1000.0  # of an instance on its way, over `silence_seconds` and more
     pdu_bytes: int = 1024**2  # largest PDU that is read at all, whatever was negotiated

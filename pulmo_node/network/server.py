@@ -8,6 +8,7 @@ Input: connections. Output: pynetdicom associations. Errors: none leave it; each
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import ssl
 import struct
@@ -28,6 +29,7 @@ from pulmo_node.dimse import PromptServer, listen
 from pulmo_node.network.access import Access, Refusal
 from pulmo_node.network.limits import MOST_UNANSWERED, Connection, Ledger, Limits
 from pulmo_node.network.tls import ServerTls, tls_reason
+from pulmo_node.network.transfer import DataTransfer, OpenSink
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ _A_ABORT = struct.pack(">BBIBBBB", 7, 0, 4, 0, 0, 2, 0)  # by the service provid
 _DECODING_SECONDS = 2.0
 _UNANSWERED_STATES = frozenset({"Sta1", "Sta2", "Sta3"})
 _QUIET_LINES_SECONDS = 10.0
+_WAIT_SECONDS = 0.001  # for something to come, before it is looked whether there is something to send
 # A pynetdicom requestor whose rejection is there before it looks at its connection again takes it for never made.
 _BEFORE_REJECTION_SECONDS = 0.05
 
@@ -57,6 +60,8 @@ class MeteredSocket(AssociationSocket):
         self.connection = connection
         self._again = bytearray(request)
         self._limits = ledger.limits
+        self.on_silence: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
 
     @property
     def ready(self) -> bool:
@@ -67,36 +72,75 @@ class MeteredSocket(AssociationSocket):
         """
         if self._again:
             return True
-        return self.assoc.dul.state_machine.current_state not in _UNANSWERED_STATES and bool(super().ready)
+        if self.assoc.dul.state_machine.current_state in _UNANSWERED_STATES:
+            time.sleep(_WAIT_SECONDS)
+            return False
+        # Waits, not for long, since there may be something to send: pynetdicom would sleep and then look.
+        if not self.comes_within(_WAIT_SECONDS):
+            self.on_silence()
+            return False
+        if super().ready:
+            return True
+        self.on_end()
+        return False
+
+    def comes_within(self, seconds: float) -> bool:
+        """Whether something can be read by then; also where the connection is over, as reading it will tell."""
+        sock = self.socket
+        if sock is None or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+            return True
+        try:
+            return bool(select.select([sock], [], [], seconds)[0])
+        except (OSError, ValueError):
+            return True
+
+    def admits(self, nr_bytes: int) -> bool:
+        """Whether a PDU may have so many bytes."""
+        return nr_bytes <= self._limits.pdu_bytes
+
+    def put_back(self, data: bytes) -> None:
+        """What the next `recv` gives."""
+        self._again[:0] = data
 
     def recv(self, nr_bytes: int) -> bytearray:
         """That many bytes, fewer where the connection ended. What breaks a limit ends it."""
-        if nr_bytes > self._limits.pdu_bytes:
+        if not self.admits(nr_bytes):
             self._abort(f"a PDU of {nr_bytes} bytes")
             return bytearray()
         if self._again:
             part, self._again = self._again[:nr_bytes], self._again[nr_bytes:]
             return part
-        read = bytearray()
-        while len(read) < nr_bytes:
+        read = bytearray(nr_bytes)
+        number = self.recv_into(memoryview(read))
+        return read[:number]
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Fill the buffer, past what was put back; fewer bytes where the connection ended or breaks a limit."""
+        number = 0
+        while number < len(buffer):
             if not self._ledger.wait_for_room(self.connection, self._limits.silence_seconds / 2):
                 self._abort("too much is being received at once")
                 break
-            came = cast(socket.socket, self.socket).recv(min(_READ_BYTES, nr_bytes - len(read)))
+            came = cast(socket.socket, self.socket).recv_into(buffer[number : number + _READ_BYTES])
             if not came:
                 break
-            read += came
-            self.connection.count(len(came))
+            number += came
+            self.connection.count(came)
             reason = self.connection.violation(self._limits, time.monotonic())
             if reason is not None:
                 self._abort(reason)
-        return read
+                return 0  # what the kernel has received already is still there to read
+        return number
 
     def message_came(self, *, is_kept: bool) -> None:
         """A message is whole; a peer that sends far ahead of the answers would fill the memory."""
         self._ledger.message_came(self.connection, is_kept=is_kept)
         if self.assoc.dimse.msg_queue.qsize() >= MOST_UNANSWERED:
             self._abort("requests are sent without waiting for the answers")
+
+    def answered(self) -> None:
+        """The oldest of the whole instances is out of the way."""
+        self._ledger.answered(self.connection)
 
     def _abort(self, reason: str) -> None:
         """Tell the peer where it still listens, then end the connection. By the reading thread only."""
@@ -158,7 +202,10 @@ class _Handler(RequestHandler):
         self.request = connection.socket
         association = self._create_association()
         association.dul.event_queue.get_nowait()  # the new connection was told with the socket that is replaced here
-        association.dul.socket = MeteredSocket(association, connection, request, self.server.ledger)
+        sock = MeteredSocket(association, connection, request, self.server.ledger)
+        association.dul.socket = sock
+        association.dul._run_loop_delay = 0.0  # the socket waits
+        transfer = DataTransfer(association, sock, self.server.open_sink)
         association.bind(evt.EVT_DIMSE_RECV, _on_message)
         association.bind(evt.EVT_DIMSE_SENT, self._on_answer)
         for event in (evt.EVT_RELEASED, evt.EVT_ABORTED):  # the slot is free before the thread has ended
@@ -166,13 +213,16 @@ class _Handler(RequestHandler):
         # The request is here and can be decoded, so this waits for next to nothing.
         association.acse_timeout = _DECODING_SECONDS
         for thread in (association, association.dul):
-            thread.run = partial(self._run_guarded, thread.run, connection)  # type: ignore[method-assign]
+            thread.run = partial(self._run_guarded, thread.run, connection, transfer)  # type: ignore[method-assign]
         evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
         association.start()
         association.join()
         association.dul.kill_dul()  # it would run on where the association's thread ended by an error
+        if association.dul.is_alive():
+            association.dul.join()
+        transfer.close()
 
-    def _run_guarded(self, run: Callable[[], None], connection: Connection) -> None:
+    def _run_guarded(self, run: Callable[[], None], connection: Connection, transfer: DataTransfer) -> None:
         """One of the two threads of an association; whatever its peer makes it raise ends the connection."""
         try:
             run()
@@ -180,10 +230,12 @@ class _Handler(RequestHandler):
             log.warning("association from %s ended: unexpected %s", connection.calling_ae_title, type(exc).__name__)
             connection.end("unexpected error")
             self.server.ledger.closed(connection)
+        finally:
+            transfer.wake()  # the other thread has to learn that this one is over
 
     def _on_answer(self, event: evt.Event) -> None:
         if isinstance(event.message, C_STORE_RSP):
-            self.server.ledger.answered(cast(MeteredSocket, event.assoc.dul.socket).connection)
+            cast(MeteredSocket, event.assoc.dul.socket).answered()
 
     def _on_end(self, event: evt.Event) -> None:
         self.server.ledger.closed(cast(MeteredSocket, event.assoc.dul.socket).connection)
@@ -201,13 +253,15 @@ class GuardedServer(PromptServer):
         limits: Limits,
         tls: ServerTls | None,
         on_rejected: Callable[[str, str, str], None],
+        open_sink: OpenSink,
         **kwargs: Any,
     ) -> None:
-        """`on_rejected` is called with calling AE title, address and reason."""
+        """`on_rejected` is called with calling AE title, address and reason; `open_sink` takes C-STORE requests."""
         self.access = access
         self.limits = limits
         self.tls = tls
         self.on_rejected = on_rejected
+        self.open_sink = open_sink
         self.ledger = Ledger(limits)
         self._by_socket: dict[int, Connection] = {}
         self._told_at: dict[str, float] = {}

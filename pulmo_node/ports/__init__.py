@@ -11,7 +11,14 @@ from pulmo_node.ports.commitment import AwaitingStore, CommitmentReports, Commit
 from pulmo_node.ports.delivering import ResultLink, ResultSender
 from pulmo_node.ports.maintenance import MaintenanceStore, PurgeableStudy, StudyFiles
 from pulmo_node.ports.node import Clock, Journal
-from pulmo_node.ports.receiving import InstanceStore, ReceiveStore, ReconcileStore, Transfers, WrittenInstance
+from pulmo_node.ports.receiving import (
+    IncomingInstance,
+    InstanceStore,
+    ReceiveStore,
+    ReconcileStore,
+    Transfers,
+    WrittenInstance,
+)
 from pulmo_node.ports.working import JobStore, Outbox, OutboxItem
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     "CommitmentSender",
     "CommitmentStore",
     "EventRow",
+    "IncomingInstance",
     "InstanceStore",
     "JobStore",
     "Journal",

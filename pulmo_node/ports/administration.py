@@ -36,6 +36,7 @@ class StudySummary:
     instances: int
     jobs: int
     updated_at: datetime
+    progress: str = ""  # of the analysis that is running
 
 
 @dataclass(frozen=True, kw_only=True)

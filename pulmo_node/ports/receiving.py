@@ -21,16 +21,42 @@ class WrittenInstance:
     size_bytes: int
 
 
+class IncomingInstance(Protocol):
+    """The file of an instance while it arrives. Memory is that of one fragment."""
+
+    def append(self, data: bytes | bytearray | memoryview) -> None:
+        """Write the next bytes of the data set.
+
+        Raises:
+            StorageFull: there is too little space by now.
+            Transient: the disk refuses.
+        """
+        ...
+
+    def finish(self) -> WrittenInstance:
+        """That was all: file fsynced, named, folder fsynced on return.
+
+        A file that is already there under that SOP Instance UID with the same data set is kept. One with other
+        bytes is kept too, and the new bytes are put beside it under a name of their own (a conflict).
+
+        Raises:
+            StorageFull: it is new and there is too little space.
+            Transient: the disk refuses.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Leave nothing of what is not finished; called at the end in any case."""
+        ...
+
+
 class InstanceStore(Protocol):
     """Received Part 10 files, one per SOP instance, as the peer sent them."""
 
-    def write(
-        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes, data_set: bytes
-    ) -> WrittenInstance:
-        """Write preamble and meta header (`meta`) and the data set; file fsynced, renamed, folder fsynced on return.
-
-        A file that is already there under that SOP Instance UID with the same data set is kept. One with other
-        bytes is kept too, and the new bytes are written beside it under a name of their own (a conflict).
+    def begin(
+        self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes
+    ) -> IncomingInstance:
+        """Begin a file with preamble and meta header (`meta`).
 
         Raises:
             StorageFull: it is new and there is too little space.

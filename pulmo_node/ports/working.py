@@ -60,6 +60,10 @@ class JobStore(AwaitingStore, Protocol):
         """False where the job is no longer ours."""
         ...
 
+    def job_progress(self, job: Job, step: str, share: float) -> bool:
+        """Record how far a job is (`share` of the running step, 0 to 1); False where it is no longer ours."""
+        ...
+
     def job_encoded(self, job: Job, results: Sequence[ResultObject], findings_json: str) -> None:
         """QUEUED -> ENCODED with one PENDING delivery per object and destination; DONE at once where there is none.
 

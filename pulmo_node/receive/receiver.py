@@ -6,13 +6,11 @@ import logging
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
@@ -26,18 +24,18 @@ from pulmo_node.dimse import (
     DimseStatus,
     configure_pynetdicom,
     decodable_transfer_syntaxes,
-    error_comment,
-    is_uid,
     prepare_connection,
 )
-from pulmo_node.errors import PulmoError, StorageFull, Transient
+from pulmo_node.domain.series import InstanceOutcome, StoredInstance
+from pulmo_node.errors import PulmoError, Transient
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.server import GuardedServer, listen_guarded
+from pulmo_node.network.storing import StoreRequest
 from pulmo_node.network.tls import ServerTls, ServerTlsSettings
 from pulmo_node.ports import Clock, CommitmentReports, InstanceStore, Journal, ReceiveStore
+from pulmo_node.receive.arrival import Arrival, Transfer
 from pulmo_node.receive.front import Front
-from pulmo_node.receive.head import InstanceHead, Refused, describe, encode_meta, read_head
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +53,6 @@ class ReceiveSettings:
     limits: Limits = field(default_factory=Limits)
     max_pdu: int = 131_072  # bytes, offered at negotiation
     tls: ServerTlsSettings | None = None  # None: in the clear
-
-
-@dataclass(kw_only=True)
-class _Transfer:
-    """What one association has brought so far. Written by its own thread only."""
-
-    calling_ae_title: str
-    series_instance_uid: str | None = None
-    counts: Counter[str] = field(default_factory=Counter)
-    studies: Counter[str] = field(default_factory=Counter)  # instances that were answered with Success, by study
 
 
 class CommitmentHandler(Protocol):
@@ -100,7 +88,7 @@ class Receiver:
         self._clock = clock
         self._server: GuardedServer | None = None
         self._front = Front(self)
-        self._transfers: dict[Association, _Transfer] = {}
+        self._transfers: dict[Association, Transfer] = {}
         self._lock = threading.Lock()
         self.journal: Journal | None = None
         """Is told of every association, where there is one."""
@@ -142,6 +130,7 @@ class Receiver:
                 limits=settings.limits,
                 tls=tls,
                 on_rejected=lambda *what: front.call(lambda one: one._on_rejected(*what)),
+                open_sink=lambda request: front.call(lambda one: one._open_sink(request)),
             )
         except OSError as exc:
             where = f"{self._settings.bind}:{self._settings.port}"
@@ -208,7 +197,7 @@ class Receiver:
         return entity
 
     def _on_established(self, event: evt.Event) -> None:
-        transfer = _Transfer(calling_ae_title=str(event.assoc.requestor.ae_title).strip())
+        transfer = Transfer(calling_ae_title=str(event.assoc.requestor.ae_title).strip())
         with self._lock:
             # An association whose connection broke in an unusual way ends without an event.
             for association in [known for known in self._transfers if not known.is_alive()]:
@@ -255,72 +244,41 @@ class Receiver:
         if self._commitment is not None:
             self._commitment.on_message(event)
 
-    def _on_c_store(self, event: evt.Event) -> int | Dataset:
-        transfer = self._transfers.get(event.assoc)
-        if transfer is None:  # being aborted by `stop`; nobody reads the answer
-            return DimseStatus.OUT_OF_RESOURCES
-        named = str(cast(C_STORE, event.request).AffectedSOPInstanceUID)
-        sop_instance_uid = named if is_uid(named) else "(no valid UID)"  # any text may stand there
-        try:
-            outcome = self._receive(event, transfer)
-        except Refused as exc:
-            status, comment = exc.status, str(exc)
-        except StorageFull:  # the store itself tells when it begins and ends
-            status, comment = DimseStatus.OUT_OF_RESOURCES, "storage is almost full, try again later"
-        except PulmoError as exc:
-            status, comment = DimseStatus.OUT_OF_RESOURCES, "not stored, try again later"
-            log.error("instance %s not stored: %s", sop_instance_uid, exc)
-        except Exception as exc:  # noqa: BLE001
-            # Boundary: a fault of ours must neither end the association nor cost the sender its instance, so it is
-            # asked to try again. Only the type is logged, since a text may quote the data set.
-            status, comment = DimseStatus.OUT_OF_RESOURCES, "internal error, try again later"
-            log.error("instance %s not stored: unexpected %s", sop_instance_uid, type(exc).__name__)
-        else:
-            transfer.counts[outcome] += 1
-            return DimseStatus.SUCCESS
-        transfer.counts["refused"] += 1
-        log.warning("instance %s refused with 0x%04X: %s", sop_instance_uid, status, comment)
-        answer = Dataset()
-        answer.Status = int(status)
-        answer.ErrorComment = error_comment(comment)
-        return answer
+    def _open_sink(self, request: StoreRequest) -> Arrival | None:
+        """Who takes the data set of a request as it comes; None where it is left to pynetdicom and `_on_c_store`."""
+        transfer = self._transfers.get(request.association)
+        if transfer is None or request.abstract_syntax not in IMAGE_SOP_CLASSES:
+            return None
+        return Arrival(request, transfer, self._instances, self._record, self._clock)
 
-    def _receive(self, event: evt.Event, transfer: _Transfer) -> str:
-        data_set = event.encoded_dataset(include_meta=False)
-        transfer_syntax_uid = UID(event.context.transfer_syntax)
-        head = read_head(data_set, transfer_syntax_uid)
-        _check_identity(head, event)
-        transfer.series_instance_uid = head.series_instance_uid
-        written = self._instances.write(
-            study_instance_uid=head.study_instance_uid,
-            series_instance_uid=head.series_instance_uid,
-            sop_instance_uid=head.sop_instance_uid,
-            meta=encode_meta(head, transfer_syntax_uid, transfer.calling_ae_title),
-            data_set=data_set,
+    def _record(self, instance: StoredInstance) -> InstanceOutcome:
+        """By the receiver of that moment: another one may have taken over since the instance began to come."""
+        return self._front.call(lambda one: one._store.record_instance(instance))
+
+    def _on_c_store(self, event: evt.Event) -> int | Dataset:
+        """A request that is unusual enough for pynetdicom to have read it, its data set in one piece."""
+        command = cast(C_STORE, event.request)
+        request = StoreRequest(
+            association=event.assoc,
+            context_id=event.context.context_id,
+            abstract_syntax=str(event.context.abstract_syntax),
+            transfer_syntax_uid=str(event.context.transfer_syntax),
+            message_id=int(command.MessageID or 0),
+            sop_class_uid=str(command.AffectedSOPClassUID),
+            sop_instance_uid=str(command.AffectedSOPInstanceUID),
         )
-        outcome = self._store.record_instance(
-            describe(
-                head,
-                written,
-                transfer_syntax_uid=transfer_syntax_uid,
-                calling_ae_title=transfer.calling_ae_title,
-                received_at=self._clock.now(),
-            )
-        )
-        transfer.studies[head.study_instance_uid] += 1
-        return outcome.value
+        arrival = self._open_sink(request)
+        if arrival is None:  # being aborted by `stop`; nobody reads the answer
+            return DimseStatus.OUT_OF_RESOURCES
+        arrival.append(event.encoded_dataset(include_meta=False))
+        answered = arrival.finish()
+        arrival.discard()
+        answer = Dataset()
+        answer.Status = answered.status
+        if answered.comment:
+            answer.ErrorComment = answered.comment
+        return answer
 
 
 def _address(event: evt.Event) -> str:
     return str(event.assoc.requestor.address)
-
-
-def _check_identity(head: InstanceHead, event: evt.Event) -> None:
-    mismatch = DimseStatus.DATA_SET_DOES_NOT_MATCH_SOP_CLASS
-    command = cast(C_STORE, event.request)
-    if command.AffectedSOPClassUID != event.context.abstract_syntax:
-        raise Refused(mismatch, "SOP Class UID of the command is not the one negotiated")
-    if head.sop_class_uid != command.AffectedSOPClassUID:
-        raise Refused(mismatch, "SOP Class UID differs between command and data set")
-    if head.sop_instance_uid != command.AffectedSOPInstanceUID:
-        raise Refused(mismatch, "SOP Instance UID differs between command and data set")

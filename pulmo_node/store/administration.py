@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from pulmo_node.domain.deliveries import DeliveryEvent, DeliveryState, ResultObject
 from pulmo_node.domain.findings import Finding
-from pulmo_node.domain.jobs import DELIVERY_FAILED, OPEN_STATES, Job, JobEvent, JobState
+from pulmo_node.domain.jobs import DELIVERY_FAILED, OPEN_STATES, Job, JobEvent, JobState, told_progress
 from pulmo_node.domain.priority import Priority
 from pulmo_node.domain.series import Series, SeriesEvent, SeriesState
 from pulmo_node.domain.studies import derive_study_state
@@ -215,6 +215,7 @@ class _Tally:
     job_states: list[JobState] = field(default_factory=list)
     instances: int = 0
     changes: list[datetime] = field(default_factory=list)
+    progress: str = ""
 
 
 def _summaries(connection: Connection, study_instance_uid: str | None) -> list[StudySummary]:
@@ -228,11 +229,13 @@ def _summaries(connection: Connection, study_instance_uid: str | None) -> list[S
             series.c.study_instance_uid,
             jobs.c.state,
             jobs.c.updated_at,
+            jobs.c.step,
+            jobs.c.share,
             sa.func.max(deliveries.c.updated_at, type_=schema.UtcDateTime()).label("delivered_at"),
         )
         .join_from(jobs, series, sa.and_(jobs.c.series_id == series.c.id, jobs.c.revision == series.c.revision))
         .outerjoin(deliveries, deliveries.c.job_id == jobs.c.id)
-        .group_by(jobs.c.id, series.c.study_instance_uid, jobs.c.state, jobs.c.updated_at)
+        .group_by(jobs.c.id, series.c.study_instance_uid, jobs.c.state, jobs.c.updated_at, jobs.c.step, jobs.c.share)
     )
     if study_instance_uid is not None:
         of_series = of_series.where(series.c.study_instance_uid == study_instance_uid)
@@ -243,10 +246,11 @@ def _summaries(connection: Connection, study_instance_uid: str | None) -> list[S
         tally.series_states.append(SeriesState(row.state))
         tally.instances += row.number_of_instances
         tally.changes.append(row.updated_at)
-    for row in connection.execute(of_jobs):
-        tally = tallies[row.study_instance_uid]
-        tally.job_states.append(JobState(row.state))
-        tally.changes += [row.updated_at] if row.delivered_at is None else [row.updated_at, row.delivered_at]
+    for job in connection.execute(of_jobs):
+        tally = tallies[job.study_instance_uid]
+        tally.job_states.append(JobState(job.state))
+        tally.progress = tally.progress or told_progress(job.step, job.share)
+        tally.changes += [job.updated_at] if job.delivered_at is None else [job.updated_at, job.delivered_at]
     summaries = [
         StudySummary(
             study_instance_uid=tally.study_instance_uid,
@@ -255,6 +259,7 @@ def _summaries(connection: Connection, study_instance_uid: str | None) -> list[S
             instances=tally.instances,
             jobs=len(tally.job_states),
             updated_at=max(tally.changes),
+            progress=tally.progress,
         )
         for tally in tallies.values()
     ]

@@ -1,4 +1,4 @@
-"""Port `BrowseStore`: many studies, a page at a time, and what the list is searched by.
+"""Many studies, a page at a time, and what the list is searched by.
 
 The state of a study is derived in the query as `domain.studies.derive_study_state` derives it: the smallest rank of
 its series and of the jobs of their current revisions.

@@ -1,4 +1,4 @@
-"""Port `CountStore`: how much there is of everything, for metrics, notifications and the page."""
+"""How much there is of everything, for metrics, notifications and the page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sqlalchemy.engine import Connection
 
 from pulmo_node.domain.browsing import Counts, QueueCount, ReceivedCount
 from pulmo_node.domain.deliveries import DeliveryState
-from pulmo_node.domain.jobs import JobState
+from pulmo_node.domain.jobs import Job, JobState
 from pulmo_node.ports import EventRow
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database
-from pulmo_node.store.rows import to_event
+from pulmo_node.store.rows import JOBS, to_event, to_job
 
 
 class SqlCountStore(Database):
@@ -45,7 +45,18 @@ class SqlCountStore(Database):
                 queues=tuple(_queues(connection)),
                 analysis_waiting=waiting[0],
                 analysis_oldest_at=waiting[1],
+                analysis_running=len(self._running(connection)),
             )
+
+    def running_jobs(self) -> tuple[Job, ...]:
+        """The jobs that a node, this or another, is analysing at this moment and has told how far it is."""
+        with self._read() as connection:
+            return self._running(connection)
+
+    def _running(self, connection: Connection) -> tuple[Job, ...]:
+        jobs = schema.jobs.c
+        running = (jobs.state == JobState.QUEUED.value, jobs.step.is_not(None), jobs.lease_until > self._clock.now())
+        return tuple(to_job(row) for row in connection.execute(JOBS.where(*running).order_by(jobs.id)))
 
     def count_refused(self, calling_ae_title: str, instances: int) -> None:
         """Add to what a peer sent and the receiver refused."""

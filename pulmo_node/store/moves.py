@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.dml import ReturningInsert
 
 from pulmo_node.domain import deliveries as delivery_domain
 from pulmo_node.domain import jobs as job_domain
@@ -26,10 +28,29 @@ from pulmo_node.store.database import HAPPENED
 from pulmo_node.store.rows import DELIVERIES, JOBS, to_delivery, to_job
 
 NO_LEASE: dict[str, Any] = {"worker_id": None, "lease_until": None}
+NO_PROGRESS: dict[str, Any] = {"step": None, "share": None}
 AFRESH: dict[str, Any] = {"attempts": 0, "not_before": None, "reason": None, **NO_LEASE}
 """What a requeued delivery starts with."""
 JOB_AFRESH: dict[str, Any] = {**AFRESH, "takeovers": 0}
 """What a requeued job starts with."""
+
+# A statement costs as much to put together as to execute, and each instance that arrives needs some: so each is put
+# together once.
+_INSERT_EVENT = schema.events.insert()
+_SERIES_AS_SEEN = ("id", "state", "revision", "number_of_instances")
+
+
+@cache
+def _insert(table: sa.Table) -> ReturningInsert[int]:
+    return table.insert().returning(table.c.id)
+
+
+@cache
+def _update_series(names: tuple[str, ...]) -> sa.Update:
+    """Sets these columns of a series that is as it was seen."""
+    columns = schema.series.c
+    as_it_was = (columns[name] == sa.bindparam(f"seen_{name}") for name in _SERIES_AS_SEEN)
+    return schema.series.update().where(*as_it_was).values({name: sa.bindparam(name) for name in names})
 
 
 def add_event(
@@ -37,13 +58,13 @@ def add_event(
 ) -> None:
     """Write one line of history; `values` are the columns at, subject, event, state and detail."""
     event = {"study_instance_uid": study_instance_uid, "series_instance_uid": series_instance_uid, **values}
-    connection.execute(schema.events.insert().values(**event))
+    connection.execute(_INSERT_EVENT, event)
     connection.info.setdefault(HAPPENED, []).append(event)
 
 
 def add_row(connection: Connection, table: sa.Table, **values: object) -> int:
     """Insert one row; its id."""
-    return int(connection.execute(table.insert().values(**values).returning(table.c.id)).scalar_one())
+    return int(connection.execute(_insert(table), values).scalar_one())
 
 
 def move_series(
@@ -57,17 +78,9 @@ def move_series(
 ) -> SeriesState:
     """One event of a series; `changes` are further columns."""
     state = series_domain.transition(series.state, event)
-    table = schema.series
-    updated = connection.execute(
-        table.update()
-        .where(
-            table.c.id == series.id,
-            table.c.state == series.state.value,
-            table.c.revision == series.revision,
-            table.c.number_of_instances == series.number_of_instances,
-        )
-        .values(state=state.value, updated_at=at, **changes)
-    )
+    new = {"state": state.value, "updated_at": at, **changes}
+    seen = {f"seen_{name}": getattr(series, name) for name in _SERIES_AS_SEEN}
+    updated = connection.execute(_update_series(tuple(new)), new | seen | {"seen_state": series.state.value})
     if updated.rowcount != 1:
         raise StaleJob(f"series {series.series_instance_uid} changed before {event.value} could be recorded")
     add_event(
@@ -97,7 +110,7 @@ def move_job(
     updated = connection.execute(
         schema.jobs.update()
         .where(*as_seen(schema.jobs, job))
-        .values({"state": state.value, "updated_at": at, **NO_LEASE, **(changes or {})})
+        .values({"state": state.value, "updated_at": at, **NO_LEASE, **NO_PROGRESS, **(changes or {})})
     )
     if updated.rowcount != 1:
         raise StaleJob(f"job {job.id} is no longer {job.state.value} and ours: {event.value} comes too late")

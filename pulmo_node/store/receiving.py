@@ -24,6 +24,20 @@ from pulmo_node.store.rows import AnyRow, to_series
 KEPT_ASIDE = " kept aside as "
 """Before the path in the event of a conflict."""
 
+_KNOWN_INSTANCE = (
+    sa.select(
+        schema.instances.c.id,
+        schema.instances.c.sha256,
+        schema.instances.c.purged_at,
+        schema.series.c.study_instance_uid,
+        schema.series.c.series_instance_uid,
+    )
+    .join_from(schema.instances, schema.series)
+    .where(schema.instances.c.sop_instance_uid == sa.bindparam("uid"))
+)
+_INSERT_INSTANCE = schema.instances.insert().inline()  # nobody asks for its id
+_SERIES = schema.series.select().where(schema.series.c.series_instance_uid == sa.bindparam("uid"))
+
 
 class SqlReceiveStore(Database):
     """What the receiver and the quiet-period check need."""
@@ -60,18 +74,17 @@ class SqlReceiveStore(Database):
             self._add_conflict(connection, instance, series.study_instance_uid, series.series_instance_uid)
             return InstanceOutcome.CONFLICT
         series_id = self._add_to_series(connection, instance, series)
-        add_row(
-            connection,
-            schema.instances,
-            series_id=series_id,
-            sop_instance_uid=instance.sop_instance_uid,
-            sop_class_uid=instance.sop_class_uid,
-            transfer_syntax_uid=instance.transfer_syntax_uid,
-            path=instance.path,
-            sha256=instance.sha256,
-            size_bytes=instance.size_bytes,
-            received_at=instance.received_at,
-        )
+        row = {
+            "series_id": series_id,
+            "sop_instance_uid": instance.sop_instance_uid,
+            "sop_class_uid": instance.sop_class_uid,
+            "transfer_syntax_uid": instance.transfer_syntax_uid,
+            "path": instance.path,
+            "sha256": instance.sha256,
+            "size_bytes": instance.size_bytes,
+            "received_at": instance.received_at,
+        }
+        connection.execute(_INSERT_INSTANCE, row)
         return InstanceOutcome.NEW
 
     def quiet_series(self, *, before: datetime, excluding: Collection[str]) -> tuple[Series, ...]:
@@ -257,24 +270,11 @@ def _asked_priority(connection: Connection, series: Series) -> int:
 
 
 def _known_instance(connection: Connection, sop_instance_uid: str) -> AnyRow | None:
-    query = (
-        sa.select(
-            schema.instances.c.id,
-            schema.instances.c.sha256,
-            schema.instances.c.purged_at,
-            schema.series.c.study_instance_uid,
-            schema.series.c.series_instance_uid,
-        )
-        .join_from(schema.instances, schema.series)
-        .where(schema.instances.c.sop_instance_uid == sop_instance_uid)
-    )
-    return connection.execute(query).first()
+    return connection.execute(_KNOWN_INSTANCE, {"uid": sop_instance_uid}).first()
 
 
 def _series(connection: Connection, series_instance_uid: str) -> Series | None:
-    row = connection.execute(
-        schema.series.select().where(schema.series.c.series_instance_uid == series_instance_uid)
-    ).first()
+    row = connection.execute(_SERIES, {"uid": series_instance_uid}).first()
     return None if row is None else to_series(row)
 
 

@@ -66,6 +66,8 @@ def to_job(row: AnyRow) -> Job:
         updated_at=row.updated_at,
         findings=row.findings,
         priority=Priority(row.priority),
+        step=row.step,
+        share=row.share,
         takeovers=row.takeovers,
     )
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD_REVISION = "0007"
+HEAD_REVISION = "0008"
 """The newest migration; a database at this revision is opened without loading Alembic."""
 
 UID_LENGTH = 64  # PS3.5, 6.2: UI
@@ -98,6 +98,8 @@ jobs = sa.Table(
     sa.Column("updated_at", UtcDateTime, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
     sa.Column("takeovers", sa.Integer, nullable=False, server_default="0"),  # leases that ended with their node
+    sa.Column("step", sa.String(32)),  # that is running under the lease
+    sa.Column("share", sa.Double),  # of that step, 0 to 1
     sa.UniqueConstraint("series_id", "revision", "pipeline"),
     sa.Index("ix_jobs_state", "state", "id"),
     sqlite_autoincrement=True,

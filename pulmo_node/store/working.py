@@ -16,6 +16,7 @@ from pulmo_node.errors import Permanent
 from pulmo_node.store import schema
 from pulmo_node.store.database import CLOCK_SET_BACK, Database
 from pulmo_node.store.moves import (
+    NO_PROGRESS,
     add_event,
     as_seen,
     job_by_id,
@@ -54,7 +55,8 @@ class SqlJobStore(Database):
                 return None
             seen = job_by_id(connection, job_id)
             values, lost = _lease(seen, worker_id, lease_until)
-            connection.execute(table.update().where(*as_seen(table, seen)).values(updated_at=now, **values))
+            changes = {"updated_at": now, **NO_PROGRESS, **values}
+            connection.execute(table.update().where(*as_seen(table, seen)).values(changes))
             if lost:
                 _add_takeover(connection, seen, f"job {seen.id}", seen.state.value, seen.worker_id, now)
             return job_by_id(connection, job_id)
@@ -64,6 +66,14 @@ class SqlJobStore(Database):
         with self._write() as connection:
             updated = connection.execute(
                 schema.jobs.update().where(*as_seen(schema.jobs, job)).values(lease_until=lease_until)
+            )
+            return updated.rowcount == 1
+
+    def job_progress(self, job: Job, step: str, share: float) -> bool:
+        """Record how far a job is; False where it is no longer ours."""
+        with self._write() as connection:
+            updated = connection.execute(
+                schema.jobs.update().where(*as_seen(schema.jobs, job)).values(step=step[:32], share=share)
             )
             return updated.rowcount == 1
 

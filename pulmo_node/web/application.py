@@ -35,7 +35,7 @@ def build(parts: Parts) -> tuple[Starlette, Hub]:
         observed=parts.observed,
         storage=parts.config.storage,
         destinations=tuple(parts.config.peers),
-        pipelines=tuple(parts.config.pipelines),
+        pipelines=parts.config.pipelines_of_rules,
         gpus=Gpus(),
         clock=parts.clock,
     )

@@ -1,4 +1,4 @@
-"""Live updates by server-sent events: which studies changed. The browser then asks for its page again.
+"""Live updates by server-sent events: which studies changed or are further on. The browser then asks for its page anew.
 
 One task asks the database for all browsers together, once a second and only while somebody listens.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -23,7 +23,16 @@ _SECONDS = 1.0
 _MOST_LISTENERS = 100
 _LONGEST_SECONDS = 600.0  # then the browser comes again, and is asked again who it is
 _SILENCE_SECONDS = 15.0  # a comment then, so that proxies keep the connection
-_ANALYSIS = "analysis"
+_DESTINATIONS = "destinations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Position:
+    """How far the history, the running analyses and the destinations are."""
+
+    event_id: int
+    progress: frozenset[tuple[int, str, str]]  # of each running job: its id, its study, how far it is
+    version: int  # of what was observed of destinations
 
 
 class Hub:
@@ -42,7 +51,7 @@ class Hub:
             listener.put_nowait("")
 
     async def endpoint(self, _request: Request) -> Response:
-        """A stream of the Study Instance UIDs that changed."""
+        """A stream of the Study Instance UIDs that changed, with `destinations` where one of those did."""
         if self.closed or len(self._listeners) >= _MOST_LISTENERS:
             return PlainTextResponse("Too many listeners.\n", 503)
         return StreamingResponse(
@@ -72,26 +81,29 @@ class Hub:
 
     async def _watch(self) -> None:
         """Runs while somebody listens."""
-        seen, version = await self._position()
+        seen: _Position | None = None
         while self._listeners and not self.closed:
-            await asyncio.sleep(_SECONDS)
-            changed: set[str] = set()
-            with suppress(PulmoError):  # a locked database: the next second sees it
-                events = await run_in_threadpool(self._parts.store.events_after, seen)
-                if events:
-                    seen = events[-1][0]
-                changed = {event.study_instance_uid for _, event in events}
-            now = self._parts.observed.now().version
-            if now != version:
-                version = now
-                changed.add(_ANALYSIS)
+            try:
+                seen, changed = await run_in_threadpool(self._changed_since, seen)
+            except PulmoError as exc:  # a locked database: the next second sees it
+                log.warning("live updates: %s", exc)
+                changed = set()
             if changed:
                 for listener in self._listeners:
                     listener.put_nowait(" ".join(sorted(changed)))
+            await asyncio.sleep(_SECONDS)
 
-    async def _position(self) -> tuple[int, int]:
-        try:
-            return await run_in_threadpool(self._parts.store.latest_event_id), self._parts.observed.now().version
-        except PulmoError as exc:
-            log.warning("live updates: %s", exc)
-            return 0, 0
+    def _changed_since(self, seen: _Position | None) -> tuple[_Position, set[str]]:
+        """Where everything is now, and what changed since; nothing counts as changed where it was not seen before."""
+        store = self._parts.store
+        version = self._parts.observed.now().version
+        progress = frozenset((job.id, job.study_instance_uid, job.progress) for job in store.running_jobs())
+        if seen is None:
+            return _Position(event_id=store.latest_event_id(), progress=progress, version=version), set()
+        events = store.events_after(seen.event_id)
+        event_id = events[-1][0] if events else seen.event_id
+        changed = {event.study_instance_uid for _, event in events}
+        changed |= {study for _, study, _ in progress ^ seen.progress}
+        if version != seen.version:
+            changed.add(_DESTINATIONS)
+        return _Position(event_id=event_id, progress=progress, version=version), changed

@@ -71,6 +71,9 @@ class NodeCollector(Collector):
             counts.analysis_waiting,
         )
         yield GaugeMetricFamily(
+            "pulmo_analyses_running", "Jobs whose analysis runs at this moment", counts.analysis_running
+        )
+        yield GaugeMetricFamily(
             "pulmo_analysis_queue_oldest_seconds", "Age of the oldest of them", self._age(counts.analysis_oldest_at)
         )
 
@@ -102,7 +105,6 @@ class NodeCollector(Collector):
                 took.add_metric([label], model.loaded_seconds)
         yield loaded
         yield took
-        yield GaugeMetricFamily("pulmo_analyses_running", "Series that are analysed at this moment", len(seen.running))
 
     def _of_machine(self) -> Iterator[Metric]:
         disk = disk_of(self.storage)

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from pulmo_node.config import Config
 from pulmo_node.domain.browsing import Counts, StudyFilter, StudyPage
 from pulmo_node.domain.deliveries import ResultObject
+from pulmo_node.domain.jobs import Job
 from pulmo_node.errors import PulmoError
 from pulmo_node.monitoring.catalogue import Catalogue
 from pulmo_node.monitoring.observed import Observed
@@ -45,6 +46,10 @@ class PageStore(AdminStore, AccountStore, Protocol):
 
     def counts(self) -> Counts:
         """How much there is of everything."""
+        ...
+
+    def running_jobs(self) -> tuple[Job, ...]:
+        """The jobs that are analysed at this moment, by whichever node."""
         ...
 
     def latest_event_id(self) -> int:

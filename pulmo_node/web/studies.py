@@ -15,10 +15,9 @@ from starlette.responses import Response
 
 from pulmo_node.domain.browsing import StudyFilter
 from pulmo_node.domain.deliveries import Delivery
-from pulmo_node.domain.jobs import OPEN_STATES, Job, JobState
+from pulmo_node.domain.jobs import OPEN_STATES, Job
 from pulmo_node.domain.series import Series
 from pulmo_node.domain.studies import STUDY_STATES
-from pulmo_node.monitoring.observed import Running
 from pulmo_node.ports import EventRow, StudyDetail
 from pulmo_node.web.parts import NotFound, Parts, parts_of
 from pulmo_node.web.patients import Patient, read_patient
@@ -98,6 +97,7 @@ def studies(request: Request) -> Response:
             "total": total,
             "pages": max(1, -(-total // PAGE_SIZE)),
             "states": STUDY_STATES,
+            "progress": {job.study_instance_uid: job.progress for job in parts.store.running_jobs()},
             "names": names,
             "patients": patients,
             "nobody": Patient(),
@@ -135,7 +135,6 @@ def study(request: Request) -> Response:
         if parts.shown.is_new(request.state.token, uid, parts.clock.now()):
             parts.audit(request, "study shown with the patient's name", study_instance_uid=uid)
     timeline = _timeline(detail.events)
-    running = {(one.series_instance_uid, one.pipeline): one for one in parts.observed.now().running}
     return page(
         request,
         "study.html",
@@ -143,7 +142,7 @@ def study(request: Request) -> Response:
             "study": detail.summary,
             "names": names,
             "patient": patient,
-            "series": [_series_view(series, detail, running) for series in detail.series],
+            "series": [_series_view(series, detail) for series in detail.series],
             "deliveries": _by_destination(detail.deliveries),
             "events": timeline[-_SHOWN_EVENTS:][::-1],
             "events_left_out": max(0, len(timeline) - _SHOWN_EVENTS),
@@ -162,23 +161,22 @@ def ohif_link(parts: Parts, study_instance_uid: str) -> str:
     return f"{base}/viewer?StudyInstanceUIDs={quote(study_instance_uid)}" if base else ""
 
 
-def _series_view(series: Series, detail: StudyDetail, running: Mapping[tuple[str, str], Running]) -> dict[str, Any]:
+def _series_view(series: Series, detail: StudyDetail) -> dict[str, Any]:
     jobs = [job for job in detail.jobs if job.series_instance_uid == series.series_instance_uid]
     current = [job for job in jobs if job.revision == series.revision]
     return {
         "series": series,
-        "jobs": [_job_view(job, running.get((job.series_instance_uid, job.pipeline))) for job in current],
+        "jobs": [_job_view(job) for job in current],
         "earlier": [job for job in jobs if job.revision != series.revision],
     }
 
 
-def _job_view(job: Job, running: Running | None) -> dict[str, Any]:
+def _job_view(job: Job) -> dict[str, Any]:
     findings = _findings(job.findings)
     nodules = findings.get("nodules", [])
     contributions = [abs(concept["contribution"]) for nodule in nodules for concept in nodule["concepts"].values()]
     return {
         "job": job,
-        "running": running if job.state is JobState.QUEUED else None,
         "analysed": bool(findings),
         "nodules": nodules,
         "cautions": findings.get("cautions", []),

@@ -19,6 +19,7 @@ from pulmo_node.domain.jobs import Job
 from pulmo_node.domain.retry import Defer, decide, quarantine_reason
 from pulmo_node.errors import AnalysisLost, Permanent, PulmoError, Rejected, StaleJob, Stopped, Transient
 from pulmo_node.worker.adapters import Adapters
+from pulmo_node.worker.progress import ProgressRecord
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ class JobDuty:
                 study_paths=tuple(self._ports.instances.absolute(path) for path in study),
                 context=context,
                 outbox_key=key,
-            )
+            ),
+            ProgressRecord(self._ports.jobs, job, self._ports.monotonic_seconds),
         )
 
     def _context(self, job: Job, key_of: Callable[[encode.ResultContext], str]) -> encode.ResultContext:

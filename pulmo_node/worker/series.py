@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from pulmo_node import assemble, select
 from pulmo_node.config import Config
@@ -37,6 +37,13 @@ def complete_quiet_series(config: Config, adapters: Adapters) -> int:
             f" ({selection.note})" if selection.note else "",
         )
     return queued
+
+
+def next_quiet_at(config: Config, adapters: Adapters, within: timedelta) -> datetime | None:
+    """When the next series becomes quiet that does so within that time; None where none does."""
+    now, quiet = adapters.clock.now(), timedelta(seconds=config.receive.quiet_seconds)
+    coming = adapters.series.quiet_series(before=now - quiet + within, excluding=())
+    return min((at for series in coming if (at := series.last_instance_at + quiet) > now), default=None)
 
 
 def _select(config: Config, adapters: Adapters, series: Series) -> select.Selection:

@@ -24,8 +24,8 @@ from pydicom import dcmread
 
 from pulmo_node.deliver import DicomSender
 from pulmo_node.errors import Transient
-from pulmo_node.orthanc import OrthancProcess
-from tests.faults.node import AE_TITLE, NodeProcess, alive, free_port, kill
+from pulmo_node.orthanc import OrthancProcess, free_port
+from tests.faults.node import AE_TITLE, NodeProcess, alive, kill
 from tests.faults.studies import Study, make_study, same_data_set
 from tests.faults.table import Outcome
 

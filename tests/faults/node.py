@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import tomlkit
 
 from pulmo_node.domain.deliveries import Peer
+from pulmo_node.orthanc import free_port
 from tests.conftest import ROOT
 
 AE_TITLE = "PULMO"
@@ -40,17 +40,27 @@ class NodeProcess:
     """`pulmo-node serve` on a fixed port of loopback. A context manager that starts it, and ends it with SIGTERM."""
 
     def __init__(
-        self, folder: Path, changes: Mapping[str, Mapping[str, Any]], *, peers: Sequence[Peer], port: int | None = None
+        self,
+        folder: Path,
+        changes: Mapping[str, Mapping[str, Any]],
+        *,
+        peers: Sequence[Peer],
+        port: int | None = None,
+        program: str = "tests.faults.served",
     ) -> None:
         """`folder` takes configuration, storage (unless `changes` say otherwise) and log.
 
-        `changes` are keys of the configuration by section; each result goes to all the `peers`.
+        `changes` are keys of the configuration by section; each result goes to all the `peers`. `program` is the
+        module that is run: by default the node with a pipeline without networks.
         """
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         self.port = port or free_port()
         self.log = folder / "node.log"
         self.storage = Path(changes.get("node", {}).get("storage", folder / "storage"))
+        self._program = program
+        # One thread where no network computes; the real node sets its threads itself.
+        self._environment = {"OMP_NUM_THREADS": "1"} if program == "tests.faults.served" else {}
         self._configuration = folder / "node.toml"
         self._configuration.write_text(tomlkit.dumps(self._settings(changes, peers)))
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,9 +85,9 @@ class NodeProcess:
         """Start the process and return at once."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.served", "serve", "--config", str(self._configuration)],
+                [sys.executable, "-m", self._program, "serve", "--config", str(self._configuration)],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -160,13 +170,6 @@ class NodeProcess:
         for section, keys in changes.items():
             settings.setdefault(section, {}).update(keys)
         return settings
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -22,7 +22,7 @@ from pulmo_models.types import Volume
 from pulmo_node.assemble import assemble, decoding, describe, find_series
 from pulmo_node.errors import Rejected
 from pulmo_node.files import FileInstanceStore
-from pulmo_node.ports import WrittenInstance
+from pulmo_node.ports import IncomingInstance, WrittenInstance
 from pulmo_node.receive import Receiver, ReceiveSettings
 from pulmo_node.store import SqlStore
 from pulmo_node.testing import ManualClock
@@ -44,19 +44,27 @@ class Case:
     seconds: float
 
 
-class _Remembering:
+class _Remembering(FileInstanceStore):
     """An instance store that knows what it wrote last."""
 
-    def __init__(self, store: FileInstanceStore) -> None:
+    latest: WrittenInstance | None = None
+
+    def begin(self, **instance: Any) -> IncomingInstance:
+        return _Noted(super().begin(**instance), self)
+
+
+class _Noted:
+    """An instance on its way, which tells the store when it has arrived."""
+
+    def __init__(self, incoming: IncomingInstance, store: _Remembering) -> None:
+        self._incoming = incoming
         self._store = store
-        self.latest: WrittenInstance | None = None
+        self.append = incoming.append
+        self.discard = incoming.discard
 
-    def write(self, **instance: Any) -> WrittenInstance:
-        self.latest = self._store.write(**instance)
-        return self.latest
-
-    def absolute(self, path: str) -> Path:
-        return self._store.absolute(path)
+    def finish(self) -> WrittenInstance:
+        self._store.latest = self._incoming.finish()
+        return self._store.latest
 
 
 class Bench:
@@ -187,7 +195,7 @@ def bench(folder: Path) -> Iterator[Bench]:
     """A bench with real storage and a real database below `folder`."""
     clock = ManualClock()
     with SqlStore(f"sqlite:///{folder / 'node.sqlite'}", clock) as store:
-        instances = _Remembering(FileInstanceStore(folder / "storage"))
+        instances = _Remembering(folder / "storage")
         receiver = Receiver(ReceiveSettings(ae_title="PULMO", port=0), store, instances, clock)
         receiver.start()
         try:

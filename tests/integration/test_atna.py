@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from pulmo_node.atna import SyslogAudit, SyslogServer, parse_server
 from pulmo_node.cli import app
 from pulmo_node.domain.deliveries import PeerTls
+from pulmo_node.orthanc import free_port
 from pulmo_node.testing import SmallPacs
 from tests.certificates import Identity, authority
 from tests.fake_pipeline import fake_pipeline
@@ -251,9 +252,7 @@ def server_side(identity: Identity, issuer: Identity) -> ssl.SSLContext:
 
 def test_what_a_server_does_not_take_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pulmo_node.atna.syslog._FIRST_DELAY_SECONDS", 0.05)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     audit = SyslogAudit(SyslogServer(transport="tcp", host="127.0.0.1", port=port), one)
     audit.record([{"action": str(number)} for number in range(3)])  # nobody listens: returns at once
     server = Collector("tcp", port=port)
@@ -267,9 +266,7 @@ def test_the_oldest_is_dropped_and_nobody_waits(
 ) -> None:
     monkeypatch.setattr("pulmo_node.atna.syslog._FIRST_DELAY_SECONDS", 0.05)
     monkeypatch.setattr("pulmo_node.atna.syslog._MOST_WAITING", 5)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     audit = SyslogAudit(SyslogServer(transport="tcp", host="127.0.0.1", port=port), one)
     audit.record([{"action": str(number)} for number in range(20)])
     server = Collector("tcp", port=port)

@@ -328,6 +328,22 @@ class TestAssociation:
         ):
             link.store(*result_file(tmp_path))
 
+    def test_an_answer_is_for_who_asked(self, pacs: SmallPacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """pynetdicom's other thread looks for messages once more while one waits for the answer, which is there."""
+        with DicomSender("PULMO", timeout_seconds=2).open(pacs.peer) as link:
+            dimse = link._association.dimse
+            get_msg, messages = dimse.get_msg, dimse.msg_queue
+
+            def late(block: bool = False) -> object:
+                if block:
+                    with messages.not_empty:
+                        assert messages.not_empty.wait_for(lambda: messages.queue, 20)
+                    get_msg(block=False)
+                return get_msg(block)
+
+            monkeypatch.setattr(dimse, "get_msg", late)
+            assert link.store(*result_file(tmp_path)) == "0x0000: success"
+
     def test_a_port_that_accepts_and_says_nothing(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             peer = Peer(name="mute", ae_title="MUTE", host="127.0.0.1", port=silent.getsockname()[1])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import shutil
+import signal
 import struct
 import threading
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pulmo_node.errors import Permanent, Transient
+from pulmo_node.errors import DiskFull, Permanent, Transient
 from pulmo_node.files import FileInstanceStore, FileOutbox
 from pulmo_node.ports import OutboxItem, WrittenInstance
 from tests.integration.store_scene import run_threads
@@ -257,38 +259,22 @@ class TestFullDisk:
             write(store)
         assert files_below(storage) == []
 
-    def test_refused_while_writing(
-        self, store: FileInstanceStore, storage: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        real_open = Path.open
-
-        class HalfWritten:
-            """A file that takes its first bytes only."""
-
-            def __init__(self, file: object) -> None:
-                self._file = file
-
-            def __enter__(self) -> HalfWritten:
-                return self
-
-            def __exit__(self, *_: object) -> None:
-                self._file.close()  # type: ignore[attr-defined]
-
-            def write(self, content: bytes) -> int:
-                self._file.write(content[:50])  # type: ignore[attr-defined]
-                self._file.flush()  # type: ignore[attr-defined]
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def refusing_open(path: Path, mode: str = "r", *args: object, **kwargs: object) -> object:
-            file = real_open(path, mode, *args, **kwargs)  # type: ignore[call-overload]
-            return HalfWritten(file) if "x" in mode else file
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, "open", refusing_open)
-            with pytest.raises(Transient, match="No space left on device"):
+    def test_refused_while_writing(self, store: FileInstanceStore, storage: Path) -> None:
+        """In the data set, in the meta header, in a result: the kernel lets no file grow beyond some bytes."""
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(META) + 2, limit[1]))
+            with pytest.raises(DiskFull, match=f"writing instance {SOP}: File too large"):
                 write(store)
-            with pytest.raises(Transient, match="No space left on device"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2, limit[1]))
+            with pytest.raises(DiskFull, match=f"writing instance {SOP}: File too large"):
+                write(store)
+            with pytest.raises(DiskFull, match="writing outbox key: File too large"):
                 FileOutbox(storage).put("key", [item("sr", "2.25.1")], "{}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, ignored)
         assert files_below(storage) == []
         assert list((storage / "incoming").iterdir()) == []
         assert write(store).path == f"instances/{STUDY}/{SERIES}/{SOP}.dcm"

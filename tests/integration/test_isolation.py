@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pulmo_node.attempt import SeriesRequest
+from pulmo_node.attempt import ReadingAhead, SeriesRequest
 from pulmo_node.encode import ResultContext
 from pulmo_node.errors import AnalysisLost, Permanent, PulmoError, Rejected, Stopped, Transient
 from pulmo_node.isolation import IsolatedAnalysis, ProcessSettings
@@ -36,6 +36,7 @@ from tests.misbehaving import (
     MEMORY,
     QUOTED,
     SEGFAULT,
+    SLOW,
     STOPPED,
     misbehaving,
 )
@@ -131,6 +132,30 @@ class TestProcess:
         assert caught.value.code == "UNREADABLE"
         assert caught.value.file == broken.paths[3].name
 
+    def test_it_tells_how_far_it_is(self, analysis: IsolatedAnalysis, tmp_path: Path) -> None:
+        told: list[tuple[str, float]] = []
+        analysis.run(request(tmp_path, SLOW), lambda step, share: told.append((step, share)))
+        assert ("stage1", 0.25) in told
+
+    def test_warming_up_and_reading_ahead_are_done_in_the_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        journal = tmp_path / "attempts"
+        monkeypatch.setenv("PULMO_TEST_ATTEMPTS", str(journal))
+        monkeypatch.setenv("PULMO_TEST_WARMED", str(tmp_path / "warmed"))
+        made = IsolatedAnalysis(replace(settings(tmp_path), read_ahead_bytes=1 << 20))
+        made.warm_up(["ct-nodules"])
+        assert (tmp_path / "warmed").read_text() == str(made.pid)
+        wanted = request(tmp_path, "good")
+        assert made.read_ahead(wanted.paths[:5]) is ReadingAhead.DONE
+        assert len(made.run(wanted).objects) > 1
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(made.run, request(tmp_path, SLOW))
+            wait_until(lambda: SLOW in journal.read_text())
+            assert made.read_ahead(wanted.paths) is ReadingAhead.BUSY
+            slow.result(timeout=30)
+        made.close()
+
     def test_one_that_takes_too_long_is_ended(self, tmp_path: Path) -> None:
         slow = IsolatedAnalysis(replace(settings(tmp_path), limit_seconds=3.0))
         slow.info("ct-nodules")  # the start of the process is no part of the series
@@ -216,6 +241,19 @@ class TestNode:
         assert "attempt 2 of 2" in (job.reason or "")
         attempts = Counter(line.split(maxsplit=1)[1] for line in journal.read_text().splitlines())
         assert attempts[SEGFAULT] == 2
+
+    def test_a_node_warms_up_and_tells_how_far_a_series_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        warmed = tmp_path / "warmed"
+        monkeypatch.setenv("PULMO_TEST_WARMED", str(warmed))
+        study, files = series_files(tmp_path / "ct", SeriesDescription=SLOW)
+        with SmallPacs(tmp_path / "pacs") as pacs, running(tmp_path, pacs, analysis={"isolated": True}) as node:
+            wait_until(warmed.exists)  # without any series
+            send(node, files)
+            wait_for(node, study, lambda detail: detail.summary.progress == "stage1 25%")
+            done = wait_for(node, study, in_state("DONE"))
+        assert done.summary.progress == ""
 
     def test_a_node_that_stops_gives_the_running_job_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

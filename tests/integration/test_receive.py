@@ -508,7 +508,7 @@ class TestLife:
             with association(node.port) as sender:
                 assert sender.send_c_store(stored).Status == 0
                 assert sender.send_c_store(refused).Status == 0xA900
-                monkeypatch.setattr(node.instances, "write", broken)
+                monkeypatch.setattr(node.instances, "begin", broken)
                 assert sender.send_c_store(stored).Status == 0xA700
             everything.wait_for("released: 1 new, 2 refused")
         text = "\n".join(everything.lines)

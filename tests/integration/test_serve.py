@@ -20,17 +20,12 @@ from pynetdicom import AE, build_context
 from pulmo_node.deliver import DicomSender
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.errors import PulmoError
+from pulmo_node.orthanc import free_port
 from tests.conftest import ROOT
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 
 WAIT_SECONDS = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write(path: Path, port: int, ae_title: str = "PULMO", *, storage: str = "var", more: str = "") -> None:

@@ -15,7 +15,7 @@ from pulmo_node.domain.jobs import JobState
 from pulmo_node.domain.series import SeriesState
 from pulmo_node.domain.studies import STUDY_STATES, derive_study_state
 from pulmo_node.store import SqlStore, schema
-from tests.integration.store_scene import STUDY, Scene, SetClock
+from tests.integration.store_scene import LEASE, STUDY, Scene, SetClock
 
 STUDIES = 60
 ALL = 1000
@@ -132,6 +132,19 @@ def test_what_was_received_is_counted_for_good(scene: Scene) -> None:
     scene.complete(pipelines=())
     scene.store.erase(STUDY)
     assert {one.status for one in scene.store.counts().received} == counts.keys()
+
+
+def test_a_job_runs_while_it_is_held_and_has_told_how_far_it_is(scene: Scene) -> None:
+    scene.receive()
+    scene.complete()
+    job = scene.claim()
+    assert (scene.store.running_jobs(), scene.store.counts().analysis_running) == ((), 0)
+    scene.store.job_progress(job, "stage1", 0.42)
+    (running,) = scene.store.running_jobs()
+    assert (running.study_instance_uid, running.progress) == (STUDY, "stage1 42%")
+    assert scene.store.counts().analysis_running == 1
+    scene.clock.advance(seconds=LEASE.total_seconds() + 1)
+    assert (scene.store.running_jobs(), scene.store.counts().analysis_running) == ((), 0), "its node is gone"
 
 
 def test_the_numbers_of_an_empty_node_are_nothing(scene: Scene) -> None:

@@ -107,6 +107,22 @@ class TestClaim:
         assert not scene.store.extend_job_lease(job, scene.clock.now() + LEASE)
         assert scene.study() == before
 
+    def test_progress_is_shown_until_the_lease_ends(self, scene: Scene) -> None:
+        job = scene.queued()
+        assert scene.store.job_progress(job, "stage1", 0.416)
+        (summary,) = scene.store.studies()
+        assert (summary.progress, scene.job().progress) == ("stage1 42%", "stage1 42%")
+        assert scene.store.extend_job_lease(job, scene.clock.now() + LEASE)
+        assert scene.job().step == "stage1"
+        scene.clock.advance(hours=1)
+        taken = scene.claim()
+        assert taken.progress == ""
+        assert not scene.store.job_progress(job, "stage2", 0.0)  # of the worker that lost it
+        assert scene.store.job_progress(taken, "assemble", 0.0)
+        assert scene.job().progress == "assemble"
+        scene.store.job_encoded(taken, [result("sr", "2.25.1")], FINDINGS)
+        assert scene.job().progress == ""
+
     def test_each_job_goes_to_one_of_many_workers(self, scene: Scene) -> None:
         for number in range(24):
             scene.receive(series=f"1.{number}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -51,6 +53,19 @@ def test_a_device_without_room_for_one_item_hands_over_to_the_cpu() -> None:
     ]
     runner(batch)
     assert len(runner.cautions) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "native", "used"), [("fp16", False, "fp32"), ("bf16", True, "bf16"), ("fp32", True, "fp32")]
+)
+def test_the_cpu_that_takes_over_computes_in_what_is_fast_there(
+    asked: Precision, native: bool, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    runner = Runner(Hungry(room=0), torch.device("meta"), asked)
+    monkeypatch.setattr(runner, "_arithmetic", contextlib.nullcontext)  # there is no autocast on the meta device
+    runner(torch.zeros(1, 1))
+    assert (runner.device.type, runner.precision) == ("cpu", used)
 
 
 def test_no_memory_anywhere() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from pulmo_models import registry
 from pulmo_models.checkpoints import write_set
 from pulmo_models.codes import CautionCode
-from pulmo_models.ct import nodules
+from pulmo_models.ct import engine, nodules
 from pulmo_models.ct.device import Precision, Runner
 from pulmo_models.errors import DeviceUnavailable, WeightsMissing
 from pulmo_models.geometry import index_to_lps
@@ -211,13 +211,13 @@ def test_cautions_of_the_devices_and_the_precision_reach_the_report(
     made: list[tuple[str, str]] = []
 
     class Watched(Runner):
-        def __init__(self, network: torch.nn.Module, device: torch.device, precision: Precision) -> None:
-            super().__init__(network, device, precision)
+        def __init__(self, network: torch.nn.Module, device: torch.device, precision: Precision, **how: bool) -> None:
+            super().__init__(network, device, precision, **how)
             name = type(network).__name__
             made.append((name, precision))
             self.cautions.append(Caution(code=CautionCode.CPU_FALLBACK, sentence=f"{name} ran on the CPU"))
 
-    monkeypatch.setattr(nodules, "Runner", Watched)
+    monkeypatch.setattr(engine, "Runner", Watched)
     findings = registry.build("ct-nodules", {"weights": str(manifest), "precision": "bf16"}, "cpu")(volume)
     assert made == [("BlobDetector", "bf16"), ("Student2p5D", "fp32")]
     said = [str(caution) for caution in findings.cautions if caution.code == CautionCode.CPU_FALLBACK]

@@ -29,7 +29,9 @@ def test_keys_and_values(volume: Volume) -> None:
     uid = volume.series.series_instance_uid
     made = Acquisition(kernel="B50f", slice_thickness_mm=3.0, image_type=("ORIGINAL", "PRIMARY"))
     volume = replace(volume, acquisition=made)
-    plain = findings_to_json(make_findings(volume, nodules, ("A caution in Łódź.",)), volume, context)
+    found = make_findings(volume, nodules, ("A caution in Łódź.",))
+    found = replace(found, computation={"engine": "torch", "windows": "12"})
+    plain = findings_to_json(found, volume, context)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert list(plain) == [
         "schema_version",
@@ -37,6 +39,7 @@ def test_keys_and_values(volume: Volume) -> None:
         "weights_sha256",
         "series_instance_uid",
         "acquisition",
+        "computation",
         "malignancy_bias",
         "cautions",
         "nodules",
@@ -44,6 +47,7 @@ def test_keys_and_values(volume: Volume) -> None:
     assert (plain["schema_version"], plain["pipeline"], plain["weights_sha256"]) == (3, "ct-nodules", WEIGHTS)
     assert (plain["series_instance_uid"], plain["malignancy_bias"]) == (uid, -1.2346)
     assert plain["cautions"] == [{"code": "THICK_SLICES", "sentence": "A caution in Łódź."}]
+    assert plain["computation"] == {"device": found.device, "engine": "torch", "windows": "12"}
     assert plain["acquisition"] == {
         "kernel": "B50f",
         "contrast_agent": "",

@@ -64,7 +64,7 @@
   events.addEventListener("hello", () => { if (greeted) later(); greeted = true; });
   events.addEventListener("changed", (event) => {
     const changed = event.data.split(" ");
-    if (wanted === "*" || changed.includes(wanted) || changed.includes("analysis")) later();
+    if (wanted === "*" || changed.includes(wanted)) later();
   });
   addEventListener("pagehide", () => events.close());
 })();

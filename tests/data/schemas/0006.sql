@@ -88,6 +88,8 @@ INSERT INTO "events" VALUES(39,'2026-10-25 00:30:00.000000','8','8.1','series','
 INSERT INTO "events" VALUES(40,'2026-10-25 00:30:00.000000','8','8.1','series','quiet','COMPLETE','no rule matches');
 INSERT INTO "events" VALUES(41,'2026-10-25 00:30:00.000000','2',NULL,'study','priority',NULL,'STAT');
 INSERT INTO "events" VALUES(42,'2026-10-25 00:30:00.000000','3',NULL,'study','purged',NULL,'1 images');
+INSERT INTO "events" VALUES(43,'2026-10-25 01:02:00.000000','7','7.1','job 8','taken over','QUEUED','the lease of lost expired');
+INSERT INTO "events" VALUES(44,'2026-10-25 01:02:00.000000','7','7.1','job 8','released','QUEUED','given back by its worker');
 CREATE TABLE findings (
 	id INTEGER NOT NULL, 
 	job_id INTEGER NOT NULL, 
@@ -170,7 +172,7 @@ INSERT INTO "jobs" VALUES(4,4,1,'ct','["pacs"]','FAILED',0,NULL,'GAVE_UP','busy'
 INSERT INTO "jobs" VALUES(5,5,1,'ct','["pacs"]','QUARANTINED',0,NULL,NULL,'took the worker down',NULL,NULL,NULL,'2026-10-25 00:30:00.000000','2026-10-25 00:30:00.000000',0,0);
 INSERT INTO "jobs" VALUES(6,6,1,'ct','["pacs"]','SUPERSEDED',0,NULL,NULL,NULL,NULL,NULL,NULL,'2026-10-25 00:30:00.000000','2026-10-25 00:30:00.000000',0,0);
 INSERT INTO "jobs" VALUES(7,7,1,'ct','["pacs"]','ENCODED',0,NULL,NULL,NULL,NULL,NULL,'{"schema_version": 3, "malignancy_bias": -1.2346, "nodules": [{"segment_number": 1, "tracking_uid": "2.25.7.1", "centre_lps_mm": [-61.13, 1.1, 1203.07], "long_axis_mm": 14.21, "short_axis_mm": 9.83, "volume_mm3": 1403.3, "mean_hu": -12.7, "min_hu": -611.1, "max_hu": 84.9, "laterality": "right", "pleura_distance_mm": 3.7, "candidate_score": 0.9137, "detection_probability": 0.9871, "malignancy_probability": 0.5503, "concepts": {"spiculation": {"value": 3.14, "contribution": 0.4123}}, "cautions": [{"code": "TOUCHES_INTERPOLATED", "sentence": "One slice was interpolated."}]}, {"segment_number": 2, "tracking_uid": "2.25.7.2", "centre_lps_mm": [-61.13, 2.1, 1203.07], "long_axis_mm": 14.21, "short_axis_mm": 9.83, "volume_mm3": 1403.3, "mean_hu": -12.7, "min_hu": -611.1, "max_hu": 84.9, "laterality": "right", "pleura_distance_mm": 3.7, "candidate_score": 0.9137, "detection_probability": 0.9871, "malignancy_probability": 0.5503, "concepts": {"spiculation": {"value": 3.14, "contribution": 0.4123}}, "cautions": [{"code": "TOUCHES_INTERPOLATED", "sentence": "One slice was interpolated."}]}]}','2026-10-25 00:30:00.000000','2026-10-25 00:30:00.000000',0,0);
-INSERT INTO "jobs" VALUES(8,8,1,'ct','["pacs"]','QUEUED',0,NULL,NULL,NULL,NULL,NULL,NULL,'2026-10-25 00:30:00.000000','2026-10-25 00:30:00.000000',0,0);
+INSERT INTO "jobs" VALUES(8,8,1,'ct','["pacs"]','QUEUED',0,NULL,NULL,NULL,NULL,NULL,NULL,'2026-10-25 00:30:00.000000','2026-10-25 01:02:00.000000',0,1);
 CREATE TABLE results (
 	id INTEGER NOT NULL, 
 	job_id INTEGER NOT NULL, 
