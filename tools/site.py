@@ -21,6 +21,7 @@ _PAGES = {  # in the repository: on the site
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "SECURITY.md": "SECURITY.md",
     "deploy/README.md": "deploy.md",
+    "BENCHMARKS.md": "BENCHMARKS.md",
     "pulmo_models/data/pulmo-node-3.md": "model_card.md",
 }
 _CODE = {"config/node.toml": "node.toml.md"}  # shown as they are

@@ -169,7 +169,14 @@ def _metrics(folder: Path) -> set[str]:
     from pulmo_node.domain.browsing import Counts  # noqa: PLC0415
 
     nothing = Counts(
-        received=(), series={}, jobs={}, deliveries={}, queues=(), analysis_waiting=0, analysis_oldest_at=None
+        received=(),
+        series={},
+        jobs={},
+        deliveries={},
+        queues=(),
+        analysis_waiting=0,
+        analysis_oldest_at=None,
+        analysis_running=0,
     )
     clock = ManualClock()
     text = render(

@@ -22,10 +22,10 @@ import pytest
 from pulmo_node import orthanc
 from pulmo_node.deliver import DicomSender
 from pulmo_node.ohif import OhifServer
+from pulmo_node.orthanc import free_port
 from tests.conftest import ROOT
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
-from tests.integration.test_serve import free_port
 from tests.viewer import tools
 from tests.viewer.driver import drive
 from tests.viewer.stand import missing

@@ -172,7 +172,7 @@ def test_events_of_the_stream_name_the_study_that_changed(node: Node, otto: Visi
         lines = stream.iter_lines()
         next(line for line in lines if line == "event: hello")
         study = send(node, tmp_path / "ct")
-        while not {study, "analysis"} <= changed:
+        while not {study, "destinations"} <= changed:
             line = next(lines)
             changed |= set(line.removeprefix("data: ").split()) if line.startswith("data: ") else set()
 
