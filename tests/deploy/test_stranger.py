@@ -104,6 +104,7 @@ def wait_for(what: Callable[[], Any]) -> Any:
     raise AssertionError("it did not come")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("served")
 def test_a_chest_ct_in_orthanc_has_results_beside_it(
     tmp_path: Path, pacs: orthanc.OrthancProcess, ports: dict[str, int]
@@ -139,6 +140,7 @@ def test_a_chest_ct_in_orthanc_has_results_beside_it(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.viewer
 @pytest.mark.usefixtures("served")
 def test_the_results_open_in_ohif(tmp_path: Path, pacs: orthanc.OrthancProcess) -> None:
