@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import report
 
-PARTS = ("engine", "pipelines", "assembly", "ingest", "latency", "memory", "throughput")
+PARTS = ("engine", "pipelines", "assembly", "ingest", "latency", "memory", "throughput", "web")
 
 
 def main() -> None:

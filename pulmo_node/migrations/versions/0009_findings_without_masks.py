@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 
 _NOT_EVERY_PIPELINE_TELLS = ("volume_mm3", "mean_hu", "malignancy_probability", "malignancy_bias")
 
