@@ -34,7 +34,8 @@ _WRITTEN = {
     "Comprehensive 3D SR Storage": "every report",
     "Segmentation Storage": 'nodules, with `segmentation = "binary"`',
     "Label Map Segmentation Storage": 'nodules, with `segmentation = "labelmap"`',
-    "Secondary Capture Image Storage": "key images",
+    "Secondary Capture Image Storage": "key images; heat maps of radiographs",
+    "Parametric Map Storage": "heat maps of radiographs, with `parametric_maps = true`",
     "Grayscale Softcopy Presentation State Storage": "with `presentation_states = true`",
     "Encapsulated PDF Storage": "with `pdf_report = true`",
 }

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "licences.md"
-EXTRAS = ("", "web", "postgresql", "train")  # what a user installs; not what development needs
+EXTRAS = ("", "web", "postgresql", "train", "onnx")  # what a user installs; not what development needs
 
 _KNOWN = {  # where a package says it in words of its own, or not at all: its licence file, read
     "apscheduler": "MIT",
