@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tests.acceptance.test_orthanc import wait_for_end
 from tests.conftest import data_folder
 from tests.ct_factory import ct_datasets, write_datasets
 from tests.cxr_factory import write_findings_set
+from tests.fake_pipeline import _replaced
 from tests.made_up_sets import drawing_regressor, write_network_set
 from tests.models.retinanet_factory import fill
 from tests.models.test_box_nodules import BlobDetector
@@ -93,7 +94,7 @@ def analysed(folder: Path, pacs: OrthancProcess, study: Sequence[Path], tables: 
 def stand_ins(folder: Path) -> Iterator[dict[str, dict[str, Any]]]:
     """Tables of all pipelines, with something simple in the place of the networks that take long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry._ENTRIES, "ct-nodules", fake_entry())
+        patch.setitem(registry._ENTRIES, "ct-nodules", _replaced())
         patch.setattr(box_nodules, "MAX_NODULES", 2)
         read = box_nodules.load_network
         patch.setattr(box_nodules, "load_network", lambda spec, network: read(spec, network) and BlobDetector())
@@ -156,11 +157,6 @@ def real_study(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     dx.save_as(folder / "film.dcm")
     return [*ordered[12:52], folder / "film.dcm"]
-
-
-def fake_entry() -> registry.PipelineEntry:
-    """That of ct-nodules, with a pipeline without networks."""
-    return replace(registry.entry("ct-nodules"), factory="tests.fake_pipeline:build")
 
 
 def _of_one_patient(image: Dataset, other: Dataset) -> Dataset:
