@@ -29,7 +29,7 @@ def read_patient(path: Path) -> Patient:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
         return Patient(
-            name=_text(header.get("PatientName")),
+            name=_name(_text(header.get("PatientName"))),
             patient_id=_text(header.get("PatientID")),
             birth_date=_text(header.get("PatientBirthDate")),
             sex=_text(header.get("PatientSex")),
@@ -37,6 +37,13 @@ def read_patient(path: Path) -> Patient:
         )
     except READ_ERRORS:
         return Patient()
+
+
+def _name(text: str) -> str:
+    """`Family^Given^Middle` (PS3.5, 6.2.1) as people write it: `Family, Given Middle`."""
+    family, *others = (part.strip() for part in text.split("^"))
+    rest = " ".join(part for part in others if part)
+    return f"{family}, {rest}" if rest else family
 
 
 def _text(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -37,6 +38,11 @@ def _date(value: str) -> str:
     return f"{value[:4]}-{value[4:6]}-{value[6:]}" if len(value) == 8 else value
 
 
+def _words(name: str) -> str:
+    """A name in camel case as words."""
+    return re.sub(r"(?<=[a-z])[A-Z]", lambda found: f" {found[0].lower()}", name)
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pulmo_node.web"),
@@ -46,7 +52,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"time": _time, "date": _date}
+    environment.filters |= {"time": _time, "date": _date, "words": _words}
     environment.globals["version"] = __version__
     return environment
 

@@ -204,8 +204,7 @@ def _timeline(events: Sequence[EventRow]) -> list[EventRow]:
         )
         if same and lines[-1].series_instance_uid == event.series_instance_uid:
             arrived += 1
-            since = f"{arrived} images of series {event.series_instance_uid}, the last of them then"
-            lines[-1] = replace(event, detail=since)
+            lines[-1] = replace(event, detail=f"{arrived} images up to then, of series {event.series_instance_uid}")
         else:
             arrived = 1
             lines.append(event)

@@ -80,8 +80,14 @@ class Browser:
         self._process.wait(timeout=30)
 
     def picture(self, name: str) -> None:
+        """The whole page, in light and in dark, to be looked at."""
         PICTURES.mkdir(parents=True, exist_ok=True)
-        self.run("await page.screenshot({path, fullPage: true});", path=str(PICTURES / f"{name}.png"))
+        for scheme, suffix in (("dark", "-dark"), ("light", "")):
+            self.run(
+                "await page.emulateMedia({colorScheme: scheme}); await page.screenshot({path, fullPage: true});",
+                scheme=scheme,
+                path=str(PICTURES / f"{name}{suffix}.png"),
+            )
 
     def accessible(self) -> None:
         """Neither in light nor in dark does axe find anything serious."""
@@ -246,9 +252,11 @@ def test_the_list_and_the_other_pages_are_accessible(browser: Browser) -> None:
     browser.picture("list")
     browser.run("await page.goto('/pipelines');")
     browser.accessible()
+    browser.picture("pipelines")
     browser.run("await page.setViewportSize({width: 400, height: 800}); await page.goto('/');")
     wide = browser.run("return await page.evaluate(() => document.documentElement.scrollWidth);")
     assert wide <= 400, "a narrow window needs no scrolling sideways"
+    browser.picture("list-narrow")
     browser.run("await page.setViewportSize({width: 1280, height: 900});")
 
 

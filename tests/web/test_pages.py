@@ -57,7 +57,7 @@ def test_a_study_from_the_list_to_its_nodule(node: Node, otto: Visitor, tmp_path
     wait_for_state(node, study, "DONE")
     wait_for(lambda: node.store.browse(StudyFilter(date_from="20260203"), page=0, page_size=5).total)
     listed = otto.get("/").text
-    for shown in (study, "Doe^Jane", "ACC 17", "2026-02-03", "DONE"):
+    for shown in (study, "Doe, Jane", "ACC 17", "2026-02-03", "DONE"):
         assert shown in listed
     page = otto.get(f"/studies/{study}").text
     detail = node.store.study(study)
@@ -74,7 +74,7 @@ def test_a_study_from_the_list_to_its_nodule(node: Node, otto: Visitor, tmp_path
         assert shown in page or shown.lower() in page
     for name, concept in nodule["concepts"].items():
         assert re.search(rf"{name}</th><td class=\"n\">{concept['value']:.2f}</td>", page), name
-    assert "12 images of series" in page
+    assert "12 images up to then, of series" in page
     picture = otto.get(f"/studies/{study}/jobs/{job.id}/nodules/1.png")
     assert picture.headers["content-type"] == "image/png"
     pixels = np.asarray(Image.open(io.BytesIO(picture.content)).convert("RGB")).astype(int)
