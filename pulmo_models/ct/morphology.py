@@ -1,8 +1,7 @@
 """Binary morphology on voxel grids, with distances in mm, so that thin and thick slices are treated alike.
 
 Masks are bool ``(slices, rows, columns)``; spacings are mm along the same axes. Balls are laid over masks of one bit a
-voxel, 64 of a row at once; what needs distances, parts or basins comes from SimpleITK
-and SciPy.
+voxel, 64 of a row at once; what needs distances, parts or basins comes from SimpleITK.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from scipy import ndimage
 
 from pulmo_models.types import BoolArray, Mask
 
@@ -57,12 +55,12 @@ def labels_of(mask: BoolArray) -> npt.NDArray[np.uint32]:
     return sitk.GetArrayFromImage(sitk.ConnectedComponent(_image(mask)))
 
 
-def sections_of(mask: BoolArray) -> npt.NDArray[np.int32]:
+def sections_of(mask: BoolArray) -> npt.NDArray[np.uint32]:
     """The parts of a mask that are connected within their slice, numbered from 1 through all slices; 0 outside."""
-    within = ndimage.generate_binary_structure(3, 1)
-    within[[0, 2]] = False
-    labels: npt.NDArray[np.int32] = ndimage.label(mask, within)[0]
-    return labels
+    slices, rows, columns = mask.shape
+    below_each_other = np.zeros((slices, rows + 1, columns), dtype=bool)  # an empty row between two slices
+    below_each_other[:, :rows] = mask
+    return labels_of(below_each_other.reshape(-1, columns)).reshape(below_each_other.shape)[:, :rows]
 
 
 def depth_mm(mask: BoolArray, spacing_mm: tuple[float, ...]) -> _FloatVolume:
