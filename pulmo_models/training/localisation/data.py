@@ -62,7 +62,7 @@ def read_series(data: Path, names: Sequence[str], size: int) -> list[LabelledSer
 
 def label(name: str, volume: Volume, size: int) -> LabelledSeries:
     """An upright volume with its boxes."""
-    lungs = localise_lungs(volume).proper
+    lungs = localise_lungs(volume).proper.whole()
     seen = torch.cat([prepare(volume.hu[k : k + 1], size) for k in range(len(volume.hu))])[:, 0]
     images = ((seen * DEVIATION + MEAN) * 255).round().to(torch.uint8).numpy()
     boxes = np.stack([slice_box(layer) for layer in lungs])
