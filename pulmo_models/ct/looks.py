@@ -162,4 +162,5 @@ def _batches(
     """The outputs for some of the places at a time, in their order."""
     at_once = max(1, (BATCH if engine.device.type == "cpu" else GPU_BATCH) // len(views))
     for start in range(0, len(centres), at_once):
-        yield ask(engine, torch.from_numpy(_wide_inputs(hu, centres[start : start + at_once])), views)
+        wide = torch.from_numpy(_wide_inputs(hu, centres[start : start + at_once]))
+        yield ask(engine, wide.to(engine.device), views)  # turned where it is computed

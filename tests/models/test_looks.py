@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pulmo_models.ct import looks as looks_module
 from pulmo_models.ct.looks import CharacteriseSettings, Looks
 from pulmo_models.ct.masks import Index, walk
-from pulmo_models.ct.views import ONE_VIEW
+from pulmo_models.ct.views import ONE_VIEW, VIEWS
 from pulmo_models.types import BoolArray, Caution
 
 SETTINGS = CharacteriseSettings(detection_threshold=0.8, views=ONE_VIEW)
@@ -77,6 +78,23 @@ def test_without_a_threshold_there_is_nothing_to_sieve(threshold: float) -> None
     settings = CharacteriseSettings(detection_threshold=threshold, views=ONE_VIEW)
     Looks(volume(-9.0, -3.0, 1.0, 3.0), exact, settings, sieve).at(PLACES)
     assert (sieve.asked, exact.asked) == ([], [-9.0, -3.0, 1.0, 3.0])
+
+
+def test_all_views_of_some_places_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks_module, "BATCH", 16)
+    sizes: list[int] = []
+
+    class Counting(Oracle):
+        def __call__(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            sizes.append(len(batch))
+            return super().__call__(batch)
+
+    hu = volume(1.0, -3.0, 2.0, 3.0)
+    looks = Looks(hu, Counting(), CharacteriseSettings(views=VIEWS))
+    answers = looks.at([*PLACES, (5, 20, 20)])
+    assert sizes == [16, 16, 8]
+    said = [float(answer.detection[1]) for answer in answers]
+    assert said == pytest.approx([1.0, -3.0, 2.0, 3.0, -10.0], abs=1e-5)
 
 
 def test_progress_rises_to_one() -> None:
