@@ -34,7 +34,7 @@ GPU_AHEAD = 8
 
 SURELY = 0.15
 """How far from the threshold a logit of detection of the sieve is sure. The largest difference that bf16 made to one,
-the mean of eight views, was 0.030 among 381 candidates."""
+the mean of eight views, was 0.030 by OpenVINO and 0.041 by torch among 381 candidates of real CTs."""
 
 ShareCallback = Callable[[float], None]
 _FloatVolume = npt.NDArray[np.float32]
