@@ -40,9 +40,9 @@ def test_keys_and_values(volume: Volume) -> None:
         "series_instance_uid",
         "acquisition",
         "computation",
-        "conclusions",
         "malignancy_bias",
         "cautions",
+        "conclusions",
         "nodules",
         "images",
     ]
