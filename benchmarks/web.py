@@ -54,7 +54,7 @@ def pages(studies: int) -> dict[str, str]:
         "list, failed studies": "/?state=FAILED",
         "list, done studies": "/?state=DONE",
         "list, beginning of a UID": f"/?uid={study[:-2]}",
-        "list, accession number": f"/?accession=A{studies // 2}",
+        "list, accession number": f"/?accession={studies // 2:064d}",
         "list, one day": f"/?date_from={day}&date_to={day}",
         "study": f"/studies/{study}",
         "destinations": "/destinations",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from pulmo_models import registry
 from pulmo_models.errors import WeightsMissing
@@ -22,25 +21,20 @@ from pulmo_node.testing import SmallPacs
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
-from tests.web.served import Visitor, deliver, page_configuration, running, send, wait_for, wait_for_state
+from tests.web.served import (
+    Samples,
+    Visitor,
+    deliver,
+    page_configuration,
+    running,
+    scrape,
+    send,
+    wait_for,
+    wait_for_state,
+)
 
 pytestmark = pytest.mark.usefixtures("fake_pipeline")
 __all__ = ["fake_pipeline"]
-
-Samples = dict[str, dict[tuple[str, ...], float]]
-
-
-def scrape(node: Node) -> tuple[str, Samples]:
-    """The text, and its samples by name and values of the labels, in the order of the names of the labels."""
-    with Visitor(node) as prometheus:
-        answer = prometheus.get("/metrics")
-    assert answer.status_code == 200
-    samples: Samples = {}
-    for family in text_string_to_metric_families(answer.text):
-        for sample in family.samples:
-            labels = tuple(sample.labels[name] for name in sorted(sample.labels))
-            samples.setdefault(sample.name, {})[labels] = sample.value
-    return answer.text, samples
 
 
 @pytest.fixture
