@@ -134,15 +134,29 @@ def test_health_and_readiness(tmp_path: Path) -> None:
         assert probe.get("/readyz").json()["worker"] is False
 
 
-def test_a_pipeline_that_cannot_be_loaded_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise WeightsMissing("they are not there")
 
     monkeypatch.setattr(registry, "build", missing)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_pipeline_that_cannot_be_loaded_is_not_ready(tmp_path: Path) -> None:
     with running(page_configuration(tmp_path), users=False) as node, Visitor(node) as probe:
         wait_for(lambda: node.observation.observed.now().models)
         assert probe.get("/readyz").json()["models"] is False
         assert scrape(node)[1]["pulmo_model_loaded"] == {("ct-nodules",): 0}
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_without_warming_up_the_first_series_shows_whether_a_pipeline_can_be_loaded(tmp_path: Path) -> None:
+    config = page_configuration(tmp_path, analysis={"warm_up": False})
+    with running(config, users=False) as node, Visitor(node) as probe:
+        assert probe.get("/readyz").json()["models"] is True
+        wait_for_state(node, send(node, tmp_path / "ct"), "FAILED")
+        assert probe.get("/readyz").json()["models"] is False
 
 
 def test_the_memory_of_a_gpu_is_what_the_driver_says(tmp_path: Path) -> None:
