@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import report
 from benchmarks.report import Options, Row, Table, Unavailable, compared, in_turn, row, seconds_of
 from pulmo_models.ct.candidates import windows_of
-from pulmo_models.ct.characterise import look
 from pulmo_models.ct.device import Runner, resolve_device
 from pulmo_models.ct.engine import Engine, choose_engine, set_threads
 from pulmo_models.ct.heat import HostWindows, normalise
+from pulmo_models.ct.looks import look
 from pulmo_models.ct.openvino_engine import installed
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.ct.views import VIEWS
@@ -128,7 +128,9 @@ class _Bench:
             rows.append(row(f"{PLAIN}, all windows once", whole, "s"))
         for name in engines:
             done = outcomes[name]
-            rows.append(compared(row(name, samples[name], "s", f"{done.windows} + {done.anew} windows"), base))
+            rows.append(
+                compared(row(name, samples[name], "s", f"{done.windows:.1f} + {done.anew} windows' worth"), base)
+            )
         for name in chosen:
             rows.append(compared(row(name, samples[name], "s"), base))
             rows.append(compared(row(f"{first}, again", samples[first], "s"), rows[-1]))
@@ -173,7 +175,7 @@ class _Bench:
         }
         seconds: dict[str, float] = dict.fromkeys(plans, 0.0)
         plain_windows = 0
-        counts: dict[str, list[int]] = {name: [0, 0, 0, 0] for name in plans}  # windows, findings, lost, new
+        counts: dict[str, list[float]] = {name: [0, 0, 0, 0] for name in plans}  # windows, findings, lost, new
         notes: list[str] = []
         for folder in folders[3:4] if self.quick else folders:
             try:
@@ -238,7 +240,7 @@ class _Bench:
             title="How near stage 1 is to what the machine can do",
             protocol=(
                 f"One window of 64 x 128 x 128 is {each / 1e9:.0f} GFLOP (convolutions alone, by torch's counter); the "
-                f"study of the first table {total / 1e12:.1f} TFLOP in {done.windows} + {done.anew} windows. "
+                f"study of the first table {total / 1e12:.1f} TFLOP, {done.windows:.1f} + {done.anew} windows' worth. "
                 f"Peaks are products of square matrices of {_MATRIX}; ratios are shares of the highest of them."
             ),
             rows=(
@@ -257,9 +259,9 @@ def _steps(windows: Sequence[object]) -> range:
     return range(0, len(windows), 4)
 
 
-def _in_words(counts: Sequence[int]) -> str:
+def _in_words(counts: Sequence[float]) -> str:
     windows, findings, lost, new = counts
-    return f"{windows} windows, {findings} findings, {lost} lost, {new} new"
+    return f"{windows:.0f} windows' worth, {findings:.0f} findings, {lost:.0f} lost, {new:.0f} new"
 
 
 def _look(hu: Any, centres: Sequence[tuple[int, int, int]], runner: Engine) -> None:

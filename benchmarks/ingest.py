@@ -25,14 +25,12 @@ from pathlib import Path
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
+from pynetdicom.pdu import A_ASSOCIATE_AC
 from pynetdicom.presentation import build_context
 
 from benchmarks import ingest_servers, report
 from benchmarks.ingest_servers import Server
-from pulmo_node.dimse import IMPLEMENTATION_CLASS_UID
-from tests.network_factory import ct_slice, data_set_part, part10
+from tests.network_factory import associate_request, ct_slice, data_set_part, part10
 
 _SLICES = 300
 _ASSOCIATIONS = (1, 4)  # Orthanc serves four at a time, by default
@@ -123,7 +121,8 @@ class _Prepared:
         self._socket = socket.create_connection(("127.0.0.1", self._server.port), timeout=_ANSWER_SECONDS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stream = self._socket.makefile("rb")
-        self._socket.sendall(_associate_request(self._server.ae_title))
+        contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian)]
+        self._socket.sendall(associate_request(contexts, calling="PREPARED", called=self._server.ae_title))
         answer = A_ASSOCIATE_AC()
         answer.decode(self._read_pdu())
         most = answer.user_information.maximum_length or 131_072
@@ -149,22 +148,6 @@ class _Prepared:
         header = self._stream.read(6)
         (length,) = struct.unpack(">2xI", header)
         return header + self._stream.read(length)
-
-
-def _associate_request(called: str) -> bytes:
-    request = A_ASSOCIATE()
-    request.application_context_name = "1.2.840.10008.3.1.1.1"
-    request.calling_ae_title, request.called_ae_title = "PREPARED", called
-    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-    length.maximum_length_received = 16_382
-    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    request.user_information = [length, implementation]
-    context = build_context(CTImageStorage, ExplicitVRLittleEndian)
-    context.context_id = 1
-    request.presentation_context_definition_list = [context]
-    pdu = A_ASSOCIATE_RQ()
-    pdu.from_primitive(request)
-    return bytes(pdu.encode())
 
 
 def _store_request(path: Path, message_id: int, most_bytes: int) -> bytes:

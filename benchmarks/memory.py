@@ -56,7 +56,7 @@ def run(options: Options) -> Table:
     for count in counts:
         each = found[count]
         growth = each["peak_mib"] - each["loaded_mib"]
-        note = f"{growth / volume_mib[count]:.2f} x the float32 volume beyond the loaded networks"
+        note = f"{growth / volume_mib[count]:.2f} x the float32 volume beyond the process that is warmed up"
         rows.append(row(f"{count} slices, peak resident memory", [each["peak_mib"]], "MiB", note))
         steps = ", ".join(f"{name} {value:.1f} s" for name, value in each["timings"].items())
         rows.append(row(f"{count} slices, time", [each["seconds"]], "s", steps))
@@ -72,7 +72,7 @@ def run(options: Options) -> Table:
         protocol=(
             f"{source.name}, interpolated along the patient to the number of slices (512 x 512, uncompressed). One "
             "fresh process for each series does what the node's analysis process does, key images included; the "
-            "networks are loaded before. Peak resident memory (VmHWM) of the process."
+            "process is warmed up before, as the node does at its start. Peak resident memory (VmHWM) of the process."
         ),
         rows=tuple(rows),
         notes=notes,
@@ -97,7 +97,7 @@ def measure(folder: Path, device: str) -> None:
         config = resolve({"node": {"storage": storage}, "analysis": {"device": device}}, base=Path(storage))
         analyser = Analyser(config.pipelines, config.analysis.device, config.weights_folder)
         analysis = LocalAnalysis(analyser, FileOutbox(config.storage))
-        analyser.info("ct-nodules")
+        analysis.warm_up(["ct-nodules"])
         loaded = resident_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         begun = perf_counter()

@@ -23,6 +23,7 @@ from pulmo_node import assemble, encode
 from pulmo_node.analyse import Analyser
 from pulmo_node.domain.deliveries import ResultObject
 from pulmo_node.ports import Outbox, OutboxItem
+from pulmo_node.rehearsal import rehearse
 
 _MOMENT_SECONDS = 0.5  # that a series may have to wait for reading ahead
 
@@ -73,7 +74,7 @@ class Analysis(Protocol):
         ...
 
     def warm_up(self, labels: Sequence[str]) -> None:
-        """Load these pipelines and let their networks run once. Raises as `info`, and `Transient`."""
+        """Load these pipelines, let their networks run once, and rehearse a report. Raises as `info`; `Transient`."""
         ...
 
     def read_ahead(self, paths: Sequence[Path]) -> ReadingAhead:
@@ -125,10 +126,11 @@ class LocalAnalysis:
         return self._analyser.info(label)
 
     def warm_up(self, labels: Sequence[str]) -> None:
-        """Load these pipelines and let their networks run once. Raises `Permanent`, `Transient`."""
+        """Load these pipelines, let their networks run once, and rehearse a report. Raises `Permanent`, `Transient`."""
         with self._working:
             for label in labels:
                 self._analyser.warm_up(label)
+            rehearse()
 
     def read_ahead(self, paths: Sequence[Path]) -> ReadingAhead:
         """Read files of a series that is still arriving, for a moment, unless a series is being analysed."""

@@ -9,6 +9,7 @@ the series may then be tried again in a fresh process.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import multiprocessing
 import os
@@ -299,10 +300,17 @@ def _beat(connection: Connection[Any, Any], sending: threading.Lock, pulse: _Pul
             os._exit(0)  # the node is gone: whoever takes over its lease does this work again
 
 
+def _warm_up(analysis: Analysis, labels: Sequence[str]) -> None:
+    """What was loaded stays for good: the collector need not look through it during every analysis."""
+    analysis.warm_up(labels)
+    gc.collect()
+    gc.freeze()
+
+
 def _answer_to(analysis: Analysis, method: str, argument: Any, progress: ProgressCallback) -> _Answer | _Problem:
     methods: dict[str, Callable[[], object]] = {
         "info": lambda: analysis.info(argument),
-        "warm_up": lambda: analysis.warm_up(argument),
+        "warm_up": lambda: _warm_up(analysis, argument),
         "read_ahead": lambda: analysis.read_ahead(argument),
         "run": lambda: analysis.run(argument, progress),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,8 +16,11 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_context
 from pynetdicom.association import Association
 from pynetdicom.dsutils import encode_file_meta, split_dataset
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
+from pynetdicom.presentation import PresentationContext
 
-from pulmo_node.dimse import configure_pynetdicom
+from pulmo_node.dimse import IMPLEMENTATION_CLASS_UID, configure_pynetdicom
 from pulmo_node.domain.series import InstanceOutcome, StoredInstance
 from pulmo_node.errors import Transient
 from pulmo_node.files import FileInstanceStore
@@ -136,6 +139,25 @@ class UncommittedOnce:
             self.refused += 1
             raise Transient("database is locked")
         return self._store.record_instance(instance)
+
+
+def associate_request(
+    contexts: Sequence[PresentationContext], *, calling: str, called: str = "PULMO", most_bytes: int = 16_382
+) -> bytes:
+    """The PDU A-ASSOCIATE-RQ; the contexts are numbered 1, 3, 5 ..., `most_bytes` is the largest PDU to be sent."""
+    request = A_ASSOCIATE()
+    request.application_context_name = "1.2.840.10008.3.1.1.1"
+    request.calling_ae_title, request.called_ae_title = calling, called
+    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    length.maximum_length_received = most_bytes
+    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    request.user_information = [length, implementation]
+    for number, context in enumerate(contexts):
+        context.context_id = 2 * number + 1
+    request.presentation_context_definition_list = list(contexts)
+    pdu = A_ASSOCIATE_RQ()
+    pdu.from_primitive(request)
+    return bytes(pdu.encode())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pulmo_models.ct.morphology import labels_of
+from pulmo_models.ct.morphology import extent, labels_of, sections_of
 from pulmo_models.types import BoolArray
 
 LARGEST_SECTION_MM2 = 900.0  # the trachea of an adult has 150 to 400; two main bronchi and what joins them have more
@@ -35,23 +35,23 @@ def large_airways(
         return none
     middles = float(leftward_mm[on_the_left].mean()), float(leftward_mm[on_the_right].mean())
     middle_mm, reach_mm = sum(middles) / 2, OFF_THE_MIDDLE * (middles[0] - middles[1])
-    labels = labels_of(_small_sections(lungs, spacing_mm))
+    box = extent(lungs)
+    labels = labels_of(_small_sections(lungs[box], spacing_mm))
     sizes_mm3 = np.bincount(labels.ravel()) * float(np.prod(spacing_mm))
-    found = none
+    sizes_mm3[0] = 0.0
+    found = np.zeros(sizes_mm3.shape, dtype=bool)
     for label in np.flatnonzero(sizes_mm3 >= SMALLEST_MM3):
         part = labels == label
-        off_mm = abs(float(leftward_mm[part].mean()) - middle_mm)
-        if label > 0 and off_mm <= reach_mm and np.median(hu[part]) < MEDIAN_BELOW_HU:
-            found |= part
-    return found
+        off_mm = abs(float(leftward_mm[box][part].mean()) - middle_mm)
+        found[label] = off_mm <= reach_mm and np.median(hu[box][part]) < MEDIAN_BELOW_HU
+    airways = none
+    airways[box] = found[labels]
+    return airways
 
 
 def _small_sections(lungs: BoolArray, spacing_mm: tuple[float, ...]) -> BoolArray:
     """What is small in its slice."""
-    small = np.zeros_like(lungs)
-    for z, layer in enumerate(lungs):
-        labels = labels_of(layer)
-        sizes_mm2 = np.bincount(labels.ravel()) * spacing_mm[1] * spacing_mm[2]
-        sizes_mm2[0] = np.inf
-        small[z] = (sizes_mm2 < LARGEST_SECTION_MM2)[labels]
-    return small
+    labels = sections_of(lungs)
+    sizes_mm2 = np.bincount(labels.ravel()) * spacing_mm[1] * spacing_mm[2]
+    sizes_mm2[0] = np.inf
+    return (sizes_mm2 < LARGEST_SECTION_MM2)[labels]

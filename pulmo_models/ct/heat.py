@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pulmo_models.ct.engine import Engine
-from pulmo_models.ct.windows import Start, WindowPlan, box_at, weights_of
+from pulmo_models.ct.windows import Start, WindowPlan, box_at, depths_of, weights_of
 from pulmo_models.geometry import crop
 
 FloatVolume = npt.NDArray[np.float32]
@@ -42,9 +43,10 @@ class HostWindows:
     def prepare(self, layer: int) -> None:
         """Nothing to do: everything is there."""
 
-    def cut(self, starts: Sequence[Start]) -> Tensor:
-        """``(B, 1, *window)`` in 0..1."""
-        return torch.from_numpy(np.stack([normalise(crop(self._hu, s, self._window, AIR_HU)) for s in starts])[:, None])
+    def cut(self, starts: Sequence[Start], depth: int = 0) -> Tensor:
+        """``(B, 1, *window)`` in 0..1; with a depth, so many slices of each."""
+        window = (depth or self._window[0], *self._window[1:])
+        return torch.from_numpy(np.stack([normalise(crop(self._hu, s, window, AIR_HU)) for s in starts])[:, None])
 
 
 class StagedWindows:
@@ -83,13 +85,14 @@ class StagedWindows:
                     self._copied[turn] = self._stream.record_event()
             self._there = last
 
-    def cut(self, starts: Sequence[Start]) -> Tensor:
-        """``(B, 1, *window)`` in 0..1 on the device, of layers that were prepared."""
+    def cut(self, starts: Sequence[Start], depth: int = 0) -> Tensor:
+        """``(B, 1, *window)`` in 0..1 on the device, of layers that were prepared; with a depth, so many slices."""
+        window = (depth or self._window[0], *self._window[1:])
         if self._cuda:
             for copied in self._copied:
                 if copied is not None:
                     torch.cuda.current_stream(self._volume.device).wait_event(copied)
-        return torch.stack([self._volume[box_at(start, self._window)] for start in starts])[:, None]
+        return torch.stack([self._volume[box_at(start, window)] for start in starts])[:, None]
 
     def _on_stream(self) -> AbstractContextManager[object]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
@@ -114,22 +117,25 @@ def heat_slabs(
     depth, rows, columns = hu.shape
     padded = tuple(max(size, length) for size, length in zip(hu.shape[1:], plan.window[1:], strict=True))
     source = _source(hu, plan.window, engine.device)
-    slab = _Slab((plan.window[0], *padded), weights_of(plan), engine.device)
+    slab = _Slab((plan.window[0], *padded), engine.device)
     layers = [(z, list(layer)) for z, layer in groupby(starts, key=lambda start: start[0])]
+    depths = depths_of(len(layers), plan)
     first = done = 0
     if layers:
         source.prepare(layers[0][0])
     for number, (z, layer) in enumerate(layers):
+        deep = depths[number]
+        weights = weights_of(replace(plan, window=(deep, *plan.window[1:])))
         while first < z:
             piece = slab.finished(min(z - first, plan.window[0]))
             first += len(piece)
             yield piece[:, :rows, :columns]
         for at in range(0, len(layer), batch):
             chunk = layer[at : at + batch]
-            probability = torch.sigmoid(engine.run(source.cut(chunk)))
+            probability = torch.sigmoid(engine.run(source.cut(chunk, deep)))
             if at == 0 and number + 1 < len(layers):  # a GPU is now at work
                 source.prepare(layers[number + 1][0])
-            slab.add(chunk, probability[:, 0], plan)
+            slab.add(chunk, probability[:, 0], weights)
             done += len(chunk)
             progress(done / len(starts))
     while first < depth:
@@ -150,18 +156,18 @@ def _source(hu: FloatVolume, window: tuple[int, int, int], device: torch.device)
 class _Slab:
     """Sums over as many slices as a window is deep; the first is the next to be finished."""
 
-    def __init__(self, shape: tuple[int, ...], weights: npt.NDArray[np.float32] | None, device: torch.device) -> None:
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self._total = torch.zeros(shape, dtype=torch.float32, device=device)
         self._weight = torch.zeros_like(self._total)
-        self._each = None if weights is None else torch.from_numpy(weights).to(device)
 
-    def add(self, starts: Sequence[Start], values: Tensor, plan: WindowPlan) -> None:
-        """Windows whose first slice is the slab's first one."""
+    def add(self, starts: Sequence[Start], values: Tensor, weights: npt.NDArray[np.float32] | None) -> None:
+        """Windows whose first slice is the slab's first one, with what each of their voxels counts."""
         values = values.to(self._total.device)
+        each = None if weights is None else torch.from_numpy(weights).to(values.device)
         for (_, y, x), heat in zip(starts, values, strict=True):
-            box = box_at((0, y, x), plan.window)
-            self._total[box] += heat if self._each is None else heat * self._each
-            self._weight[box] += 1.0 if self._each is None else self._each
+            box = box_at((0, y, x), heat.shape)
+            self._total[box] += heat if each is None else heat * each
+            self._weight[box] += 1.0 if each is None else each
 
     def finished(self, count: int) -> Tensor:
         """The means of that many slices, after which the slab begins behind them."""

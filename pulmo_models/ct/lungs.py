@@ -7,7 +7,8 @@ slices of 1 mm and of 8 mm are treated alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +16,15 @@ import numpy.typing as npt
 from pulmo_models.codes import RejectionCode
 from pulmo_models.ct.airways import large_airways
 from pulmo_models.ct.morphology import (
+    BlockMask,
     box_around,
     close,
     dilate,
-    enlarge,
     extent,
     fill_holes,
     labels_of,
     open_up,
-    tight_mask,
+    sections_of,
 )
 from pulmo_models.ct.sides import left_side
 from pulmo_models.pipeline import Rejection
@@ -44,6 +45,8 @@ SEARCH_MARGIN_MM = 4.0
 TABLE_OPENING_MM = 4.0
 BOX_MARGIN_MM = 10.0
 
+_THREADS = 2  # numpy holds no lock while it adds
+
 _FloatVolume = npt.NDArray[np.float32]
 
 
@@ -53,18 +56,16 @@ class LungRegion:
 
     mask: BoolArray  # (slices, rows, columns)
     search: BoolArray  # where a nodule may lie: the mask closed further, so that a mass on the pleura is inside
-    proper: BoolArray  # the lungs without trachea and main bronchi, each closed by itself
-    left: BoolArray  # where the patient's left lung is, or is the nearer one
+    proper: BlockMask  # the lungs without trachea and main bronchi, each closed by itself
+    left: BlockMask  # where the patient's left lung is, or is the nearer one
     box: tuple[slice, slice, slice]  # bounding box of the mask with a margin of 10 mm, cut at the border of the volume
     volume_ml: float
 
     def lungs(self) -> dict[Laterality, Mask]:
         """The left and the right lung, without trachea and main bronchi; one of them may be missing."""
-        sides: tuple[tuple[Laterality, BoolArray], ...] = (
-            ("left", self.proper & self.left),
-            ("right", self.proper & ~self.left),
-        )
-        return {side: tight_mask((0, 0, 0), part) for side, part in sides if part.any()}
+        proper, left = self.proper.voxels, self.left.voxels
+        sides: tuple[tuple[Laterality, BoolArray], ...] = (("left", proper & left), ("right", proper & ~left))
+        return {side: replace(self.proper, voxels=part).tight() for side, part in sides if part.any()}
 
 
 def localise_lungs(volume: Volume) -> LungRegion:
@@ -75,7 +76,7 @@ def localise_lungs(volume: Volume) -> LungRegion:
     """
     spacing = volume.spacing_mm
     coarse = _coarse_lungs(volume.hu, spacing)
-    mask = enlarge(coarse.lungs, coarse.factors, volume.hu.shape)
+    mask = coarse.enlarged(coarse.lungs).whole()
     lung_mm3 = float(mask.sum()) * float(np.prod(spacing))
     if lung_mm3 < SMALLEST_LUNGS_MM3:
         raise Rejection(
@@ -95,9 +96,9 @@ def localise_lungs(volume: Volume) -> LungRegion:
     airways = large_airways(coarse.hu, coarse.unclosed, left, leftward_mm, coarse.spacing_mm)
     return LungRegion(
         mask=mask,
-        search=enlarge(fill_holes(search), coarse.factors, volume.hu.shape),
-        proper=enlarge(_proper(coarse, left, airways), coarse.factors, volume.hu.shape),
-        left=enlarge(left, coarse.factors, volume.hu.shape),
+        search=coarse.enlarged(fill_holes(search)).whole(),
+        proper=coarse.enlarged(_proper(coarse, left, airways)),
+        left=coarse.enlarged(left),
         box=box_around(extent(mask), spacing, mask.shape, BOX_MARGIN_MM),
         volume_ml=lung_mm3 / 1e3,
     )
@@ -110,7 +111,7 @@ def segment_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> B
     (-2000, -3024) counts as air. Trachea and main bronchi may be included.
     """
     coarse = _coarse_lungs(hu, spacing_mm)
-    return enlarge(coarse.lungs, coarse.factors, hu.shape)
+    return coarse.enlarged(coarse.lungs).whole()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,6 +123,11 @@ class _Coarse:
     hu: _FloatVolume
     spacing_mm: tuple[float, ...]
     factors: tuple[int, ...]  # how many voxels of the volume one of this grid has along each axis
+    shape: tuple[int, ...]  # of the volume
+
+    def enlarged(self, mask: BoolArray) -> BlockMask:
+        """A mask of this grid on that of the volume."""
+        return BlockMask(voxels=mask, factors=self.factors, shape=self.shape)
 
 
 def _coarse_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> _Coarse:
@@ -132,7 +138,7 @@ def _coarse_lungs(hu: _FloatVolume, spacing_mm: tuple[float, float, float]) -> _
     inside = air & ~_outside_air(coarse, air) & _enclosed(air, spacing)
     parts = _lung_like_parts(coarse, inside, float(np.prod(spacing)))
     lungs = fill_holes(close(parts, spacing, CLOSING_MM)) if parts.any() else parts
-    return _Coarse(lungs=lungs, unclosed=parts, hu=coarse, spacing_mm=spacing, factors=factors)
+    return _Coarse(lungs=lungs, unclosed=parts, hu=coarse, spacing_mm=spacing, factors=factors, shape=hu.shape)
 
 
 def _proper(coarse: _Coarse, left: BoolArray, airways: BoolArray) -> BoolArray:
@@ -157,19 +163,18 @@ def _leftward_mm(volume: Volume, coarse: _Coarse) -> _FloatVolume:
 
 def _block_mean(hu: _FloatVolume, factors: tuple[int, ...]) -> _FloatVolume:
     """Mean of blocks of voxels, clipped first; the last block of an axis may be smaller."""
-    fz, fy, fx = factors
-    starts_y = np.arange(0, hu.shape[1], fy)
-    starts_x = np.arange(0, hu.shape[2], fx)
-    counts = np.outer(
-        np.diff(np.append(starts_y, hu.shape[1])),
-        np.diff(np.append(starts_x, hu.shape[2])),
-    )
-    layers = []
-    for z in range(0, hu.shape[0], fz):
-        slab = np.clip(hu[z : z + fz], -1024.0, 1000.0).mean(axis=0)
-        sums = np.add.reduceat(np.add.reduceat(slab, starts_x, axis=1), starts_y, axis=0)
-        layers.append(sums / counts)
-    return np.stack(layers).astype(np.float32)
+    fz = factors[0]
+    starts = [np.arange(0, size, factor) for size, factor in zip(hu.shape, factors, strict=True)]
+    numbers = [np.minimum(size - first, factor) for size, first, factor in zip(hu.shape, starts, factors, strict=True)]
+    counts = np.outer(numbers[1], numbers[2])
+
+    def layer(start: int) -> _FloatVolume:
+        slab = np.clip(hu[start : start + fz], -1024.0, 1000.0).sum(axis=0)
+        sums = np.add.reduceat(np.add.reduceat(slab, starts[1], axis=0), starts[2], axis=1)
+        return sums / (counts * numbers[0][start // fz])
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return np.stack(list(pool.map(layer, starts[0].tolist()))).astype(np.float32, copy=False)
 
 
 def _outside_air(coarse: _FloatVolume, air: BoolArray) -> BoolArray:
@@ -177,15 +182,17 @@ def _outside_air(coarse: _FloatVolume, air: BoolArray) -> BoolArray:
 
     The density decides too, because in a reconstruction with a small field of view a lung may touch the border.
     """
-    outside = np.zeros_like(air)
-    for z, layer in enumerate(air):
-        labels = labels_of(layer)
-        border = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
-        for label in np.unique(border[border > 0]):
-            part = labels == label
-            if np.median(coarse[z][part]) < OUTSIDE_AIR_MEDIAN_BELOW_HU:
-                outside[z] |= part
-    return outside
+    labels = sections_of(air)
+    sizes = np.bincount(labels.ravel())
+    thin = np.bincount(labels[coarse < OUTSIDE_AIR_MEDIAN_BELOW_HU], minlength=sizes.size)
+    outside = np.zeros(sizes.shape, dtype=bool)
+    for label in np.unique(np.concatenate([labels[:, [0, -1]].ravel(), labels[:, :, [0, -1]].ravel()])):
+        if 2 * thin[label] == sizes[label]:  # the median lies between the last thin voxel and the first other one
+            outside[label] = np.median(coarse[labels == label]) < OUTSIDE_AIR_MEDIAN_BELOW_HU
+        else:
+            outside[label] = 2 * thin[label] > sizes[label]
+    outside[0] = False
+    return outside[labels]
 
 
 def _enclosed(air: BoolArray, spacing_mm: tuple[float, ...]) -> BoolArray:

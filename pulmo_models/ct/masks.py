@@ -10,8 +10,8 @@ Where the central outline is empty or more than 3 mm from the candidate, the mas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -31,56 +31,83 @@ LARGEST_HALF_EXTENT_MM = 35.0
 
 Index = tuple[int, int, int]
 _FloatVolume = npt.NDArray[np.float32]
+_Labels = npt.NDArray[np.int64]
+
+
+Outline = Callable[[Sequence[Index]], BoolArray]  # places, at least one, to (B, 64, 64), the place at (32, 32)
+
+
+def walk(
+    shape: tuple[int, ...],
+    spacing_mm: tuple[float, float, float],
+    centres: Sequence[Index],
+    first: BoolArray,
+    outline: Outline,
+    ahead: int = 1,
+) -> list[Mask | None]:
+    """The masks around places of a volume; None where the outline on the place's own slice is empty or too far away.
+
+    ``first`` are those outlines, (B, 64, 64). All masks grow together, so that the network sees full batches, and at
+    each of their ends by up to ``ahead`` slices a round; what that asks for in vain is thrown away.
+    """
+    parts = _labels(first & _inside(shape, centres))
+    walks = [_Walk.begin(centre, labels, spacing_mm) for centre, labels in zip(centres, parts, strict=True)]
+    while True:
+        ends = [(w, *end) for w in walks if w is not None for end in w.next_slices(shape, spacing_mm, ahead)]
+        places = [(z, *w.centre[1:]) for w, _, slices in ends for z in slices]
+        if not places:
+            return [None if w is None else w.mask() for w in walks]
+        labels = iter(_labels(outline(places) & _inside(shape, places)))
+        for w, direction, slices in ends:
+            w.extend(direction, [(z, next(labels)) for z in slices])
 
 
 @dataclass
-class MaskWalk:
+class _Walk:
     """The growing mask of one candidate: a 64 x 64 layer for each slice that belongs to it."""
 
     centre: Index
-    layers: dict[int, BoolArray] = field(default_factory=dict)  # by slice index of the volume
+    layers: dict[int, BoolArray]  # by slice index of the volume
     open_ends: tuple[int, ...] = (-1, 1)  # directions in which the mask may still grow
 
+    @classmethod
+    def begin(cls, centre: Index, labels: _Labels, spacing_mm: Sequence[float]) -> _Walk | None:
+        """With the part under the candidate, or the nearest one within 3 mm of it; None where there is none."""
+        rows, columns = np.nonzero(labels)
+        distances_mm = np.hypot((rows - CENTRE) * spacing_mm[1], (columns - CENTRE) * spacing_mm[2])
+        if not len(rows) or distances_mm.min() > NEAREST_PART_MM:
+            return None
+        nearest = int(np.argmin(distances_mm))
+        return cls(centre, {centre[0]: labels == labels[rows[nearest], columns[nearest]]})
+
+    def next_slices(
+        self, shape: tuple[int, ...], spacing_mm: tuple[float, float, float], ahead: int
+    ) -> list[tuple[int, list[int]]]:
+        """For each direction in which outlines are wanted, on which slices; empty when the walk has ended."""
+        wanted = []
+        for direction in self.open_ends:
+            last = min(self.layers) if direction < 0 else max(self.layers)
+            slices = [last + direction * step for step in range(1, ahead + 1)]
+            within = [z for z in slices if abs(z - self.centre[0]) * spacing_mm[0] <= LARGEST_HALF_EXTENT_MM]
+            wanted.append((direction, [z for z in within if 0 <= z < shape[0]]))
+        return wanted
+
+    def extend(self, direction: int, outlines: Sequence[tuple[int, _Labels]]) -> None:
+        """Add the parts that overlap the slice before; at the first slice without any it ends in that direction."""
+        for z, labels in outlines:
+            previous = self.layers[z - direction]
+            layer = np.isin(labels, np.unique(labels[previous & (labels > 0)])) & (labels > 0)
+            if not layer.any():
+                self.open_ends = tuple(end for end in self.open_ends if end != direction)
+                return
+            self.layers[z] = layer
+
     def mask(self) -> Mask:
-        """The mask on the grid of the volume; the walk has at least one layer."""
+        """The mask on the grid of the volume."""
         _, y, x = self.centre
         low, high = min(self.layers), max(self.layers)
         stack = np.stack([self.layers[k] for k in range(low, high + 1)])
         return tight_mask((low, y - CENTRE, x - CENTRE), stack)
-
-
-def start_walk(
-    hu: _FloatVolume, spacing_mm: tuple[float, float, float], centre: Index, outline: BoolArray
-) -> MaskWalk | Mask:
-    """Begin a mask with the outline on the candidate's own slice, or grow the whole mask from HU where it is empty.
-
-    ``outline`` is bool (64, 64) with the candidate at (32, 32).
-    """
-    layer = _part_nearest_to_centre(outline & _inside(hu.shape, centre), spacing_mm)
-    if layer is None:
-        return grow_from_hu(hu, spacing_mm, centre)
-    return MaskWalk(centre=centre, layers={centre[0]: layer})
-
-
-def next_slices(
-    walk: MaskWalk, shape: tuple[int, ...], spacing_mm: tuple[float, float, float]
-) -> list[tuple[int, int]]:
-    """The (direction, slice index) pairs on which the walk wants an outline; empty when it has ended."""
-    wanted = []
-    for direction in walk.open_ends:
-        z = (min(walk.layers) if direction < 0 else max(walk.layers)) + direction
-        if 0 <= z < shape[0] and abs(z - walk.centre[0]) * spacing_mm[0] <= LARGEST_HALF_EXTENT_MM:
-            wanted.append((direction, z))
-    return wanted
-
-
-def extend(walk: MaskWalk, direction: int, z: int, outline: BoolArray, shape: tuple[int, ...]) -> None:
-    """Add the parts of an outline that overlap the slice before; without any, the walk ends in that direction."""
-    layer = _parts_touching(outline & _inside(shape, walk.centre), walk.layers[z - direction])
-    if layer.any():
-        walk.layers[z] = layer
-    else:
-        walk.open_ends = tuple(end for end in walk.open_ends if end != direction)
 
 
 def grow_from_hu(hu: _FloatVolume, spacing_mm: tuple[float, float, float], centre: Index) -> Mask:
@@ -110,27 +137,19 @@ def overlap_share(a: Mask, b: Mask) -> float:
     return float((part(a) & part(b)).sum()) / float(min(a.voxels.sum(), b.voxels.sum()))
 
 
-def _inside(shape: tuple[int, ...], centre: Index) -> BoolArray:
-    """Which pixels of a 64 x 64 input lie inside the image."""
-    rows = np.arange(ROWS_COLUMNS) + centre[1] - CENTRE
-    columns = np.arange(ROWS_COLUMNS) + centre[2] - CENTRE
-    return np.outer((rows >= 0) & (rows < shape[1]), (columns >= 0) & (columns < shape[2]))
+def _inside(shape: tuple[int, ...], centres: Sequence[Index]) -> BoolArray:
+    """Which pixels of the 64 x 64 inputs around some places lie inside the image."""
+    reach = np.arange(ROWS_COLUMNS) - CENTRE
+    rows, columns = (np.array([c[axis] for c in centres])[:, None] + reach for axis in (1, 2))
+    inside: BoolArray = ((rows >= 0) & (rows < shape[1]))[:, :, None] & ((columns >= 0) & (columns < shape[2]))[:, None]
+    return inside
 
 
-def _part_nearest_to_centre(outline: BoolArray, spacing_mm: Sequence[float]) -> BoolArray | None:
-    """The connected part under the candidate, or the nearest one within 3 mm of it."""
-    if not outline.any():
-        return None
-    rows, columns = np.nonzero(outline)
-    distances_mm = np.hypot((rows - CENTRE) * spacing_mm[1], (columns - CENTRE) * spacing_mm[2])
-    nearest = int(np.argmin(distances_mm))
-    if distances_mm[nearest] > NEAREST_PART_MM:
-        return None
-    labels = labels_of(outline)
-    return labels == labels[rows[nearest], columns[nearest]]
+def _labels(outlines: BoolArray) -> _Labels:
+    """The connected parts of each outline, numbered from 1 on without repetition; 0 outside.
 
-
-def _parts_touching(outline: BoolArray, previous: BoolArray) -> BoolArray:
-    labels = labels_of(outline)
-    touching = np.unique(labels[previous & outline])
-    return np.isin(labels, touching) & outline
+    They are found in one image, one below the other with an empty row between: a call for each would cost far more.
+    """
+    apart = np.pad(outlines, ((0, 0), (0, 1), (0, 0)))
+    labels = labels_of(apart.reshape(-1, ROWS_COLUMNS))
+    return labels.reshape(apart.shape)[:, :ROWS_COLUMNS]

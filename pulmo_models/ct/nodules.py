@@ -11,7 +11,7 @@ a nodule lies, and how deep. Errors: :class:`Rejection` ``NO_LUNGS`` (protocol `
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,17 +24,11 @@ from pulmo_models import __version__
 from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.codes import CautionCode
 from pulmo_models.ct.candidates import CandidateSettings, find_candidates, windows_of
-from pulmo_models.ct.characterise import (
-    N_SLICES,
-    CharacterisedCandidate,
-    CharacteriseSettings,
-    MalignancyHead,
-    characterise,
-    reported,
-)
-from pulmo_models.ct.device import Precision, resolve_device
+from pulmo_models.ct.characterise import CharacterisedCandidate, CharacteriseSettings, MalignancyHead, characterise
+from pulmo_models.ct.device import Precision, has_native_bf16, resolve_device
 from pulmo_models.ct.doubt import Settled, settle, with_doubt
-from pulmo_models.ct.engine import Engine, EngineChoice, choose_engine, set_threads
+from pulmo_models.ct.engine import Engine, EngineChoice, EngineName, choose_engine, set_threads
+from pulmo_models.ct.looks import N_SLICES, Looks
 from pulmo_models.ct.lungs import LungRegion, localise_lungs
 from pulmo_models.ct.masks import ROWS_COLUMNS
 from pulmo_models.ct.measure import measure
@@ -42,9 +36,11 @@ from pulmo_models.ct.scope import partial_lungs, touches_interpolated
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.ct.site import laterality, pleura_distance_mm
 from pulmo_models.ct.views import ONE_VIEW, VIEWS
+from pulmo_models.ct.windows import Start, WindowPlan, fit_windows, sizes_of
+from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.orientation import Turn, no_turn, upright
 from pulmo_models.pipeline import ProgressCallback, Rejection, no_progress
-from pulmo_models.types import AlgorithmStage, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
+from pulmo_models.types import AlgorithmStage, BoolArray, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
 from pulmo_models.weights import OperatingPoint, WeightSet, load_set
 
 LABEL = "ct-nodules"
@@ -96,8 +92,7 @@ class NodulePipeline:
         precision: Precision = "fp32" if exact else settings.precision
         name = "torch" if self._published and settings.engine == "auto" else settings.engine
         self._choice = choose_engine(self._stage1, self._device, name, precision)
-        by = "openvino" if self._choice.name == "openvino" else "torch"  # its batches vary too much to be compiled for
-        self._choice2 = choose_engine(self._stage2, self._device, by, "fp32")
+        self._choices = {"stage1": self._choice, **_stage2_choices(self._stage2, self._device, self._choice, settings)}
         self._threads = set_threads(settings.threads)
         self._ready: dict[str, Engine] = {}
         self._info = _describe(weights, settings, point, self._choice)
@@ -116,7 +111,7 @@ class NodulePipeline:
         """
         if not isinstance(image, Volume):
             raise TypeError(f"{LABEL} analyses a CT volume, not a {type(image).__name__}")
-        detector, characteriser = self._engines()
+        detector, characteriser, sieve = self._engines()
         timings: dict[str, float] = {}
         cautions = list(image.cautions)
         turn = no_turn(image.hu.shape) if self._published else upright(image.affine, image.hu.shape)
@@ -129,15 +124,16 @@ class NodulePipeline:
             cautions += _known(partial_lungs(image, region.mask))
         with _step("stage1", timings, progress):
             share = partial(progress, "stage1")
-            windows = windows_of(hu, self._candidates, search)
-            wide = with_doubt(self._candidates, self._doubt)
+            plan = self._fitted(search)
+            windows = windows_of(hu, plan, search)
+            wide = with_doubt(plan, self._doubt)
             peaks = find_candidates(hu, spacing_mm, detector, wide, search, share, windows)
+        looks = Looks(hu, characteriser, self._characterise, sieve)
+        with _step("doubt", timings, progress):
+            settled = settle(hu, peaks, detector, self._candidates, self._doubt, looks.reported)
         with _step("stage2", timings, progress):
             share = partial(progress, "stage2")
-            settings = self._characterise
-            accepts = partial(reported, hu, runner=characteriser, settings=settings)
-            settled = settle(hu, peaks, detector, self._candidates, self._doubt, accepts)
-            found = characterise(hu, spacing_mm, settled.candidates, characteriser, self._head, settings, share)
+            found = characterise(looks, spacing_mm, settled.candidates, self._head, share)
         with _step("measure", timings, progress):
             kept = found if self._published else found[:MAX_NODULES]
             measured = (_nodule(image, turn, region, finding) for finding in kept)
@@ -151,27 +147,39 @@ class NodulePipeline:
             cautions=tuple(cautions),
             timings_seconds=timings,
             device="+".join(dict.fromkeys((detector.device.type, characteriser.device.type))),
-            computation=self._computation(detector, len(windows), settled),
+            computation=self._computation(detector, plan, windows, settled),
         )
 
     def warm_up(self) -> None:
         """Compile and place the networks, and let each run once: the first volume then waits for nothing."""
-        detector, characteriser = self._engines()
+        detector, *characterisers = self._engines()
         detector.run(torch.zeros((1, 1, *self._candidates.window)))
-        characteriser(torch.zeros((1, N_SLICES, ROWS_COLUMNS, ROWS_COLUMNS)))
+        for characteriser in filter(None, characterisers):
+            characteriser(torch.zeros((1, N_SLICES, ROWS_COLUMNS, ROWS_COLUMNS)))
 
-    def _engines(self) -> tuple[Engine, Engine]:
-        """Those of the last volume, unless they had to leave their device: there may be room again."""
-        networks = {"stage1": (self._choice, self._stage1), "stage2": (self._choice2, self._stage2)}
-        for stage, (choice, network) in networks.items():
+    def _engines(self) -> tuple[Engine, Engine, Engine | None]:
+        """Of stage 1, of stage 2, and of what sieves its candidates where there is such a thing.
+
+        They are those of the last volume, unless they had to leave their device: there may be room again.
+        """
+        for stage, choice in self._choices.items():
             if stage not in self._ready or self._ready[stage].cautions:
+                network = self._stage1 if stage == "stage1" else self._stage2
                 self._ready[stage] = choice.make(network, self._device, self._threads)
-        return self._ready["stage1"], self._ready["stage2"]
+        return self._ready["stage1"], self._ready["stage2"], self._ready.get("sieve")
 
-    def _computation(self, detector: Engine, windows: int, settled: Settled) -> dict[str, str]:
+    def _fitted(self, search: BoolArray | None) -> CandidateSettings:
+        """The windows of stage 1 for these lungs; `torch.compile` takes minutes for each size, so it gets one."""
+        if search is None or self._candidates.anchor == "volume" or self._choice.name == "compiled":
+            return self._candidates
+        return fit_windows(self._candidates, search)
+
+    def _computation(
+        self, detector: Engine, plan: WindowPlan, windows: Sequence[Start], settled: Settled
+    ) -> dict[str, str]:
         """How the findings came about, for the record."""
-        size = " x ".join(map(str, self._candidates.window))
-        record = {"engine": detector.name, "precision": detector.precision, "windows": f"{windows} of {size}"}
+        sizes = [f"{number} of {' x '.join(map(str, size))}" for size, number in sizes_of(windows, plan).items()]
+        record = {"engine": detector.name, "precision": detector.precision, "windows": " and ".join(sizes) or "0"}
         if settled.asked_again:
             record["doubtful"] = f"{settled.asked_again} candidates in {settled.windows} windows more"
         if detector.device.type == "cpu":
@@ -234,6 +242,20 @@ def _stage1_settings(settings: NoduleSettings, point: OperatingPoint, device: to
     overlaps = (max(settings.overlap, LEAST_SLICE_OVERLAP), settings.overlap, settings.overlap)
     z, y, x = (round(length * (1 - share)) for length, share in zip(chosen.window, overlaps, strict=True))
     return replace(chosen, anchor="lungs", stride=(z, y, x), blend="centred")
+
+
+def _stage2_choices(
+    network: Student2p5D, device: torch.device, stage1: EngineChoice, settings: NoduleSettings
+) -> dict[str, EngineChoice]:
+    """In fp32, by OpenVINO if stage 1 is; on a CPU whose stage 1 computes in bf16, that sieves the candidates.
+
+    It is never compiled: its batches vary too much.
+    """
+    by: EngineName = "openvino" if stage1.name == "openvino" else "torch"
+    choices = {"stage2": choose_engine(network, device, by, "fp32")}
+    if settings.protocol == "tuned" and stage1.precision == "bf16" and device.type == "cpu" and has_native_bf16(device):
+        choices["sieve"] = choose_engine(network, device, by, "bf16")
+    return choices
 
 
 def _describe(

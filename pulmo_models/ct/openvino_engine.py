@@ -20,6 +20,7 @@ from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.types import Caution
 
+_KEPT_SHAPES = 3
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -29,7 +30,10 @@ def installed() -> bool:
 
 
 class OpenVinoEngine:
-    """One network on the CPU. Compiled once for each shape of input; keep it for one analysis after another.
+    """One network on the CPU. Compiled for each shape of input; keep it for one analysis after another.
+
+    What is compiled for a window takes up to 300 MB, so those used last are kept: windows are fitted to each pair of
+    lungs, in two sizes at most, and those of the published protocol have a third.
 
     Raises:
         DeviceUnavailable: `openvino` is not installed or cannot be loaded.
@@ -76,7 +80,11 @@ class OpenVinoEngine:
             raise DeviceOutOfMemory(f"{type(self._network).__name__} does not fit into memory") from exc
 
     def _request(self, shape: tuple[int, ...]) -> Any:
-        if shape not in self._requests:
+        if shape in self._requests:
+            self._requests[shape] = self._requests.pop(shape)
+        else:
+            while len(self._requests) >= _KEPT_SHAPES:
+                del self._requests[next(iter(self._requests))]
             draw = stage1_graph if isinstance(self._network, HeatmapUNet3D) else stage2_graph
             hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads}
             hints["INFERENCE_PRECISION_HINT"] = _HINTS[self.precision]

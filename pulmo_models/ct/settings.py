@@ -30,9 +30,9 @@ class NoduleSettings:
     cluster_mm: Annotated[float, Field(ge=0.0)] = 6.0  # a peak closer to a higher one is dropped
     detection_threshold: Probability | None = None  # smallest stage-2 probability of a reported nodule
     engine: Literal["auto", "torch", "compiled", "openvino"] = "auto"  # what computes
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # arithmetic of stage 1; stage 2 is always fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # arithmetic of stage 1; what stage 2 reports is fp32
     overlap: Annotated[float, Field(ge=0.0, le=0.75)] = 0.0625  # least share of a window of stage 1 in its neighbour's
-    doubt: Probability = 0.06  # candidates that near the peak threshold are computed anew in published windows
+    doubt: Probability = 0.05  # candidates that near the peak threshold are computed anew in published windows
     threads: Annotated[int, Field(ge=0)] = 0  # on the CPU; 0: as many as there are cores
 
     def at(self, point: OperatingPoint) -> OperatingPoint:

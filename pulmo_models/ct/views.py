@@ -53,15 +53,14 @@ VIEWS = tuple(
 def ask(run: Callable[[Tensor], dict[str, Tensor]], wide: Tensor, views: tuple[View, ...]) -> dict[str, Tensor]:
     """The mean outputs of a :class:`Student2p5D` over the views of ``wide``, (B, 7, 65, 65) in 0..1.
 
-    ``segmentation`` is (B, 1, 64, 64), as the first 64 rows and columns of ``wide`` lie.
+    ``run`` is called once, for all views. ``segmentation`` is (B, 1, 64, 64), as the first 64 rows and columns of
+    ``wide`` lie.
     """
-    total: dict[str, Tensor] = {}
-    seen = wide.new_zeros((1, 1, WIDE, WIDE))
-    for view in views:
-        out = run(view.turn(wide))
-        out["segmentation"] = view.back(out["segmentation"])
-        seen += view.back(wide.new_ones((1, 1, ROWS_COLUMNS, ROWS_COLUMNS)))
-        total = {key: total[key] + value for key, value in out.items()} if total else out
-    segmentation = total.pop("segmentation") / seen.clamp(min=1)
-    mean = {key: value / len(views) for key, value in total.items()}
-    return mean | {"segmentation": segmentation[:, :, :ROWS_COLUMNS, :ROWS_COLUMNS]}
+    out = run(torch.cat([view.turn(wide) for view in views]))
+    segmentation = torch.zeros((len(wide), 1, WIDE, WIDE))
+    seen = torch.zeros((1, 1, WIDE, WIDE))
+    for view, planes in zip(views, out.pop("segmentation").split(len(wide)), strict=True):
+        segmentation += view.back(planes)
+        seen += view.back(torch.ones((1, 1, ROWS_COLUMNS, ROWS_COLUMNS)))
+    mean = {key: value.unflatten(0, (len(views), -1)).mean(dim=0) for key, value in out.items()}
+    return mean | {"segmentation": (segmentation / seen.clamp(min=1))[:, :, :ROWS_COLUMNS, :ROWS_COLUMNS]}

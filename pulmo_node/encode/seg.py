@@ -12,7 +12,6 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
-import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from pulmo_models.mapping import FrameMask, frame_spacing_mm, mask_on_frames
@@ -20,6 +19,7 @@ from pulmo_models.types import Findings, Laterality, Mask, SourceFrame, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.finish import finish
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext, library_errors
+from pulmo_node.encode.overlapping import Labels, nearest_place, pieces_of, set_pixels, tokens_of
 from pulmo_node.encode.report import NoduleRecord
 from pulmo_node.encode.source import frame_as_image, frame_positions_mm, image_header, read_header
 from pulmo_node.errors import Permanent
@@ -59,12 +59,13 @@ def encode_seg(
     lungs = _masks_on_frames([findings.lungs[side] for side in sides], volume)
     touched = {mask.frame for found in (*masks, *lungs) for mask in found}
     used = list(range(len(volume.frames))) if options.empty_frames else sorted(touched)
-    pixels = _pixel_array(masks, lungs, used, volume.frames)
-    labelmap = options.segmentation == "labelmap" and pixels.ndim == 3
+    labels, overlap = _label_map(masks, lungs, used, volume.frames)
+    pieces = pieces_of(masks, lungs, labels, _planes(used)) if overlap else {}
+    labelmap = options.segmentation == "labelmap" and not overlap
     header, source_arguments = _source_arguments([volume.frames[frame] for frame in used], volume)
     with library_errors("SEG", context.series_instance_uid):
         built = hd.seg.Segmentation(
-            pixel_array=pixels,
+            pixel_array=tokens_of(pieces, labels) if overlap else labels,
             segmentation_type=_TYPES.LABELMAP if labelmap else _TYPES.BINARY,
             segment_descriptions=[
                 *(_nodule_segment(record, equipment) for record in records),
@@ -85,6 +86,8 @@ def encode_seg(
             contributing_equipment=equipment.contributing_items(context),
             **source_arguments,
         )
+        if overlap:
+            set_pixels(built, pieces, [volume.frames[frame] for frame in used])
         _complete(built, [volume.frames[frame] for frame in used], volume)
     return finish(built, "seg", header, context, context.uid("dimension-organization", weights_sha256))
 
@@ -107,20 +110,25 @@ def _masks_on_frames(masks: Sequence[Mask], volume: Volume) -> list[tuple[FrameM
     return [mask_on_frames(volume, mask) for mask in masks]
 
 
-def _pixel_array(
+def _planes(used: Sequence[int]) -> dict[int, int]:
+    """Which of the images of the object a frame of the volume is."""
+    return {frame: plane for plane, frame in enumerate(used)}
+
+
+def _label_map(
     nodules: Sequence[Sequence[FrameMask]],
     lungs: Sequence[Sequence[FrameMask]],
     used: Sequence[int],
     frames: Sequence[SourceFrame],
-) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Masks on the images that are ``used``, in their order.
+) -> tuple[Labels, bool]:
+    """Segment numbers on the images that are ``used``, in their order, and whether nodules overlap.
 
-    Segment numbers (images, rows, columns), or one 0/1 channel for each segment where nodules overlap. A lung is what
-    no nodule takes, so that a viewer draws it around them.
+    A pixel of several nodules has the number of the last. A lung is what no nodule takes, so that a viewer draws it
+    around them.
     """
-    plane_of = {frame: plane for plane, frame in enumerate(used)}
+    plane_of = _planes(used)
     shape, count = (len(used), frames[0].rows, frames[0].columns), len(nodules) + len(lungs)
-    labels = np.zeros(shape, dtype=np.uint8 if count < 256 else np.uint16)
+    labels: Labels = np.zeros(shape, dtype=np.uint8) if count < 256 else np.zeros(shape, dtype=np.uint16)
     overlap = False
     for number, found in enumerate(nodules, start=1):
         for mask in found:
@@ -131,15 +139,7 @@ def _pixel_array(
         for mask in found:
             region = labels[plane_of[mask.frame]][mask.region]
             region[mask.pixels & (region == 0)] = number
-    if not overlap:
-        return labels
-    channels = np.zeros((*shape, count), dtype=np.uint8)
-    for number, found in enumerate(nodules):
-        for mask in found:
-            channels[plane_of[mask.frame], ..., number][mask.region] = mask.pixels
-    for number in range(len(nodules), count):
-        channels[..., number] = labels == number + 1
-    return channels
+    return labels, overlap
 
 
 def _set_spacing(measures: Dataset, volume: Volume) -> None:
@@ -195,8 +195,7 @@ def _refer_to_frames(built: hd.seg.Segmentation, sources: Sequence[SourceFrame])
     """Name object and frame where highdicom was shown each frame as an image of its own (`frame_as_image`)."""
     places = np.array([source.origin_lps_mm for source in sources])
     for groups in built.PerFrameFunctionalGroupsSequence:
-        place = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, dtype=np.float64)
-        source = sources[int(np.linalg.norm(places - place, axis=1).argmin())]
+        source = sources[nearest_place(groups, places)]
         (item,) = groups.DerivationImageSequence[0].SourceImageSequence
         item.ReferencedSOPClassUID = source.sop_class_uid
         if source.frame_number is not None:

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from pulmo_node.domain.deliveries import DeliveryState
 from pulmo_node.domain.jobs import OPEN_STATES, JobState
 from pulmo_node.domain.series import SeriesState
+from pulmo_node.durable import fsync_folder
 from pulmo_node.errors import Permanent, Transient
 from pulmo_node.ports import PurgeableStudy, PurgedSeries, StudyFiles
 from pulmo_node.store import schema
@@ -129,7 +130,7 @@ class SqlMaintenanceStore(Database):
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             part.rename(target)
-            _fsync(target.parent)
+            fsync_folder(target.parent)
         except (OSError, sqlite3.Error) as exc:
             part.unlink(missing_ok=True)
             raise Transient(f"{target}: {exc}") from exc
@@ -198,11 +199,3 @@ def _purgeable(connection: Connection, study_instance_uid: str | None) -> tuple[
 
 def _in(column: sa.Column[Any], states: Sequence[JobState | DeliveryState]) -> sa.ColumnElement[bool]:
     return column.in_([state.value for state in states])
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

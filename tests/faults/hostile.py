@@ -26,22 +26,18 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import encode
-from pynetdicom.pdu import A_ASSOCIATE_RQ, A_RELEASE_RQ, P_DATA_TF
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    A_RELEASE,
-    ImplementationClassUIDNotification,
-    MaximumLengthNotification,
-)
+from pynetdicom.pdu import A_RELEASE_RQ, P_DATA_TF
+from pynetdicom.pdu_primitives import A_RELEASE
 from pynetdicom.presentation import build_context
 
 from pulmo_node.deliver import DicomSender
-from pulmo_node.dimse import IMPLEMENTATION_CLASS_UID, VERIFICATION
+from pulmo_node.dimse import VERIFICATION
 from pulmo_node.errors import PulmoError
 from pulmo_node.testing import SmallPacs
 from tests.faults.node import AE_TITLE, NodeProcess, Resources, wait_for
 from tests.faults.studies import Study, make_study, send
 from tests.faults.table import Outcome
+from tests.network_factory import associate_request
 
 _ATTACKERS = 4
 _HOSTILE_ADDRESS = "127.0.0.2"  # honest peers have another, as the limits of the node are by address
@@ -111,19 +107,8 @@ def run(
 
 def valid_conversation(study: Study) -> list[bytes]:
     """The PDUs of a peer that opens an association, echoes, stores an instance and releases."""
-    request = A_ASSOCIATE()
-    request.application_context_name = "1.2.840.10008.3.1.1.1"
-    request.calling_ae_title, request.called_ae_title = "STRANGER", AE_TITLE
-    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-    length.maximum_length_received = 16382
-    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    request.user_information = [length, implementation]
     contexts = [build_context(VERIFICATION), build_context(CTImageStorage, ExplicitVRLittleEndian)]
-    for number, context in enumerate(contexts):
-        context.context_id = 2 * number + 1
-    request.presentation_context_definition_list = contexts
-    associate = A_ASSOCIATE_RQ()
-    associate.from_primitive(request)
+    associate = associate_request(contexts, calling="STRANGER", called=AE_TITLE)
 
     echo, echo_message = C_ECHO(), C_ECHO_RQ()
     echo.MessageID, echo.AffectedSOPClassUID = 1, VERIFICATION
@@ -139,7 +124,7 @@ def valid_conversation(study: Study) -> list[bytes]:
     released = A_RELEASE_RQ()
     released.from_primitive(A_RELEASE())
     messages = [*echo_message.encode_msg(1, 16382), *store_message.encode_msg(3, 16382)]
-    return [associate.encode(), *(_data_pdu(message) for message in messages), released.encode()]
+    return [associate, *(_data_pdu(message) for message in messages), released.encode()]
 
 
 def _data_pdu(primitive: Any) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE, build_context
+from pynetdicom import build_context
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
@@ -25,7 +25,7 @@ from pulmo_node.network.access import Access
 from pulmo_node.network.limits import MOST_HALF_OPEN, Limits
 from pulmo_node.network.storing import StoreAnswer
 from pulmo_node.receive.arrival import Arrival
-from tests.network_factory import ReceivingNode, association, ct_slice, part10, receiving_node
+from tests.network_factory import ReceivingNode, associate_request, association, ct_slice, part10, receiving_node
 
 ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00"
 WAIT_SECONDS = 20.0
@@ -46,28 +46,10 @@ def received(sock: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def request_pdu() -> bytes:
-    """An A-ASSOCIATE-RQ as pynetdicom sends it, for CT and Verification."""
-    caught: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            taken, _ = server.accept()
-            with taken:
-                caught.append(taken.recv(65536))
-
-        listening = threading.Thread(target=answer)
-        listening.start()
-        entity = AE(ae_title="LORIS")
-        contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian), build_context("1.2.840.10008.1.1")]
-        entity.associate("127.0.0.1", server.getsockname()[1], contexts, ae_title="PULMO")
-        listening.join()
-    return caught[0]
-
-
 @pytest.fixture(scope="module")
 def request_bytes() -> bytes:
-    return request_pdu()
+    contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian), build_context("1.2.840.10008.1.1")]
+    return associate_request(contexts, calling="LORIS")
 
 
 def raw_association(node: ReceivingNode, request_bytes: bytes) -> socket.socket:

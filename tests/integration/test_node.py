@@ -107,7 +107,8 @@ def test_results_lie_in_the_pacs_under_the_same_study(tmp_path: Path, pacs: Smal
         send(node, files)
         detail = wait_for(node, study, in_state("DONE"))
     objects = [dcmread(stored.path) for stored in pacs.stored]
-    assert sorted(found.Modality for found in objects) == ["DOC", "OT", "OT", "PR", "SEG", "SR"]
+    # As they came: what is read first is sent first.
+    assert [found.Modality for found in objects] == ["SR", "SEG", "OT", "OT", "PR", "DOC"]
     assert {found.StudyInstanceUID for found in objects} == {study}
     assert {found.PatientID for found in objects} == {"PHANTOM-1"}
     assert {str(d.result.sop_instance_uid) for d in detail.deliveries} == {o.SOPInstanceUID for o in objects}

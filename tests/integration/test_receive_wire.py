@@ -19,12 +19,20 @@ from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, Explicit
 from pynetdicom import build_context
 from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
-from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
-from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
+from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.presentation import PresentationContext
 
-from pulmo_node.dimse import IMPLEMENTATION_CLASS_UID
 from pulmo_node.network.limits import Limits
-from tests.network_factory import ReceivingNode, association, ct_slice, data_set_part, encoded, part10, receiving_node
+from tests.network_factory import (
+    ReceivingNode,
+    associate_request,
+    association,
+    ct_slice,
+    data_set_part,
+    encoded,
+    part10,
+    receiving_node,
+)
 
 SERIES = "1.2.826.0.1.3680043.8.498.77"
 WAIT_SECONDS = 20.0
@@ -48,7 +56,7 @@ class Wire:
     def __init__(self, node: ReceivingNode, *, most_bytes: int = 16_382, calling: str = "WIRE") -> None:
         self.socket = socket.create_connection(("127.0.0.1", node.port), timeout=WAIT_SECONDS)
         self.stream = self.socket.makefile("rb")
-        self.socket.sendall(associate_request(most_bytes, calling))
+        self.socket.sendall(associate_request(contexts(), calling=calling, most_bytes=most_bytes))
         assert self.read_pdu()[0] == 2, "A-ASSOCIATE-AC"
 
     def __enter__(self) -> Wire:
@@ -85,25 +93,13 @@ class Wire:
         assert self.read_pdu()[0] == 6, "A-RELEASE-RP"
 
 
-def associate_request(most_bytes: int, calling: str) -> bytes:
-    request = A_ASSOCIATE()
-    request.application_context_name = "1.2.840.10008.3.1.1.1"
-    request.calling_ae_title, request.called_ae_title = calling, "PULMO"
-    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-    length.maximum_length_received = most_bytes
-    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    request.user_information = [length, implementation]
-    contexts = [
+def contexts() -> list[PresentationContext]:
+    """In the order of CT, DEFLATED and VERIFICATION."""
+    return [
         build_context(CTImageStorage, ExplicitVRLittleEndian),
         build_context(CTImageStorage, DeflatedExplicitVRLittleEndian),
         build_context("1.2.840.10008.1.1"),
     ]
-    for identifier, context in zip((CT, DEFLATED, VERIFICATION), contexts, strict=True):
-        context.context_id = identifier
-    request.presentation_context_definition_list = contexts
-    pdu = A_ASSOCIATE_RQ()
-    pdu.from_primitive(request)
-    return bytes(pdu.encode())
 
 
 def command(sop_instance_uid: str, message_id: int = 1) -> bytes:

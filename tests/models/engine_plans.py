@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.ct.candidates import CandidateSettings, FloatVolume, find_candidates, windows_of
-from pulmo_models.ct.characterise import (
-    CharacterisedCandidate,
-    CharacteriseSettings,
-    MalignancyHead,
-    characterise,
-    reported,
-)
+from pulmo_models.ct.characterise import CharacterisedCandidate, CharacteriseSettings, MalignancyHead, characterise
 from pulmo_models.ct.doubt import settle, with_doubt
 from pulmo_models.ct.engine import Engine
+from pulmo_models.ct.looks import Looks
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.masks import overlap_share
 from pulmo_models.ct.nodules import LEAST_SLICE_OVERLAP
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.ct.windows import fit_windows, sizes_of
 from pulmo_models.training.series import read_ct
 from pulmo_models.types import BoolArray
 from pulmo_models.weights import load_set
@@ -76,8 +72,8 @@ class Outcome:
 
     found: list[CharacterisedCandidate]
     candidates: int
-    windows: int
-    anew: int  # further windows, for candidates in doubt
+    windows: float  # as many of the published size would be as much to compute
+    anew: int  # further windows, for candidates in doubt, of the published size
     stage1_seconds: float  # all windows, peaks and doubts
     stage2_seconds: float
 
@@ -94,17 +90,19 @@ class Stages:
         """As the pipeline runs them."""
         detector, characteriser = engines
         begin = time.perf_counter()
+        base = plan
+        plan = fit_windows(plan, chest.search) if plan.anchor == "lungs" else plan
         windows = windows_of(chest.hu, plan, chest.search)
         wide = with_doubt(plan, doubt)
         found = find_candidates(chest.hu, chest.spacing_mm, detector, wide, chest.search, windows=windows)
-        accepts = partial(reported, chest.hu, runner=characteriser, settings=self.settings)
-        settled = settle(chest.hu, found, detector, plan, doubt, accepts)
+        looks = Looks(chest.hu, characteriser, self.settings)
+        settled = settle(chest.hu, found, detector, base, doubt, looks.reported)
         middle = time.perf_counter()
-        nodules = characterise(chest.hu, chest.spacing_mm, settled.candidates, characteriser, self.head, self.settings)
+        nodules = characterise(looks, chest.spacing_mm, settled.candidates, self.head)
         return Outcome(
             found=nodules,
             candidates=len(settled.candidates),
-            windows=len(windows),
+            windows=sum(n * math.prod(size) for size, n in sizes_of(windows, plan).items()) / math.prod(base.window),
             anew=settled.windows,
             stage1_seconds=middle - begin,
             stage2_seconds=time.perf_counter() - middle,

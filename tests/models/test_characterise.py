@@ -15,9 +15,9 @@ from pulmo_models.ct.characterise import (
     MalignancyHead,
     characterise,
     merge_duplicates,
-    wide_input,
 )
 from pulmo_models.ct.device import Runner
+from pulmo_models.ct.looks import Looks, wide_input
 from pulmo_models.ct.masks import grow_from_hu, overlap_share
 from pulmo_models.ct.views import ONE_VIEW
 from pulmo_models.nets.student2p5d import Student2p5D
@@ -75,7 +75,9 @@ def ball(shape: tuple[int, ...], centre: tuple[int, ...], radius_mm: float) -> n
 def run(hu: np.ndarray, *indices: tuple[int, int, int], network: StandIn | None = None) -> list[CharacterisedCandidate]:
     network = network or StandIn()
     candidates = [Candidate(index=index, score=0.9 - 0.01 * i) for i, index in enumerate(indices)]
-    return characterise(hu, SPACING, candidates, Runner(network, CPU, "fp32"), head(network), CharacteriseSettings())
+    return characterise(
+        Looks(hu, Runner(network, CPU, "fp32"), CharacteriseSettings()), SPACING, candidates, head(network)
+    )
 
 
 def test_input_is_seven_native_slices_with_the_candidate_in_the_middle() -> None:
@@ -116,7 +118,8 @@ def test_logit_with_the_real_network_on_either_scale(scale: str) -> None:
     hu = volume_with(((20, 50, 50), 6.0), shape=(24, 80, 80))
     candidate = Candidate(index=(20, 50, 50), score=0.5)
     runner = Runner(network, CPU, "fp32")
-    (found,) = characterise(hu, SPACING, [candidate], runner, read_out, CharacteriseSettings(views=ONE_VIEW))
+    looks = Looks(hu, runner, CharacteriseSettings(views=ONE_VIEW))
+    (found,) = characterise(looks, SPACING, [candidate], read_out)
     logit = sum(c.contribution for c in found.concepts) + read_out.bias
     assert 1 / (1 + math.exp(-logit)) == pytest.approx(found.malignancy_probability, abs=1e-5)
     with torch.inference_mode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from pulmo_models.ct.candidates import Candidate, CandidateSettings, heatmap, windows_of
 from pulmo_models.ct.device import Runner
-from pulmo_models.ct.doubt import published_scores, settle, with_doubt
+from pulmo_models.ct.doubt import _unlike_each_other, published_scores, settle, with_doubt
 
 CPU = torch.device("cpu")
 SPARSE = CandidateSettings(peak_threshold=0.5, anchor="lungs", stride=(60, 120, 120), blend="centred")
@@ -100,6 +101,16 @@ def test_without_doubt_nothing_is_asked(hu: np.ndarray) -> None:
 def test_windows_that_disagree_are_asked_longer(hu: np.ndarray) -> None:
     counts = []
     for spread in (0.01, 0.3):
-        _, windows = published_scores(hu, [(40, 90, 100)], Runner(Moody(0.62, spread), CPU, "fp32"), SPARSE)
-        counts.append(windows)
+        runner = Runner(Moody(0.56, spread), CPU, "fp32")
+        counts.append(sum(published_scores(hu, [place], runner, SPARSE)[1] for place in PLACES))
     assert counts[0] < counts[1]
+
+
+def test_windows_that_have_least_in_common_come_first() -> None:
+    window = (64, 128, 128)
+    middle = (32, 64, 64)
+    others = [start for start in product((32, 0), (64, 0), (64, 0)) if start != middle]
+    order = _unlike_each_other([middle, *others], window)
+    assert order[:2] == [middle, (0, 0, 0)]
+    assert sorted(order) == sorted([middle, *others])
+    assert _unlike_each_other([], window) == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,7 +21,15 @@ from pulmo_models.ct.candidates import (
 )
 from pulmo_models.ct.device import Runner
 from pulmo_models.ct.heat import STAGED_SLICES, HostWindows, StagedWindows, heat_slabs
-from pulmo_models.ct.windows import WindowPlan, box_at, lay_windows, weights_of
+from pulmo_models.ct.windows import (
+    WindowPlan,
+    box_at,
+    depths_of,
+    fit_windows,
+    lay_windows,
+    sizes_of,
+    weights_of,
+)
 from tests import published_reference as reference
 from tests.conftest import ROOT
 
@@ -75,6 +85,43 @@ def test_one_window_has_the_lungs_in_its_middle() -> None:
     assert lay_windows(search.shape, LUNGS, search) == [(0, 29, 46)]
 
 
+TALL_LUNGS = WindowPlan(window=(64, 128, 128), stride=(56, 120, 120), anchor="lungs", blend="centred")
+
+
+@pytest.mark.parametrize("shape", [(150, 300, 330), (62, 200, 260), (99, 384, 400), (20, 260, 400)])
+def test_fitted_windows_see_all_of_the_lungs_and_compute_less(shape: tuple[int, int, int]) -> None:
+    search = np.zeros(shape, dtype=bool)
+    z, y, x = np.indices(shape) / np.reshape(shape, (3, 1, 1, 1))
+    search |= ((z - 0.5) / 0.48) ** 2 + ((y - 0.5) / 0.4) ** 2 + ((x - 0.3) / 0.17) ** 2 <= 1
+    search |= ((z - 0.5) / 0.45) ** 2 + ((y - 0.5) / 0.4) ** 2 + ((x - 0.7) / 0.25) ** 2 <= 1
+    fitted = fit_windows(TALL_LUNGS, search)
+    computed = []
+    for plan in (TALL_LUNGS, fitted):
+        padded = tuple(max(size, length) for size, length in zip(shape, plan.window, strict=True))
+        starts = lay_windows(padded, plan, search)
+        layers = sorted({start[0] for start in starts})
+        depths = dict(zip(layers, depths_of(len(layers), plan), strict=True))
+        seen = np.zeros(padded, dtype=bool)
+        for start in starts:
+            window = (depths[start[0]], *plan.window[1:])
+            assert seen[box_at(start, window)].shape == window  # inside the volume
+            seen[box_at(start, window)] = True
+        assert seen[: shape[0], : shape[1], : shape[2]][search].all()
+        sizes = sizes_of(starts, plan)
+        assert sum(sizes.values()) == len(starts)
+        computed.append(sum(number * math.prod(size) for size, number in sizes.items()))
+        for size in sizes:
+            assert all(length % 16 == 0 for length in size)
+            assert all(0.75 <= length / own <= 1.25 for length, own in zip(size, TALL_LUNGS.window, strict=True))
+        assert len(sizes) <= 2
+    assert computed[1] < 0.95 * computed[0]
+
+
+def test_lungs_that_the_windows_fit_keep_them() -> None:
+    search = np.ones((64, 128, 248), dtype=bool)
+    assert fit_windows(TALL_LUNGS, search) == TALL_LUNGS
+
+
 def test_weights_fall_off_to_the_border_and_never_vanish() -> None:
     assert weights_of(WindowPlan()) is None
     weights = weights_of(LUNGS)
@@ -108,19 +155,26 @@ class Ramp(torch.nn.Module):
         self.ramp = torch.nn.Parameter(torch.randn(1, 1, *window, generator=torch.Generator().manual_seed(5)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 6.0 * x - 4.0 + self.ramp
+        return 6.0 * x - 4.0 + self.ramp[:, :, : x.shape[2]]
 
 
-@pytest.mark.parametrize("plan", [LUNGS, WindowPlan(window=SMALL, stride=(8, 16, 16))], ids=["lungs", "volume"])
+@pytest.mark.parametrize(
+    "plan",
+    [LUNGS, replace(LUNGS, last_depth=9), WindowPlan(window=SMALL, stride=(8, 16, 16))],
+    ids=["lungs", "lungs, the last layer shallow", "volume"],
+)
 def test_the_heat_map_is_the_weighted_mean_of_the_windows(plan: WindowPlan) -> None:
     search = two_lungs()
     hu = np.random.default_rng(1).normal(-700, 250, search.shape).astype(np.float32)
-    settings = CandidateSettings(window=SMALL, stride=plan.stride, anchor=plan.anchor, blend=plan.blend)
-    network, weights = Ramp(), weights_of(plan)
+    settings = CandidateSettings(**asdict(plan))
+    network = Ramp()
     total, count = np.zeros(hu.shape), np.zeros(hu.shape)
-    each = np.ones(SMALL) if weights is None else weights
-    for start in lay_windows(hu.shape, plan, search):
-        box = box_at(start, SMALL)
+    starts = lay_windows(hu.shape, plan, search)
+    for start in starts:
+        window = (plan.last_depth, *SMALL[1:]) if plan.last_depth and start[0] == starts[-1][0] else SMALL
+        weights = weights_of(replace(plan, window=window))
+        each = np.ones(window) if weights is None else weights
+        box = box_at(start, window)
         x = torch.from_numpy((np.clip(hu[box], -1000, 1000) + 1000) / 2000)[None, None]
         total[box] += each * torch.sigmoid(network(x)).detach().numpy()[0, 0]
         count[box] += each

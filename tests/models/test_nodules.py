@@ -15,7 +15,7 @@ from pulmo_models import registry
 from pulmo_models.checkpoints import write_set
 from pulmo_models.codes import CautionCode
 from pulmo_models.ct import engine, nodules
-from pulmo_models.ct.device import Precision, Runner
+from pulmo_models.ct.device import Precision, Runner, has_native_bf16
 from pulmo_models.errors import DeviceUnavailable, WeightsMissing
 from pulmo_models.geometry import index_to_lps
 from pulmo_models.mapping import frames_of_grid
@@ -178,13 +178,13 @@ def test_findings_say_what_made_them(result: tuple[Findings, object], manifest: 
     assert findings.device == "cpu"
     assert [caution.code for caution in findings.cautions] == ["GAP_FILLED", "PARTIAL_LUNGS"]
     assert findings.cautions[0] == REPAIRED
-    assert list(findings.timings_seconds) == ["lungs", "stage1", "stage2", "measure"]
+    assert list(findings.timings_seconds) == ["lungs", "stage1", "doubt", "stage2", "measure"]
 
 
 def test_progress_runs_through_all_steps(result: tuple[Findings, list[tuple[str, float]]]) -> None:
     _, seen = result
-    assert list(dict.fromkeys(step for step, _ in seen)) == ["lungs", "stage1", "stage2", "measure"]
-    for step in ("lungs", "stage1", "stage2", "measure"):
+    assert list(dict.fromkeys(step for step, _ in seen)) == ["lungs", "stage1", "doubt", "stage2", "measure"]
+    for step in ("lungs", "stage1", "doubt", "stage2", "measure"):
         shares = [share for name, share in seen if name == step]
         assert shares[0] == 0.0
         assert shares[-1] == 1.0
@@ -219,7 +219,8 @@ def test_cautions_of_the_devices_and_the_precision_reach_the_report(
 
     monkeypatch.setattr(engine, "Runner", Watched)
     findings = registry.build("ct-nodules", {"weights": str(manifest), "precision": "bf16"}, "cpu")(volume)
-    assert made == [("BlobDetector", "bf16"), ("Student2p5D", "fp32")]
+    sieve = [("Student2p5D", "bf16")] if has_native_bf16(torch.device("cpu")) else []
+    assert made == [("BlobDetector", "bf16"), ("Student2p5D", "fp32"), *sieve]
     said = [str(caution) for caution in findings.cautions if caution.code == CautionCode.CPU_FALLBACK]
     assert said == ["BlobDetector ran on the CPU", "Student2p5D ran on the CPU"]
 

@@ -13,8 +13,9 @@ from pulmo_models import registry
 from pulmo_models.checkpoints import load_stage1, load_stage2
 from pulmo_models.ct import engine, nodules
 from pulmo_models.ct.candidates import CandidateSettings, find_candidates, heatmap
-from pulmo_models.ct.characterise import CharacteriseSettings, wide_input
+from pulmo_models.ct.characterise import CharacteriseSettings
 from pulmo_models.ct.device import Precision, Runner, has_native_bf16
+from pulmo_models.ct.looks import wide_input
 from pulmo_models.ct.masks import overlap_share
 from pulmo_models.imports import import_checkpoints
 from pulmo_models.pipeline import Rejection
@@ -243,7 +244,8 @@ def test_the_published_protocol_computes_in_fp32_unless_told_otherwise(
         pipeline(make_volume(np.full((10, 64, 64), -1000.0), SPACING))
     except Rejection:
         assert protocol == "tuned"
-    assert made == [used, "fp32"]
+    sieve = ["bf16"] if protocol == "tuned" and has_native_bf16(CPU) else []
+    assert made == [used, "fp32", *sieve]
 
 
 def test_another_protocol_is_refused(manifest: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pulmo_models.ct.lungs import LungRegion, localise_lungs
+from pulmo_models.ct.morphology import BlockMask
 from pulmo_models.ct.sides import left_side
 from pulmo_models.ct.site import laterality, pleura_distance_mm
 from pulmo_models.types import BoolArray, Mask
@@ -28,7 +29,7 @@ def chest(*lungs: BoolArray) -> np.ndarray:
 
 
 def share_left(region: LungRegion, part: BoolArray) -> float:
-    return float(region.left[part & region.mask].mean())
+    return float(region.left.whole()[part & region.mask].mean())
 
 
 @pytest.mark.parametrize("reversed_axes", [(), (0,), (1,), (2,), (0, 2), (1, 2)])
@@ -57,8 +58,8 @@ def test_left_and_right_are_the_whole_and_do_not_overlap() -> None:
     lungs = region.lungs()
     left, right = (lungs[side].to_volume(SHAPE) for side in ("left", "right"))
     assert not (left & right).any()
-    np.testing.assert_array_equal(left | right, region.proper)
-    assert (region.proper & region.mask).sum() > 0.99 * region.mask.sum()
+    np.testing.assert_array_equal(left | right, region.proper.whole())
+    assert (region.proper.whole() & region.mask).sum() > 0.99 * region.mask.sum()
 
 
 @pytest.mark.parametrize("overlap_mm", [0.0, 12.0, 20.0])
@@ -109,10 +110,14 @@ def test_trachea_and_main_bronchi_belong_to_no_lung(lumen_hu: float) -> None:
     hu[trachea | (bronchi & ~lungs)] = lumen_hu
     region = localise_lungs(make_volume(hu, SPACING))
     assert region.mask[trachea].mean() > 0.9, "it is air within the chest all the same"
-    assert not region.proper[trachea].any()
-    assert region.proper[lungs].mean() > 0.97
+    assert not region.proper.whole()[trachea].any()
+    assert region.proper.whole()[lungs].mean() > 0.97
     assert share_left(region, lungs & (COLUMNS > 100)) > 0.99
     assert share_left(region, lungs & (COLUMNS < 100)) < 0.01
+
+
+def voxelwise(mask: BoolArray) -> BlockMask:
+    return BlockMask(voxels=mask, factors=(1, 1, 1), shape=mask.shape)
 
 
 def region_of(mask: BoolArray, left: BoolArray | None = None) -> LungRegion:
@@ -120,8 +125,8 @@ def region_of(mask: BoolArray, left: BoolArray | None = None) -> LungRegion:
     return LungRegion(
         mask=mask,
         search=mask,
-        proper=mask,
-        left=np.ones_like(mask) if left is None else left,
+        proper=voxelwise(mask),
+        left=voxelwise(np.ones_like(mask) if left is None else left),
         box=(slice(None), slice(None), slice(None)),
         volume_ml=1000.0,
     )

@@ -121,6 +121,21 @@ def test_overlapping_masks_both_survive(volume: Volume) -> None:
     assert seg.SegmentsOverlap == "YES"
 
 
+@pytest.mark.parametrize("empty_frames", [False, True])
+def test_overlapping_masks_where_frames_do_not_end_with_a_byte(tmp_path: Path, empty_frames: bool) -> None:
+    volume = write_volume(chest_datasets((11, 41, 47)), tmp_path)
+    nodules = [make_nodule(volume, (k, 14 + k, 20), radius_mm=5.0) for k in (3, 4, 8)]
+    seg = read_object(_encode(volume, nodules, LUNGS, lung_segments=True, empty_frames=empty_frames)[1])
+    assert seg.SegmentsOverlap == "YES"
+    assert seg.NumberOfFrames * 41 * 47 % 8
+    assert len(seg.PixelData) == -(-seg.NumberOfFrames * 41 * 47 // 16) * 2
+    decoded = _decoded_masks(seg, volume)
+    inside = [nodule.mask.to_volume(volume.hu.shape) for nodule in nodules]
+    lungs = [LUNGS[side].to_volume(volume.hu.shape) & ~np.logical_or.reduce(inside) for side in ("left", "right")]
+    for number, mask in enumerate([*inside, *lungs], start=1):
+        np.testing.assert_array_equal(decoded[number], mask)
+
+
 def test_a_nodule_at_the_corner_of_the_volume(volume: Volume) -> None:
     _assert_masks_survive(volume, [make_nodule(volume, (0, 0, 0)), make_nodule(volume, (11, 39, 47))])
 

@@ -9,14 +9,9 @@ import numpy.typing as npt
 import torch
 
 from pulmo_models.ct.candidates import Candidate, CandidateSettings, heatmap, pick_peaks
-from pulmo_models.ct.characterise import (
-    CharacterisedCandidate,
-    CharacteriseSettings,
-    MalignancyHead,
-    characterise,
-    look,
-)
+from pulmo_models.ct.characterise import CharacterisedCandidate, CharacteriseSettings, MalignancyHead, characterise
 from pulmo_models.ct.device import Precision, Runner, resolve_device
+from pulmo_models.ct.looks import Looks, look
 from pulmo_models.ct.lungs import localise_lungs
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.ct.views import VIEWS
@@ -86,7 +81,8 @@ class Analyst:
         if self.characteriser is None or self.head is None:
             raise WeightsMissing("a detector alone gives no findings")
         settings = CharacteriseSettings(detection_threshold=self.detection_threshold)
-        return characterise(volume.hu, volume.spacing_mm, candidates, self.characteriser, self.head, settings)
+        looks = Looks(volume.hu, self.characteriser, settings)
+        return characterise(looks, volume.spacing_mm, candidates, self.head)
 
 
 def search_mask(volume: Volume) -> BoolArray:

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 
 from pulmo_models.ct.candidates import Candidate, normalise
-from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise, wide_input
+from pulmo_models.ct.characterise import CharacteriseSettings, MalignancyHead, characterise
 from pulmo_models.ct.device import Runner
+from pulmo_models.ct.looks import Looks, wide_input
 from pulmo_models.ct.views import VIEWS, ask
 from pulmo_models.training.fitting.rows import StoreUnfit
 from pulmo_models.training.metrics.resampling import Floats
@@ -116,5 +117,5 @@ def _walked(patch: Patch, runner: Runner, head: MalignancyHead) -> _Bools:
     candidate = Candidate(index=middle(patch), score=1.0)
     whatever_its_probability = CharacteriseSettings(detection_threshold=0.0)
     hu = patch.hu.astype(np.float32)
-    (found,) = characterise(hu, spacing, [candidate], runner, head, whatever_its_probability)
+    (found,) = characterise(Looks(hu, runner, whatever_its_probability), spacing, [candidate], head)
     return found.mask.to_volume(patch.hu.shape)
