@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import report
 from benchmarks.report import Options, Row, Table, Unavailable, compared, in_turn, row, seconds_of
 from pulmo_models.ct.candidates import windows_of
-from pulmo_models.ct.device import Runner, resolve_device
+from pulmo_models.ct.device import Runner, has_native_bf16, resolve_device
 from pulmo_models.ct.engine import Engine, choose_engine, set_threads
 from pulmo_models.ct.heat import HostWindows, normalise
 from pulmo_models.ct.looks import look
@@ -36,6 +36,7 @@ from pulmo_models.ct.openvino_engine import installed
 from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.ct.views import VIEWS
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
+from pulmo_models.nets.student2p5d import Detection2p5D
 from pulmo_models.pipeline import Rejection
 from tests.models.engine_plans import (
     DOUBT,
@@ -80,6 +81,8 @@ class _Bench:
         self.threads = set_threads()
         self.stages = Stages()
         self.second = self.engine("auto", "fp32", self.stages.characteriser)
+        sifts = self.device.type == "cpu" and has_native_bf16(self.device)
+        self.sieve = self.engine("auto", "bf16", Detection2p5D(self.stages.characteriser)) if sifts else None
         self.ours_seconds: list[float] = []
         self.outcome: Outcome | None = None
         self.seconds_per_window = 0.0  # of the published protocol in plain torch
@@ -112,7 +115,9 @@ class _Bench:
         outcomes: dict[str, Outcome] = {}
 
         def ours(name: str) -> float:
-            outcomes[name] = self.stages.run(self.chest, (engines[name], self.second), over_lungs(OVERLAP), DOUBT)
+            outcomes[name] = self.stages.run(
+                self.chest, (engines[name], self.second), over_lungs(OVERLAP), DOUBT, self.sieve
+            )
             return outcomes[name].stage1_seconds
 
         sides: dict[str, Callable[[], float]] = {PLAIN: published} | {name: partial(ours, name) for name in engines}
@@ -186,7 +191,7 @@ class _Bench:
             expected: Outcome | None = None
             plain_windows += len(windows_of(chest.hu, PUBLISHED))
             for name, (plan, doubt) in plans.items():
-                done = self.stages.run(chest, (engine, self.second), plan, doubt)
+                done = self.stages.run(chest, (engine, self.second), plan, doubt, self.sieve)
                 expected = expected or done
                 pairs = matched(expected.found, done.found, chest.spacing_mm)
                 lost = [f for f in expected.found if f not in [one for one, _ in pairs]]

@@ -1,7 +1,10 @@
 """What the benchmarks of the whole node share: CT series of any length, and a node that serves with a real Orthanc.
 
-The series are slices of a real chest CT (CPTAC C3N-00247 of the test data, 99 slices 3 mm apart), interpolated along
-the patient to the number that is asked for; without the test data, the demo's phantom, scaled to the same matrix.
+The series are slices of a real chest CT of the test data, interpolated along the patient to the number that is asked
+for: of CPTAC C3N-00247 (99 slices 3 mm apart, pixels of 0.56 mm, so that the lungs fill the field: more windows than
+any other) or of LIDC-IDRI-0063 (133 slices 2.5 mm apart, pixels of 0.78 mm, as most of the test data). Interpolated
+slices are smoother along the patient than acquired ones, and show the networks more candidates (docs/performance.md).
+Without the test data it is the demo's phantom, scaled to the same matrix.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ SYNTAXES: Mapping[str, int | None] = {
     "JPEG 2000": gdcm.TransferSyntax.JPEG2000Lossless,
 }
 _PROPOSED = {"uncompressed": (), "JPEG Lossless": ("-xs",), "JPEG 2000": ("-xv",), "JPEG-LS": ("-xt",)}  # to storescu
-_CPTAC = "ct_cptac_c3n-00247/dicom"
+FINE, USUAL = "CPTAC C3N-00247", "LIDC-IDRI-0063"
+_FOLDERS = {FINE: "ct_cptac_c3n-00247/dicom", USUAL: "ct_lidc_idri_0063/dicom"}
 _LONGEST_SECONDS = 1800.0
 _SLICES_AT_ONCE = 32
 
@@ -67,13 +71,13 @@ class Chest:
         return study
 
 
-def chest(options: Options) -> Chest:
-    """The real chest, or the phantom."""
-    folder = options.data / _CPTAC if options.data else None
+def chest(options: Options, name: str = FINE) -> Chest:
+    """A real chest by its name, or the phantom."""
+    folder = options.data / _FOLDERS[name] if options.data else None
     if folder is not None and folder.is_dir():
         paths = sorted(folder.iterdir())
         volume = assemble(paths, describe(paths))
-        return Chest(name="CPTAC C3N-00247", hu=volume.hu, spacing_mm=volume.spacing_mm)
+        return Chest(name=name, hu=volume.hu, spacing_mm=volume.spacing_mm)
     from scipy import ndimage  # noqa: PLC0415 - without the test data only
 
     from pulmo_models.training.material.phantoms import make_demo_phantom  # noqa: PLC0415

@@ -91,7 +91,7 @@ def characterise(
     """
     settings = looks.settings
     answers = looks.at([c.index for c in candidates], lambda share: progress(0.5 * share))
-    asked = zip(candidates, answers, strict=True)
+    asked = [(c, answer) for c, answer in zip(candidates, answers, strict=True) if answer is not None]
     kept = [(c, answer) for c, answer in asked if answer.detection_probability >= settings.detection_threshold]
     if not kept:
         return []

@@ -20,10 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pulmo_models.ct.device import Arithmetic, Precision, Runner, arithmetic_on
-from pulmo_models.ct.openvino_engine import OpenVinoEngine, installed
+from pulmo_models.ct.openvino_engine import Drawn, OpenVinoEngine, installed
 from pulmo_models.errors import DeviceUnavailable
-from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
-from pulmo_models.nets.student2p5d import Student2p5D
 from pulmo_models.types import Caution
 
 EngineName = Literal["auto", "torch", "compiled", "openvino"]
@@ -75,7 +73,7 @@ class EngineChoice:
         Raises:
             DeviceUnavailable: OpenVINO is there and cannot be loaded.
         """
-        if self.name == "openvino" and self.precision != "fp16" and isinstance(network, HeatmapUNet3D | Student2p5D):
+        if self.name == "openvino" and self.precision != "fp16" and isinstance(network, Drawn):
             return OpenVinoEngine(network, self.precision, threads)
         return Runner(network, device, self.precision, compiled=self.name == "compiled")
 
@@ -120,6 +118,6 @@ def _not_by_openvino(network: nn.Module, device: torch.device, precision: Arithm
         return f"OpenVINO is not for the {device.type} device"
     if precision == "fp16":
         return "OpenVINO does not compute in fp16 on a CPU"
-    if not isinstance(network, HeatmapUNet3D | Student2p5D):
+    if not isinstance(network, Drawn):
         return f"{type(network).__name__} is no network that is written down for OpenVINO"
     return None if installed() else "the package openvino is not installed"

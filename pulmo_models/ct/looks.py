@@ -1,9 +1,9 @@
 """What the network of stage 2 says of places of one volume, in few large batches and of no place twice.
 
 The input is seven native slices of 64 x 64 voxels around the place, which is index (3, 32, 32), padded with -1000 HU,
-as published. Most candidates are no nodules, and bf16 is enough to tell those that are far from it: on a CPU that has
-instructions for it they are sieved out, and only the others are looked at in fp32. So what is reported, scores and
-masks, is what fp32 alone gives (docs/performance.md).
+as published. Most candidates are no nodules, and detection alone in bf16 is enough to tell those that are far from it:
+on a CPU that has instructions for bf16 they are sieved out at a sixth of the cost, and only the others are looked at in
+fp32. So what is reported, scores and masks, is what fp32 alone gives (docs/performance.md).
 
 Errors: :class:`DeviceOutOfMemory`.
 """
@@ -33,8 +33,8 @@ GPU_BATCH = 256
 GPU_AHEAD = 8
 
 SURELY = 0.15
-"""How far below the threshold a logit of detection in bf16 is that of no nodule. The largest difference that bf16 made
-to one, the mean of eight views, was 0.030 among 381 candidates."""
+"""How far from the threshold a logit of detection of the sieve is sure. The largest difference that bf16 made to one,
+the mean of eight views, was 0.030 by OpenVINO and 0.041 by torch among 381 candidates of real CTs."""
 
 ShareCallback = Callable[[float], None]
 _FloatVolume = npt.NDArray[np.float32]
@@ -50,7 +50,7 @@ class CharacteriseSettings:
     views: tuple[View, ...] = VIEWS
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Answer:
     """What the network says of one place: the mean of its views."""
 
@@ -67,7 +67,7 @@ class Answer:
 class Looks:
     """The answers about one volume; ``hu`` lies as the network is to see it.
 
-    ``runner`` wraps a :class:`Student2p5D`; ``sieve`` does so in an arithmetic that is less exact and faster.
+    ``runner`` wraps a :class:`Student2p5D`, ``sieve`` its :class:`Detection2p5D` in a faster, less exact arithmetic.
     """
 
     def __init__(
@@ -77,25 +77,24 @@ class Looks:
         self.settings = settings
         self._runner = runner
         self._sieve = sieve if 0.0 < settings.detection_threshold < 1.0 else None
-        self._known: dict[Index, Answer] = {}
+        self._verdicts: dict[Index, bool | None] = {}  # of the sieve; None: it is not sure
+        self._answers: dict[Index, Answer] = {}
 
     @property
     def ahead(self) -> int:
         """How many slices of a mask to ask for together: in vain where it ends, which only a GPU does not feel."""
         return 1 if self._runner.device.type == "cpu" else GPU_AHEAD
 
-    def at(self, places: Sequence[Index], progress: ShareCallback = lambda share: None) -> list[Answer]:
-        """The answers about places, in their order; of those that are no nodules they may be those of the sieve.
+    def at(self, places: Sequence[Index], progress: ShareCallback = lambda share: None) -> list[Answer | None]:
+        """The answers about places, in their order; None where the sieve is sure that there is no nodule.
 
         Raises:
             DeviceOutOfMemory: from the engines.
         """
-        new = [place for place in dict.fromkeys(places) if place not in self._known]
-        if self._sieve is not None:
-            self._ask(new, self._sieve, lambda share: progress(0.5 * share))
-            new = [place for place in new if not self._is_surely_none(self._known[place])]
-        self._ask(new, self._runner, lambda share: progress(0.5 + 0.5 * share))
-        return [self._known[place] for place in places]
+        self._sift(places, lambda share: progress(0.5 * share))
+        asked = [place for place in places if self._verdicts.get(place) is not False]
+        self._ask(asked, lambda share: progress(0.5 + 0.5 * share))
+        return [self._answers[place] if self._verdicts.get(place) is not False else None for place in places]
 
     def reported(self, places: Sequence[Index]) -> list[bool]:
         """Whether stage 2 takes places for nodules.
@@ -103,8 +102,14 @@ class Looks:
         Raises:
             DeviceOutOfMemory: from the engines.
         """
+        self._sift(places, lambda share: None)
+        self._ask([place for place in places if self._verdicts.get(place) is None], lambda share: None)
         threshold = self.settings.detection_threshold
-        return [answer.detection_probability >= threshold for answer in self.at(places)]
+        verdicts = [self._verdicts.get(place) for place in places]
+        return [
+            self._answers[place].detection_probability >= threshold if verdict is None else verdict
+            for place, verdict in zip(places, verdicts, strict=True)
+        ]
 
     def outlines(self, places: Sequence[Index]) -> npt.NDArray[np.bool_]:
         """What one look outlines at each of some places, at least one: (B, 64, 64), the place at (32, 32).
@@ -112,25 +117,33 @@ class Looks:
         Raises:
             DeviceOutOfMemory: from the engine.
         """
-        parts = [out["segmentation"][:, 0] for out in _batches(self.hu, places, self._runner, ONE_VIEW)]
-        return self.outlined(torch.cat(parts))
+        return self.outlined(look(self.hu, places, self._runner, ONE_VIEW)["segmentation"][:, 0])
 
     def outlined(self, logits: Tensor) -> npt.NDArray[np.bool_]:
         """Which pixels of an outline's logits belong to it."""
         return (torch.sigmoid(logits) >= self.settings.mask_threshold).numpy()
 
-    def _ask(self, places: list[Index], engine: Engine, progress: ShareCallback) -> None:
-        found: list[Answer] = []
-        for out in _batches(self.hu, places, engine, self.settings.views):
-            rows = zip(out["detection"], out["concepts"], out["segmentation"][:, 0], strict=True)
-            found += [Answer(detection=d, concepts=c, segmentation=s) for d, c, s in rows]
-            progress(len(found) / len(places))
-        self._known.update(zip(places, found, strict=True))
-
-    def _is_surely_none(self, answer: Answer) -> bool:
+    def _sift(self, places: Sequence[Index], progress: ShareCallback) -> None:
+        if self._sieve is None:
+            return
+        new = [place for place in dict.fromkeys(places) if place not in self._verdicts]
         threshold = self.settings.detection_threshold
-        logit = float(answer.detection[1] - answer.detection[0])
-        return logit < math.log(threshold / (1.0 - threshold)) - SURELY
+        limit = math.log(threshold / (1.0 - threshold))
+        done = 0
+        for out in _batches(self.hu, new, self._sieve, self.settings.views):
+            for logit in (out["detection"][:, 1] - out["detection"][:, 0]).tolist():
+                self._verdicts[new[done]] = None if abs(logit - limit) < SURELY else logit > limit
+                done += 1
+            progress(done / len(new))
+
+    def _ask(self, places: Sequence[Index], progress: ShareCallback) -> None:
+        new = [place for place in dict.fromkeys(places) if place not in self._answers]
+        done = 0
+        for out in _batches(self.hu, new, self._runner, self.settings.views):
+            for row in zip(out["detection"], out["concepts"], out["segmentation"][:, 0], strict=True):
+                self._answers[new[done]] = Answer(*row)
+                done += 1
+            progress(done / len(new))
 
 
 def wide_input(hu: _FloatVolume, centre: Index) -> _FloatVolume:
@@ -162,4 +175,5 @@ def _batches(
     """The outputs for some of the places at a time, in their order."""
     at_once = max(1, (BATCH if engine.device.type == "cpu" else GPU_BATCH) // len(views))
     for start in range(0, len(centres), at_once):
-        yield ask(engine, torch.from_numpy(_wide_inputs(hu, centres[start : start + at_once])), views)
+        wide = torch.from_numpy(_wide_inputs(hu, centres[start : start + at_once]))
+        yield ask(engine, wide.to(engine.device), views)  # turned where it is computed

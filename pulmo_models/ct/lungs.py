@@ -171,7 +171,8 @@ def _block_mean(hu: _FloatVolume, factors: tuple[int, ...]) -> _FloatVolume:
     def layer(start: int) -> _FloatVolume:
         slab = np.clip(hu[start : start + fz], -1024.0, 1000.0).sum(axis=0)
         sums = np.add.reduceat(np.add.reduceat(slab, starts[1], axis=0), starts[2], axis=1)
-        return sums / (counts * numbers[0][start // fz])
+        mean: _FloatVolume = sums / (counts * numbers[0][start // fz])
+        return mean
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return np.stack(list(pool.map(layer, starts[0].tolist()))).astype(np.float32, copy=False)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from pulmo_models import __version__
 from pulmo_models.checkpoints import load_stage1, load_stage2
@@ -37,7 +38,7 @@ from pulmo_models.ct.settings import NoduleSettings
 from pulmo_models.ct.site import laterality, pleura_distance_mm
 from pulmo_models.ct.views import ONE_VIEW, VIEWS
 from pulmo_models.ct.windows import Start, WindowPlan, fit_windows, sizes_of
-from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.nets.student2p5d import Detection2p5D
 from pulmo_models.orientation import Turn, no_turn, upright
 from pulmo_models.pipeline import ProgressCallback, Rejection, no_progress
 from pulmo_models.types import AlgorithmStage, BoolArray, Caution, Findings, Nodule, PipelineInfo, Radiograph, Volume
@@ -75,9 +76,9 @@ class NodulePipeline:
     def __init__(self, settings: NoduleSettings, device: str = "auto") -> None:
         self._device = resolve_device(device)
         weights = load_set(settings.weights)
-        self._stage1 = load_stage1(weights)
-        self._stage2 = load_stage2(weights)
-        self._head = MalignancyHead.of(self._stage2, weights.concept_scale)
+        stage1, stage2 = load_stage1(weights), load_stage2(weights)
+        self._networks = {"stage1": stage1, "stage2": stage2, "sieve": Detection2p5D(stage2)}
+        self._head = MalignancyHead.of(stage2, weights.concept_scale)
         point = settings.at(weights.operating_point)
         self._published = settings.protocol == "published"
         self._candidates = _stage1_settings(settings, point, self._device)
@@ -91,8 +92,8 @@ class NodulePipeline:
         exact = self._published and settings.precision == "auto"
         precision: Precision = "fp32" if exact else settings.precision
         name = "torch" if self._published and settings.engine == "auto" else settings.engine
-        self._choice = choose_engine(self._stage1, self._device, name, precision)
-        self._choices = {"stage1": self._choice, **_stage2_choices(self._stage2, self._device, self._choice, settings)}
+        self._choice = choose_engine(stage1, self._device, name, precision)
+        self._choices = _choices(self._networks, self._device, self._choice, settings)
         self._threads = set_threads(settings.threads)
         self._ready: dict[str, Engine] = {}
         self._info = _describe(weights, settings, point, self._choice)
@@ -164,8 +165,7 @@ class NodulePipeline:
         """
         for stage, choice in self._choices.items():
             if stage not in self._ready or self._ready[stage].cautions:
-                network = self._stage1 if stage == "stage1" else self._stage2
-                self._ready[stage] = choice.make(network, self._device, self._threads)
+                self._ready[stage] = choice.make(self._networks[stage], self._device, self._threads)
         return self._ready["stage1"], self._ready["stage2"], self._ready.get("sieve")
 
     def _fitted(self, search: BoolArray | None) -> CandidateSettings:
@@ -244,17 +244,17 @@ def _stage1_settings(settings: NoduleSettings, point: OperatingPoint, device: to
     return replace(chosen, anchor="lungs", stride=(z, y, x), blend="centred")
 
 
-def _stage2_choices(
-    network: Student2p5D, device: torch.device, stage1: EngineChoice, settings: NoduleSettings
+def _choices(
+    networks: Mapping[str, nn.Module], device: torch.device, stage1: EngineChoice, settings: NoduleSettings
 ) -> dict[str, EngineChoice]:
-    """In fp32, by OpenVINO if stage 1 is; on a CPU whose stage 1 computes in bf16, that sieves the candidates.
+    """Stage 2 is computed in fp32, by OpenVINO if stage 1 is; on a CPU made for bf16, that sieves its candidates.
 
     It is never compiled: its batches vary too much.
     """
     by: EngineName = "openvino" if stage1.name == "openvino" else "torch"
-    choices = {"stage2": choose_engine(network, device, by, "fp32")}
+    choices = {"stage1": stage1, "stage2": choose_engine(networks["stage2"], device, by, "fp32")}
     if settings.protocol == "tuned" and stage1.precision == "bf16" and device.type == "cpu" and has_native_bf16(device):
-        choices["sieve"] = choose_engine(network, device, by, "bf16")
+        choices["sieve"] = choose_engine(networks["sieve"], device, by, "bf16")
     return choices
 
 

@@ -14,11 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pulmo_models.ct.openvino_graphs import OUTPUTS, stage1_graph, stage2_graph
+from pulmo_models.ct.openvino_graphs import OUTPUTS, detection_graph, stage1_graph, stage2_graph
 from pulmo_models.errors import DeviceOutOfMemory, DeviceUnavailable
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
-from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.nets.student2p5d import Detection2p5D, Student2p5D
 from pulmo_models.types import Caution
+
+Drawn = HeatmapUNet3D | Student2p5D | Detection2p5D
+"""The networks that are written down as graphs."""
 
 _KEPT_SHAPES = 3
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -42,7 +45,7 @@ class OpenVinoEngine:
     name = "openvino"
     device = torch.device("cpu")
 
-    def __init__(self, network: HeatmapUNet3D | Student2p5D, precision: Literal["fp32", "bf16"], threads: int) -> None:
+    def __init__(self, network: Drawn, precision: Literal["fp32", "bf16"], threads: int) -> None:
         self._openvino = _import()
         self._core = self._openvino.Core()
         self._network = network
@@ -85,12 +88,17 @@ class OpenVinoEngine:
         else:
             while len(self._requests) >= _KEPT_SHAPES:
                 del self._requests[next(iter(self._requests))]
-            draw = stage1_graph if isinstance(self._network, HeatmapUNet3D) else stage2_graph
             hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads}
             hints["INFERENCE_PRECISION_HINT"] = _HINTS[self.precision]
-            model = draw(self._openvino, self._network, shape)
-            self._requests[shape] = self._core.compile_model(model, "CPU", hints).create_infer_request()
+            self._requests[shape] = self._core.compile_model(self._graph(shape), "CPU", hints).create_infer_request()
         return self._requests[shape]
+
+    def _graph(self, shape: tuple[int, ...]) -> Any:
+        if isinstance(self._network, HeatmapUNet3D):
+            return stage1_graph(self._openvino, self._network, shape)
+        if isinstance(self._network, Student2p5D):
+            return stage2_graph(self._openvino, self._network, shape)
+        return detection_graph(self._openvino, self._network, shape)
 
 
 def _import() -> Any:

@@ -1,4 +1,4 @@
-"""The two networks as graphs of OpenVINO (opset 13), with the weights of the torch modules.
+"""The networks as graphs of OpenVINO (opset 13), with the weights of the torch modules.
 
 That takes some milliseconds, where a conversion by tracing takes seconds; `tests/models/test_engine.py` holds graph and
 module against each other. The read-out of stage 1, a convolution of one voxel, is written as product and sum: OpenVINO
@@ -17,11 +17,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from pulmo_models.nets.heatmap_unet3d import ConvBlock3D, HeatmapUNet3D
-from pulmo_models.nets.student2p5d import ResBlock2D, Student2p5D
+from pulmo_models.nets.student2p5d import Detection2p5D, ResBlock2D, Student2p5D, UNet2D
 
 OUTPUTS: dict[type[nn.Module], tuple[str, ...]] = {
     HeatmapUNet3D: ("output",),
     Student2p5D: ("detection", "concepts", "malignancy", "segmentation"),
+    Detection2p5D: ("detection",),
 }
 """Names of a graph's outputs, in order; those of the module."""
 
@@ -77,6 +78,31 @@ class _Drawing:
         """A fully connected layer."""
         return self.op.add(self.op.matmul(x, self.constant(layer.weight), False, True), self.constant(layer.bias))
 
+    def residual(self, x: Any, layers: ResBlock2D) -> Any:
+        """A block of stage 2."""
+        y = self.activate(self.normalise(self.convolve(x, layers.conv1, 1), layers.norm1), layers.act)
+        y = self.normalise(self.convolve(y, layers.conv2, 1), layers.norm2)
+        skip = self.convolve(x, layers.skip, 0) if isinstance(layers.skip, nn.Conv2d) else x
+        return self.activate(self.op.add(y, skip), layers.act)
+
+    def encode(self, x: Any, cnn: UNet2D) -> list[Any]:
+        """The features of every level of stage 2, the finest first."""
+        found = [self.residual(x, cnn.stem)]
+        for down in (cnn.down1, cnn.down2, cnn.down3, cnn.bottom):
+            found.append(self.residual(self.halve(found[-1]), down[1]))
+        return found
+
+    def pool(self, x: Any) -> Any:
+        """The mean of every channel."""
+        return self.op.reduce_mean(x, np.array([2, 3], dtype=np.int64), False)
+
+    def head(self, x: Any, layers: nn.Sequential) -> Any:
+        """A head of stage 2 on the pooled feature."""
+        norm, first, _, _, last = layers
+        x = self.op.mvn(x, np.array([1], dtype=np.int64), True, norm.eps, "inside_sqrt")
+        x = self.op.add(self.op.multiply(x, self.constant(norm.weight)), self.constant(norm.bias))
+        return self.linear(self.op.gelu(self.linear(x, first), "erf"), last)
+
 
 def stage1_graph(openvino: Any, network: HeatmapUNet3D, shape: tuple[int, ...]) -> Any:
     """`HeatmapUNet3D.forward` for windows of shape ``(B, 1, D, H, W)``."""
@@ -110,36 +136,22 @@ def stage2_graph(openvino: Any, network: Student2p5D, shape: tuple[int, ...]) ->
     """`Student2p5D.forward` in evaluation mode for inputs of shape ``(B, 7, H, W)``."""
     draw = _Drawing(openvino, axes=2)
     op, cnn = draw.op, network.cnn
-
-    def block(x: Any, layers: ResBlock2D) -> Any:
-        y = draw.activate(draw.normalise(draw.convolve(x, layers.conv1, 1), layers.norm1), layers.act)
-        y = draw.normalise(draw.convolve(y, layers.conv2, 1), layers.norm2)
-        skip = draw.convolve(x, layers.skip, 0) if isinstance(layers.skip, nn.Conv2d) else x
-        return draw.activate(op.add(y, skip), layers.act)
-
-    def head(x: Any, layers: nn.Sequential) -> Any:
-        norm, first, _, _, last = layers
-        x = op.mvn(x, np.array([1], dtype=np.int64), True, norm.eps, "inside_sqrt")
-        x = op.add(op.multiply(x, draw.constant(norm.weight)), draw.constant(norm.bias))
-        return draw.linear(op.gelu(draw.linear(x, first), "erf"), last)
-
     given = op.parameter(list(shape), np.float32)
-    s1 = block(given, cnn.stem)
-    s2 = block(draw.halve(s1), cnn.down1[1])
-    s3 = block(draw.halve(s2), cnn.down2[1])
-    s4 = block(draw.halve(s3), cnn.down3[1])
-    bottom = block(draw.halve(s4), cnn.bottom[1])
-    feature = op.reduce_mean(bottom, np.array([2, 3], dtype=np.int64), False)
-    y = bottom
-    for up, layers, skip in (
-        (cnn.up4, cnn.dec4, s4),
-        (cnn.up3, cnn.dec3, s3),
-        (cnn.up2, cnn.dec2, s2),
-        (cnn.up1, cnn.dec1, s1),
-    ):
-        y = block(draw.join(draw.double(y, up), skip), layers)
+    *skips, y = draw.encode(given, cnn)
+    feature = draw.pool(y)
+    ups = ((cnn.up4, cnn.dec4), (cnn.up3, cnn.dec3), (cnn.up2, cnn.dec2), (cnn.up1, cnn.dec1))
+    for (up, layers), skip in zip(ups, reversed(skips), strict=True):
+        y = draw.residual(draw.join(draw.double(y, up), skip), layers)
     segmentation = op.add(draw.convolve(y, cnn.final, 0), draw.along_channels(cnn.final.bias))
-    concepts = head(feature, network.concept_head)
+    concepts = draw.head(feature, network.concept_head)
     malignancy = draw.linear(concepts, network.malignancy_head)
-    outputs = [head(feature, network.detection_head), concepts, malignancy, segmentation]
+    outputs = [draw.head(feature, network.detection_head), concepts, malignancy, segmentation]
     return openvino.Model(outputs, [given], "stage2")
+
+
+def detection_graph(openvino: Any, network: Detection2p5D, shape: tuple[int, ...]) -> Any:
+    """`Detection2p5D.forward` in evaluation mode for inputs of shape ``(B, 7, H, W)``."""
+    draw = _Drawing(openvino, axes=2)
+    given = draw.op.parameter(list(shape), np.float32)
+    feature = draw.pool(draw.encode(given, network.cnn)[-1])
+    return openvino.Model([draw.head(feature, network.detection_head)], [given], "detection")

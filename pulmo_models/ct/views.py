@@ -57,10 +57,14 @@ def ask(run: Callable[[Tensor], dict[str, Tensor]], wide: Tensor, views: tuple[V
     ``wide`` lie.
     """
     out = run(torch.cat([view.turn(wide) for view in views]))
+    mean = {
+        key: value.unflatten(0, (len(views), -1)).mean(dim=0) for key, value in out.items() if key != "segmentation"
+    }
+    if "segmentation" not in out:
+        return mean
     segmentation = torch.zeros((len(wide), 1, WIDE, WIDE))
     seen = torch.zeros((1, 1, WIDE, WIDE))
-    for view, planes in zip(views, out.pop("segmentation").split(len(wide)), strict=True):
+    for view, planes in zip(views, out["segmentation"].split(len(wide)), strict=True):
         segmentation += view.back(planes)
         seen += view.back(torch.ones((1, 1, ROWS_COLUMNS, ROWS_COLUMNS)))
-    mean = {key: value.unflatten(0, (len(views), -1)).mean(dim=0) for key, value in out.items()}
     return mean | {"segmentation": (segmentation / seen.clamp(min=1))[:, :, :ROWS_COLUMNS, :ROWS_COLUMNS]}

@@ -86,7 +86,14 @@ class Stages:
         self.head = MalignancyHead.of(self.characteriser, WEIGHTS.concept_scale)
         self.settings = CharacteriseSettings(detection_threshold=WEIGHTS.operating_point.detection_threshold)
 
-    def run(self, chest: Chest, engines: tuple[Engine, Engine], plan: CandidateSettings, doubt: float) -> Outcome:
+    def run(
+        self,
+        chest: Chest,
+        engines: tuple[Engine, Engine],
+        plan: CandidateSettings,
+        doubt: float,
+        sieve: Engine | None = None,
+    ) -> Outcome:
         """As the pipeline runs them."""
         detector, characteriser = engines
         begin = time.perf_counter()
@@ -95,7 +102,7 @@ class Stages:
         windows = windows_of(chest.hu, plan, chest.search)
         wide = with_doubt(plan, doubt)
         found = find_candidates(chest.hu, chest.spacing_mm, detector, wide, chest.search, windows=windows)
-        looks = Looks(chest.hu, characteriser, self.settings)
+        looks = Looks(chest.hu, characteriser, self.settings, sieve)
         settled = settle(chest.hu, found, detector, base, doubt, looks.reported)
         middle = time.perf_counter()
         nodules = characterise(looks, chest.spacing_mm, settled.candidates, self.head)

@@ -22,7 +22,7 @@ from pulmo_models.ct.heat import normalise
 from pulmo_models.ct.openvino_engine import OpenVinoEngine
 from pulmo_models.errors import DeviceOutOfMemory, DeviceUnavailable
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
-from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.nets.student2p5d import Detection2p5D, Student2p5D
 from pulmo_models.training.series import read_ct
 from pulmo_models.weights import load_set
 from tests.conftest import ROOT, data_folder
@@ -128,6 +128,16 @@ def test_openvino_in_fp32_is_the_module(detector: HeatmapUNet3D, characteriser: 
     assert outputs.keys() == answers.keys()
     for key, value in answers.items():
         torch.testing.assert_close(outputs[key], value, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_detection_alone_is_that_of_the_whole(name: str, characteriser: Student2p5D) -> None:
+    patches = torch.rand(3, 7, 64, 64)
+    with torch.inference_mode():
+        whole = characteriser(patches)["detection"]
+    found = make(name, "fp32", Detection2p5D(characteriser))(patches)
+    assert list(found) == ["detection"]
+    torch.testing.assert_close(found["detection"], whole, atol=1e-3, rtol=0)
 
 
 @needs_openvino

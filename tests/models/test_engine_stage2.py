@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ from pulmo_models.ct.engine import Engine, choose_engine, set_threads
 from pulmo_models.ct.heat import FloatVolume
 from pulmo_models.ct.looks import Looks
 from pulmo_models.ct.settings import NoduleSettings
+from pulmo_models.nets.student2p5d import Detection2p5D
 from pulmo_models.types import Mask
 from tests.conftest import data_folder
 from tests.models.engine_plans import DOUBT, PUBLISHED, REAL_SERIES, Chest, Stages, over_lungs, told
@@ -63,11 +63,12 @@ def fast(network: torch.nn.Module) -> Engine:
 
 
 def looks_by(name: str, sieved: bool, volume: FloatVolume, stages: Stages) -> Looks:
-    def make(precision: str) -> Engine:
-        choice = choose_engine(stages.characteriser, CPU, name, precision)  # type: ignore[arg-type]
-        return choice.make(stages.characteriser, CPU, set_threads())
+    def make(network: torch.nn.Module, precision: str) -> Engine:
+        choice = choose_engine(network, CPU, name, precision)  # type: ignore[arg-type]
+        return choice.make(network, CPU, set_threads())
 
-    return Looks(volume, make("fp32"), stages.settings, make("bf16") if sieved else None)
+    sieve = make(Detection2p5D(stages.characteriser), "bf16") if sieved else None
+    return Looks(volume, make(stages.characteriser, "fp32"), stages.settings, sieve)
 
 
 def assert_the_same(
@@ -116,4 +117,3 @@ def test_every_real_series_is_reported_as_by_torch_in_fp32(series: str, stages: 
     assert quick.reported(places) == exact.reported(places)
     expected, found = (characterise(looks, chest.spacing_mm, candidates, stages.head) for looks in (exact, quick))
     assert_the_same(expected, found, chest.hu.shape)
-    assert np.sum(exact.reported(places)) >= len(expected)

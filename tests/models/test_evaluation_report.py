@@ -344,6 +344,8 @@ def flipped_affine() -> np.ndarray:
 class Stage2Double:
     """Says what is very bright in the middle is a nodule, and outlines it."""
 
+    device = torch.device("cpu")
+
     def __call__(self, batch: Tensor) -> dict[str, Tensor]:
         centre = batch[:, 3, 32, 32]
         return {

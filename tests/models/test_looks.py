@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pulmo_models.ct import looks as looks_module
 from pulmo_models.ct.looks import CharacteriseSettings, Looks
 from pulmo_models.ct.masks import Index, walk
-from pulmo_models.ct.views import ONE_VIEW
+from pulmo_models.ct.views import ONE_VIEW, VIEWS
 from pulmo_models.types import BoolArray, Caution
 
 SETTINGS = CharacteriseSettings(detection_threshold=0.8, views=ONE_VIEW)
@@ -56,6 +57,9 @@ def test_what_is_surely_none_is_not_asked_again_and_the_rest_is() -> None:
     looks = Looks(hu, exact, SETTINGS, sieve)
     assert looks.reported(PLACES) == [False, False, False, True]
     assert sieve.asked == [-3.0, 1.19, 1.29, 3.0]
+    assert exact.asked == [1.29]
+    answers = looks.at(PLACES[::-1])
+    assert [answer is None for answer in answers] == [False, False, True, True]
     assert exact.asked == [1.29, 3.0]
     assert looks.reported(PLACES[::-1]) == [True, False, False, False]
     assert (len(sieve.asked), len(exact.asked)) == (4, 2), "no place is looked at twice"
@@ -68,6 +72,7 @@ def test_the_sieve_decides_on_no_finding(difference: float) -> None:
     looks = Looks(hu, Oracle(), SETTINGS, Oracle(difference))
     assert looks.reported(PLACES) == [False, True, False, True]
     (answer,) = looks.at(PLACES[1:2])
+    assert answer is not None
     assert answer.detection_probability == pytest.approx(1 / (1 + math.exp(-THRESHOLD - 0.02)), abs=1e-5)
 
 
@@ -77,6 +82,23 @@ def test_without_a_threshold_there_is_nothing_to_sieve(threshold: float) -> None
     settings = CharacteriseSettings(detection_threshold=threshold, views=ONE_VIEW)
     Looks(volume(-9.0, -3.0, 1.0, 3.0), exact, settings, sieve).at(PLACES)
     assert (sieve.asked, exact.asked) == ([], [-9.0, -3.0, 1.0, 3.0])
+
+
+def test_all_views_of_some_places_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks_module, "BATCH", 16)
+    sizes: list[int] = []
+
+    class Counting(Oracle):
+        def __call__(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            sizes.append(len(batch))
+            return super().__call__(batch)
+
+    hu = volume(1.0, -3.0, 2.0, 3.0)
+    looks = Looks(hu, Counting(), CharacteriseSettings(views=VIEWS))
+    answers = looks.at([*PLACES, (5, 20, 20)])
+    assert sizes == [16, 16, 8]
+    said = [float(answer.detection[1]) for answer in answers if answer is not None]
+    assert said == pytest.approx([1.0, -3.0, 2.0, 3.0, -10.0], abs=1e-5)
 
 
 def test_progress_rises_to_one() -> None:

@@ -219,7 +219,7 @@ def test_cautions_of_the_devices_and_the_precision_reach_the_report(
 
     monkeypatch.setattr(engine, "Runner", Watched)
     findings = registry.build("ct-nodules", {"weights": str(manifest), "precision": "bf16"}, "cpu")(volume)
-    sieve = [("Student2p5D", "bf16")] if has_native_bf16(torch.device("cpu")) else []
+    sieve = [("Detection2p5D", "bf16")] if has_native_bf16(torch.device("cpu")) else []
     assert made == [("BlobDetector", "bf16"), ("Student2p5D", "fp32"), *sieve]
     said = [str(caution) for caution in findings.cautions if caution.code == CautionCode.CPU_FALLBACK]
     assert said == ["BlobDetector ran on the CPU", "Student2p5D ran on the CPU"]
