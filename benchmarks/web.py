@@ -3,8 +3,9 @@
     python -m benchmarks.web [--out bench-out] [--repeats 5] [--quick]
 
 Each study has two series of 300 images, a job on each with one finding, an image on the disk, and two deliveries;
-states are mixed. Every page is asked for over loopback by an operator who is logged in, one request after the other, in
-turn; what is measured is the time until the last byte of the page is there.
+states are mixed. Of the studies on the first page and around the middle, every image has its row and its event, of
+the others one image and ten events. Every page is asked for over loopback by an operator who is logged in, one
+request after the other, in turn; what is measured is the time until the last byte of the page is there.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from pulmo_node.config import resolve
 from pulmo_node.domain.accounts import Role, User
 from pulmo_node.store import SqlStore, schema
 from pulmo_node.web.access import hash_password
+from pulmo_node.web.studies import PAGE_SIZE
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 from tests.integration.store_scene import findings_json, nodule
 from tests.web.served import PASSWORD, Visitor
 
 _STUDIES, _QUICK_STUDIES = 10_000, 500
+_IMAGES = 300
 _LIMIT_SECONDS = 0.2  # what a person does not feel as waiting
 _JOB_STATES = ("DONE",) * 90 + (
     "FAILED",
@@ -54,7 +57,7 @@ def pages(studies: int) -> dict[str, str]:
         "list, failed studies": "/?state=FAILED",
         "list, done studies": "/?state=DONE",
         "list, beginning of a UID": f"/?uid={study[:-2]}",
-        "list, accession number": f"/?accession=A{studies // 2}",
+        "list, accession number": f"/?accession={studies // 2:064d}",
         "list, one day": f"/?date_from={day}&date_to={day}",
         "study": f"/studies/{study}",
         "destinations": "/destinations",
@@ -136,16 +139,18 @@ def _fill(store: SqlStore, studies: int) -> None:
             series.append(
                 {
                     "id": key, "study_instance_uid": study, "series_instance_uid": uid, "modality": "CT",
-                    "calling_ae_title": "CT", "state": "COMPLETE", "revision": 1, "number_of_instances": 300,
+                    "calling_ae_title": "CT", "state": "COMPLETE", "revision": 1, "number_of_instances": _IMAGES,
                     "last_instance_at": at, "updated_at": at,
                 }
             )  # fmt: skip
-            instances.append(
+            whole = number >= studies - PAGE_SIZE or abs(number - studies // 2) <= 2 * PAGE_SIZE
+            instances.extend(
                 {
-                    "id": key, "series_id": key, "sop_instance_uid": f"{uid}.1", "sop_class_uid": "1.2",
+                    "series_id": key, "sop_instance_uid": f"{uid}.{image}", "sop_class_uid": "1.2",
                     "path": "image.dcm", "transfer_syntax_uid": "1.2", "sha256": "0" * 64,
                     "size_bytes": 527_000, "received_at": at,
                 }
+                for image in range(_IMAGES if whole else 1)
             )  # fmt: skip
             jobs.append(
                 {
@@ -176,7 +181,7 @@ def _fill(store: SqlStore, studies: int) -> None:
                     "at": at, "study_instance_uid": study, "series_instance_uid": uid, "subject": "series",
                     "event": "instance", "state": "RECEIVING", "detail": f"{uid}.{image}",
                 }
-                for image in range(10)
+                for image in range(_IMAGES if whole else 10)
             )  # fmt: skip
     tables = {
         schema.series: series, schema.instances: instances, schema.jobs: jobs, schema.catalogue: catalogue,

@@ -52,7 +52,7 @@ class Seen:
     associations: dict[str, int] = field(default_factory=dict)  # by what became of them
     destinations: dict[str, Destination] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
-    version: int = 0  # grows with every change that the page shows
+    version: int = 0  # grows with every destination that goes down or comes up
 
 
 class Observed:

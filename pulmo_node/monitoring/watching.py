@@ -34,24 +34,20 @@ class WatchedAnalysis:
 
     def info(self, label: str) -> PipelineInfo:
         """As the analysis has it, and whether the pipeline can be loaded."""
-        with self._loading(label):
-            return self._inner.info(label)
-
-    @contextmanager
-    def _loading(self, label: str) -> Iterator[None]:
         begun = perf_counter()
         try:
-            yield
+            info = self._inner.info(label)
         except Permanent as exc:
             self._observed.model_failed(label, str(exc))
             raise
         self._observed.model_loaded(label, perf_counter() - begun)
+        return info
 
     def warm_up(self, labels: Sequence[str]) -> None:
-        """As the analysis has it, one pipeline after the other, and whether each can be loaded."""
+        """As the analysis has it; each pipeline is loaded first, so that it is seen which of them cannot be."""
         for label in labels:
-            with self._loading(label):
-                self._inner.warm_up((label,))
+            self.info(label)
+        self._inner.warm_up(labels)
 
     def read_ahead(self, paths: Sequence[Path]) -> ReadingAhead:
         """As the analysis has it."""

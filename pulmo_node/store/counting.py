@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -78,26 +79,23 @@ class SqlCountStore(Database):
 
 def count_received(connection: Connection, counts: dict[tuple[str, str], tuple[int, int]]) -> None:
     """Add instances and bytes to what was received, by calling AE title and status."""
+    rows = [
+        {"calling_ae_title": calling_ae_title, "status": status, "instances": instances, "size_bytes": size_bytes}
+        for (calling_ae_title, status), (instances, size_bytes) in counts.items()
+    ]
+    connection.execute(_add_received(connection.dialect.name), rows)
+
+
+@cache
+def _add_received(dialect: str) -> sa.Executable:
+    """Put together once, as each group of instances that arrives needs it."""
     table = schema.received
-    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    for (calling_ae_title, status), (instances, size_bytes) in counts.items():
-        row = {
-            "calling_ae_title": calling_ae_title,
-            "status": status,
-            "instances": instances,
-            "size_bytes": size_bytes,
-        }
-        connection.execute(
-            insert(table)
-            .values(**row)
-            .on_conflict_do_update(
-                index_elements=[table.c.calling_ae_title, table.c.status],
-                set_={
-                    "instances": table.c.instances + instances,
-                    "size_bytes": table.c.size_bytes + size_bytes,
-                },
-            )
-        )
+    insert: Any = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
+    of_one = {name: table.c[name] + insert.excluded[name] for name in ("instances", "size_bytes")}
+    statement: sa.Executable = insert.on_conflict_do_update(
+        index_elements=[table.c.calling_ae_title, table.c.status], set_=of_one
+    )
+    return statement
 
 
 def _grouped(connection: Connection, *columns: sa.Column[Any]) -> list[tuple[Any, ...]]:

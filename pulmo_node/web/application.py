@@ -43,6 +43,7 @@ def build(parts: Parts) -> tuple[Starlette, Hub]:
     app = Starlette(
         routes=[
             Route("/", studies.studies),
+            Route("/search", action(studies.search, operator=False), methods=["POST"]),
             Route(study, studies.study),
             Route(f"{study}/jobs/{{job:int}}/nodules/{{number:int}}.png", pictures.nodule_picture),
             Route(f"{study}/requeue", action(actions.requeue), methods=["POST"]),

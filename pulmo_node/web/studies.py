@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from pulmo_node.domain.browsing import StudyFilter
 from pulmo_node.domain.deliveries import Delivery
@@ -26,6 +26,7 @@ from pulmo_node.web.show import page
 PAGE_SIZE = 25
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _UID_BEGINNING = re.compile(r"[0-9.]{1,64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _LONGEST_QUERY = 64
 _SHOWN_EVENTS = 500
 
@@ -35,7 +36,7 @@ class Query:
     """What was asked for in the form above the list, as text; what makes no sense is named in `problems`."""
 
     uid: str = ""
-    accession: str = ""
+    accession: str = ""  # digest of an accession number: the number itself leads to a patient, so no address has it
     state: str = ""
     date_from: str = ""  # YYYY-MM-DD
     date_to: str = ""
@@ -46,7 +47,7 @@ class Query:
         """The address of another page of the same list."""
         values = {name: getattr(self, name) for name in ("uid", "accession", "state", "date_from", "date_to")}
         chosen = {name: value for name, value in values.items() if value}
-        return "/?" + urlencode({**chosen, "page": number + 1})
+        return "/?" + urlencode({**chosen, **({"page": number + 1} if number else {})})
 
 
 def read_query(values: Mapping[str, str]) -> Query:
@@ -55,6 +56,8 @@ def read_query(values: Mapping[str, str]) -> Query:
     problems = []
     if texts["uid"] and not _UID_BEGINNING.fullmatch(texts["uid"]):
         problems.append("A UID has digits and points only.")
+    if texts["accession"] and not _DIGEST.fullmatch(texts["accession"]):
+        problems.append("An accession number is typed into the form.")
     if texts["state"] and texts["state"] not in STUDY_STATES:
         problems.append("There is no such state.")
     dates = {}
@@ -76,7 +79,7 @@ def studies(request: Request) -> Response:
     wanted = StudyFilter(
         state=query.state,
         uid=query.uid,
-        accession_digest=parts.catalogue.digest(query.accession),
+        accession_digest=query.accession,
         date_from=query.date_from.replace("-", ""),
         date_to=query.date_to.replace("-", ""),
     )
@@ -105,6 +108,14 @@ def studies(request: Request) -> Response:
         },
         status=400 if query.problems else 200,
     )
+
+
+def search(request: Request, form: Mapping[str, str]) -> Response:
+    """What the form above the list asks for, as an address."""
+    number = form.get("accession", "")
+    digest = parts_of(request).catalogue.digest(number) if number.strip() else form.get("accession_digest", "")
+    values = {name: text for name, text in form.items() if name in ("uid", "state", "date_from", "date_to") and text}
+    return RedirectResponse("/?" + urlencode({**values, **({"accession": digest} if digest else {})}), 303)
 
 
 def uid_in(request: Request) -> str:

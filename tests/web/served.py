@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 
 from pulmo_node.app import Node, SystemClock
 from pulmo_node.config import Config
@@ -26,6 +27,8 @@ PASSWORD = "correct horse battery"  # noqa: S105
 HASH = hash_password(PASSWORD)
 WAIT_SECONDS = 60.0
 SENDER = "SCANNER"
+
+Samples = dict[str, dict[tuple[str, ...], float]]
 
 
 def page_configuration(folder: Path, *pacs: SmallPacs, **changes: Any) -> Config:
@@ -87,6 +90,19 @@ def logged_in(node: Node, name: str, **options: Any) -> Visitor:
     visitor = Visitor(node, **options)
     assert visitor.log_in(name).status_code == 303
     return visitor
+
+
+def scrape(node: Node) -> tuple[str, Samples]:
+    """The text, and its samples by name and values of the labels, in the order of the names of the labels."""
+    with Visitor(node) as prometheus:
+        answer = prometheus.get("/metrics")
+    assert answer.status_code == 200
+    samples: Samples = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            labels = tuple(sample.labels[name] for name in sorted(sample.labels))
+            samples.setdefault(sample.name, {})[labels] = sample.value
+    return answer.text, samples
 
 
 def send(node: Node, folder: Path, change: Callable[[Any], None] | None = None, **geometry: Any) -> str:

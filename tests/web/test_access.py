@@ -51,6 +51,7 @@ ACTIONS = (
     f"/studies/{STUDY}/cancel",
     "/destinations/pacs0/echo",
 )
+SEARCH = "/search"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_without_a_login_there_is_the_login_alone(visitor: Visitor) -> None:
         assert answer.status_code == 401 or answer.headers["location"].startswith("/login?next=/"), path
         assert STUDY not in answer.text
     assert visitor.get("/login").status_code == 200
-    for path in ACTIONS:
+    for path in (*ACTIONS, SEARCH):
         assert visitor.post(path).status_code == 401, path
     assert visitor.get("/static/style.css").status_code == 200
 
@@ -87,7 +88,7 @@ def test_without_a_login_there_is_the_login_alone(visitor: Visitor) -> None:
 def test_every_route_that_there_is_is_among_those(node: Node) -> None:
     """A page that somebody adds is asked for here without a login too."""
     routes = {route.path for route in node.observation._web._serving.config.app.routes}  # type: ignore[union-attr]
-    asked = {re.sub(r"^/studies/[\d.]+", "/studies/{uid}", path) for path in (*PAGES, *ACTIONS)}
+    asked = {re.sub(r"^/studies/[\d.]+", "/studies/{uid}", path) for path in (*PAGES, *ACTIONS, SEARCH)}
     asked = {re.sub(r"jobs/1/nodules/1", "jobs/{job:int}/nodules/{number:int}", path) for path in asked}
     asked = {path.replace("pacs0", "{name}") for path in asked}
     assert routes - asked == {"/login", "/logout", "/static", "/healthz", "/readyz", "/metrics"}
@@ -100,6 +101,7 @@ def test_a_viewer_looks_and_changes_nothing(node: Node) -> None:
         for path in ACTIONS:
             assert vera.post(path).status_code == 403, path
         vera.get("/")
+        assert vera.post(SEARCH, state="DONE").headers["location"] == "/?state=DONE"
         assert vera.post("/logout").headers["location"] == "/login"
         assert vera.get("/").status_code == 303
 

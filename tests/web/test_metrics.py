@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from pulmo_models import registry
 from pulmo_models.errors import WeightsMissing
@@ -22,25 +21,20 @@ from pulmo_node.testing import SmallPacs
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
-from tests.web.served import Visitor, deliver, page_configuration, running, send, wait_for, wait_for_state
+from tests.web.served import (
+    Samples,
+    Visitor,
+    deliver,
+    page_configuration,
+    running,
+    scrape,
+    send,
+    wait_for,
+    wait_for_state,
+)
 
 pytestmark = pytest.mark.usefixtures("fake_pipeline")
 __all__ = ["fake_pipeline"]
-
-Samples = dict[str, dict[tuple[str, ...], float]]
-
-
-def scrape(node: Node) -> tuple[str, Samples]:
-    """The text, and its samples by name and values of the labels, in the order of the names of the labels."""
-    with Visitor(node) as prometheus:
-        answer = prometheus.get("/metrics")
-    assert answer.status_code == 200
-    samples: Samples = {}
-    for family in text_string_to_metric_families(answer.text):
-        for sample in family.samples:
-            labels = tuple(sample.labels[name] for name in sorted(sample.labels))
-            samples.setdefault(sample.name, {})[labels] = sample.value
-    return answer.text, samples
 
 
 @pytest.fixture
@@ -140,15 +134,29 @@ def test_health_and_readiness(tmp_path: Path) -> None:
         assert probe.get("/readyz").json()["worker"] is False
 
 
-def test_a_pipeline_that_cannot_be_loaded_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise WeightsMissing("they are not there")
 
     monkeypatch.setattr(registry, "build", missing)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_pipeline_that_cannot_be_loaded_is_not_ready(tmp_path: Path) -> None:
     with running(page_configuration(tmp_path), users=False) as node, Visitor(node) as probe:
         wait_for(lambda: node.observation.observed.now().models)
         assert probe.get("/readyz").json()["models"] is False
         assert scrape(node)[1]["pulmo_model_loaded"] == {("ct-nodules",): 0}
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_without_warming_up_the_first_series_shows_whether_a_pipeline_can_be_loaded(tmp_path: Path) -> None:
+    config = page_configuration(tmp_path, analysis={"warm_up": False})
+    with running(config, users=False) as node, Visitor(node) as probe:
+        assert probe.get("/readyz").json()["models"] is True
+        wait_for_state(node, send(node, tmp_path / "ct"), "FAILED")
+        assert probe.get("/readyz").json()["models"] is False
 
 
 def test_the_memory_of_a_gpu_is_what_the_driver_says(tmp_path: Path) -> None:
