@@ -116,13 +116,14 @@ def _measured(cases: Sequence[_Case], paths: tuple[Path, ...], folder: Path, opt
     on_gpu = resolve_device(options.device).type == "cuda"
     rows = []
     for case in cases:
-        raw = {"node": {"storage": str(folder / case.name)}, "pipelines": {case.label: dict(case.settings)}}
+        tables = {case.label: dict(case.settings)}
+        raw = {"node": {"storage": str(folder / case.name)}, "pipelines": tables, "rules": []}
         config = resolve(raw, base=folder)
         analysis = LocalAnalysis(
             Analyser(config.pipelines, options.device, config.weights_folder), FileOutbox(config.storage)
         )
         analysis.warm_up([case.label])
-        if on_gpu:  # which is set up by the first call
+        if on_gpu or not (case.once or options.quick):  # the first call is slower
             _once(analysis, case, paths)
         repeats = 1 if options.quick or (case.once and not on_gpu) else options.repeats
         seconds, steps = zip(*(_once(analysis, case, paths) for _ in range(repeats)), strict=True)
