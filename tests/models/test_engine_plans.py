@@ -20,6 +20,7 @@ def stages() -> Stages:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("series", REAL_SERIES)
 def test_the_findings_are_those_of_the_published_windows(series: str, stages: Stages) -> None:
     """The reference is fp32, in all published windows that touch the lungs; what is tested is the default."""

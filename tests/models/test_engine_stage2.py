@@ -103,6 +103,7 @@ def test_every_way_reports_what_torch_in_fp32_reports(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("series", REAL_SERIES)
 def test_every_real_series_is_reported_as_by_torch_in_fp32(series: str, stages: Stages) -> None:
     """All candidates down to those in doubt, by the engines of `auto`; and of each whether it would be reported."""
