@@ -1,5 +1,5 @@
 # Targets for people: install, install-train, demo, viewer, test, test-all, fuzz, faults, soak, bench,
-# benchmark-encoding, sbom, audit, lint. Everything happens in .venv; see README.md.
+# benchmark-encoding, sbom, audit, site, lint. Everything happens in .venv; see README.md.
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,10 +20,10 @@ DICOM ?=
 # As many tests at once as there are processors (four at most); a file of tests stays together, for what it sets up once.
 IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 DEBIAN_VIEWER_PACKAGES := orthanc orthanc-dicomweb orthanc-gdcm gcc libc6-dev chromium fonts-dejavu-core
-DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql $(DEBIAN_VIEWER_PACKAGES)
+DEBIAN_TEST_PACKAGES := dcmtk dicom3tools postgresql prometheus $(DEBIAN_VIEWER_PACKAGES)
 
 .PHONY: install install-train install-dev debian-packages viewer-tools demo viewer test test-all fuzz faults soak bench \
-  benchmark-encoding sbom audit lint format clean
+  benchmark-encoding sbom audit site lint format clean
 
 install: $(VENV)/.installed
 
@@ -31,7 +31,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[web]' -c constraints.txt
 	touch $@
 
 # What `pulmo-train` needs besides: Lightning, HDF5, plots, the database of LIDC's readers.
@@ -103,6 +103,14 @@ bench: install-dev debian-packages
 benchmark-encoding: install-dev
 	$(BIN)/python -m benchmarks.encoding
 
+# The documents as a site, in site/; tables that come from the code are written anew.
+site: install-dev
+	$(BIN)/python -m tools.conformance
+	$(BIN)/python -m tools.licences
+	$(BIN)/python deploy/grafana/make_dashboard.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 # What is installed, as CycloneDX (JSON), by a tool in a folder of its own so that it does not list itself.
 sbom: install $(TOOLS)/.installed
 	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o "$(SBOM)" $(BIN)/python
@@ -128,4 +136,4 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(TOOLS) sbom.json build dist *.egg-info demo-out viewer-out
+	rm -rf $(VENV) $(TOOLS) sbom.json build dist *.egg-info demo-out viewer-out site

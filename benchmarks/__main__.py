@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import report
 
-PARTS = ("engine", "assembly", "ingest", "latency", "memory", "throughput")
+PARTS = ("engine", "assembly", "ingest", "latency", "memory", "throughput", "web")
 
 
 def main() -> None:

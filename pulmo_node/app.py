@@ -34,6 +34,7 @@ from pulmo_node.isolation import IsolatedAnalysis, ProcessSettings
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.tls import ServerTlsSettings
+from pulmo_node.observation import Observation
 from pulmo_node.ports import ResultSender
 from pulmo_node.receive import Receiver, ReceiveSettings
 from pulmo_node.reconcile import reconcile
@@ -161,14 +162,15 @@ class Node:
         )
         reports = CommitmentScu(store, clock, config.delivery.retry)
         self.receiver = Receiver(_receive_settings(config), store, instances, clock, self._commitment, reports)
-        self.receiver.journal = self.audit
+        self.observation = Observation(config, clock, store)
+        self.receiver.journal = self.observation.journal
         adapters = Adapters(
             clock=clock,
             series=store,
             jobs=store,
             instances=instances,
             outbox=FileOutbox(config.storage),
-            sender=build_result_sender(config, reports),
+            sender=self.observation.sender(build_result_sender(config, reports)),
             transfers=self.receiver,
             commitment=reports,
             gaps=_gap_repair(config, store),
@@ -177,9 +179,11 @@ class Node:
         worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.store = store
         self._instances = instances
-        self.worker = Worker(config, adapters, build_analysis(config), worker_id)
+        analysis = self.observation.analysis(build_analysis(config))
+        self.worker = Worker(config, adapters, analysis, worker_id)
         self._purge = build_purge(config, store)
         self._scheduler = Scheduler(self.worker, tuple(config.peers), self._purge.run)
+        self.observation.complete(instances, lambda: self._scheduler.alive)
 
     def __enter__(self) -> Node:
         reconcile(self._instances, self.store, SystemClock())
@@ -204,21 +208,30 @@ class Node:
     def start_receiving(self) -> None:
         """Listen. Raises `PulmoError`; nothing is started then."""
         self.receiver.start()
+        try:
+            self.observation.listen()
+        except PulmoError:
+            self.receiver.stop()
+            raise
         log.info("%s listens on %s:%d", self.config.node.ae_title, self.config.node.bind, self.receiver.port)
 
     def stop_receiving(self) -> None:
-        """Let open associations finish and close the port."""
+        """Let open associations finish and close the ports."""
+        self.observation.stop_listening()
         self.receiver.stop()
 
     def start_working(self) -> None:
         """Complete, analyse, deliver, purge, answer requests for storage commitment."""
         self._commitment.start()
         self._scheduler.start()
+        self.observation.start()
 
     def stop_working(self) -> None:
         """Finish what is running, within the limit, and close the database."""
+        self.observation.stop()
         self._commitment.stop()
         self._scheduler.stop(self.config.node.drain_seconds)
+        self.observation.join()
         self.store.close()
         self.audit.close()
 
@@ -279,17 +292,22 @@ def replaced(node: Node, reread: Callable[[], Config]) -> Node:
     except PulmoError as exc:
         log.error("the configuration stays as it was: %s", exc)
         return node
-    if successor.receiver.listens_like(node.receiver):
+    stays_open = successor.receiver.listens_like(node.receiver)
+    stop, start = (
+        (node.observation.stop_listening, successor.observation.listen)
+        if stays_open
+        else (node.stop_receiving, successor.start_receiving)
+    )
+    stop()
+    try:
+        start()
+    except PulmoError as exc:
+        log.error("the configuration stays as it was: %s", exc)
+        successor.store.close()
+        (node.observation.listen if stays_open else node.start_receiving)()
+        return node
+    if stays_open:
         successor.receiver.take_over(node.receiver)
-    else:
-        node.stop_receiving()
-        try:
-            successor.start_receiving()
-        except PulmoError as exc:
-            log.error("the configuration stays as it was: %s", exc)
-            successor.store.close()
-            node.start_receiving()
-            return node
     node.stop_working()
     successor.start_working()
     logs.configure(config.log.level)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from pulmo_node import cli_admin, cli_report, cli_weights
+from pulmo_node import cli_admin, cli_report, cli_users, cli_weights
 from pulmo_node import console as tables
 from pulmo_node.cli_common import ConfigOption, JsonOption, err, out, print_json, progress_bar, read_config
 from pulmo_node.config import Config, LogSection, default_path, load
@@ -37,6 +37,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(cli_weights.app, name="weights")
 app.add_typer(config_app, name="config")
+app.add_typer(cli_users.app, name="user")
 app.command()(cli_report.report)
 for _command in (cli_admin.priority, cli_admin.delete, cli_admin.purge, cli_admin.backup):
     app.command()(_command)

@@ -10,13 +10,14 @@ from pydantic import TypeAdapter, ValidationError
 from pulmo_models import registry
 from pulmo_models.errors import UnknownPipeline
 from pulmo_node.config.routing import SENDER, PeerSection
+from pulmo_node.config.service import NotifySection, WebSection
 from pulmo_node.config.whole import Config
 from pulmo_node.network.access import is_loopback
 
 
 def inconsistencies(config: Config, *, peers: Collection[str]) -> list[str]:
     """One line for every key that is wrong; `peers` are all that are named, also those whose table cannot be read."""
-    problems = _network_problems(config)
+    problems = _network_problems(config) + _web_problems(config.web) + _notify_problems(config.notify)
     for label, settings in config.pipelines.items():
         try:
             entry = registry.entry(label)
@@ -79,6 +80,39 @@ def _peer_problems(peer: PeerSection) -> list[str]:
         problems.append("tls_ca: needs a stow_url with https")
     if peer.stow_authorization and not (secure or is_loopback(urlsplit(peer.stow_url).hostname or "")):
         problems.append("stow_authorization: would be readable on the network; needs a stow_url with https")
+    return problems
+
+
+def _web_problems(web: WebSection) -> list[str]:
+    """Names and passwords go through no network in the clear, and nobody gets in without saying who they are."""
+    problems: list[str] = []
+    if bool(web.certificate) != bool(web.private_key):
+        problems.append("web.certificate, web.private_key: both are needed, or none")
+    if web.access == "proxy" and not web.trusted_proxies:
+        problems.append("web.trusted_proxies: needed with access = 'proxy'; who else may say who somebody is")
+    if not web.enabled or is_loopback(web.bind):
+        return problems
+    if web.access == "open":
+        problems.append(f"web.access: 'open' is for this machine only, and {web.bind} can be reached from others")
+    if not (web.certificate or web.trusted_proxies or web.cleartext):
+        problems.append(
+            f"web.bind: {web.bind} can be reached from other machines; give web.certificate and web.private_key, or"
+            " web.trusted_proxies where a proxy does TLS, or set web.cleartext = true"
+        )
+    if not web.hosts:
+        problems.append("web.hosts: needed, the names by which other machines call the page")
+    return problems
+
+
+def _notify_problems(notify: NotifySection) -> list[str]:
+    problems = []
+    if notify.mail_to and not (notify.smtp_host and notify.mail_from):
+        problems.append("notify.mail_to: needs notify.smtp_host and notify.mail_from")
+    if notify.smtp_password and notify.smtp_tls == "off" and not is_loopback(notify.smtp_host):
+        problems.append("notify.smtp_password: would be readable on the network; needs notify.smtp_tls")
+    secure = notify.webhook_url.startswith("https:")
+    if notify.webhook_authorization and not (secure or is_loopback(urlsplit(notify.webhook_url).hostname or "")):
+        problems.append("notify.webhook_authorization: would be readable on the network; needs https")
     return problems
 
 

@@ -74,6 +74,10 @@ def resolve(raw: Mapping[str, Any], *, base: Path, problems: list[str] | None = 
     analysis = config.analysis
     if analysis.weights_folder:
         analysis = replace(analysis, weights_folder=_absolute(base, analysis.weights_folder))
+    web = config.web
+    if web.certificate:
+        certificate, private_key = _absolute(base, web.certificate), _absolute(base, web.private_key)
+        web = replace(web, certificate=certificate, private_key=private_key)
     files = {key: _absolute(base, value) for key, value in asdict(config.tls).items() if value}
     peers = {
         name: replace(peer, tls_ca=_absolute(base, peer.tls_ca)) if peer.tls_ca else peer
@@ -83,7 +87,7 @@ def resolve(raw: Mapping[str, Any], *, base: Path, problems: list[str] | None = 
     if audit.syslog_ca:
         audit = replace(audit, syslog_ca=_absolute(base, audit.syslog_ca))
     tls = replace(config.tls, **files)
-    return replace(config, node=node, analysis=analysis, tls=tls, peers=peers, audit=audit)
+    return replace(config, node=node, analysis=analysis, tls=tls, web=web, peers=peers, audit=audit)
 
 
 def _absolute(base: Path, folder: str) -> str:

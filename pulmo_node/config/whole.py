@@ -19,6 +19,7 @@ from pulmo_node.config.sections import (
     RetentionSection,
     TlsSection,
 )
+from pulmo_node.config.service import NotifySection, WebSection
 from pulmo_node.config.values import STRICT
 from pulmo_node.domain.deliveries import Peer, PeerTls
 
@@ -38,6 +39,8 @@ class Config:
     retention: RetentionSection = field(default_factory=RetentionSection)
     audit: AuditSection = field(default_factory=AuditSection)
     log: LogSection = field(default_factory=LogSection)
+    web: WebSection = field(default_factory=WebSection)
+    notify: NotifySection = field(default_factory=NotifySection)
     peers: dict[str, PeerSection] = field(default_factory=dict)
     pipelines: dict[str, dict[str, Any]] = field(default_factory=lambda: {"ct-nodules": {}})
     rules: tuple[RuleSection, ...] = DEFAULT_RULES
@@ -61,6 +64,11 @@ class Config:
     def database_url(self) -> str:
         """URL for SQLAlchemy."""
         return self.database.url or f"sqlite:///{self.storage / 'pulmo.sqlite'}"
+
+    @property
+    def pipelines_of_rules(self) -> tuple[str, ...]:
+        """Labels of the pipelines that some rule names, in alphabetical order."""
+        return tuple(sorted({label for rule in self.rules for label in rule.pipelines}))
 
     def peer(self, name: str) -> Peer:
         """A configured destination by name."""
@@ -86,7 +94,7 @@ class Config:
         return next((name for name, peer in self.peers.items() if peer.ae_title == ae_title.strip()), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for `config show`; passwords of the database and of DICOMweb servers are masked."""
+        """Plain values, for `config show`; passwords and the like are masked."""
         plain = asdict(self)
         scheme, at, host = plain["database"]["url"].rpartition("@")
         if at and "//" in scheme:
@@ -95,4 +103,7 @@ class Config:
         for peer in plain["peers"].values():
             if peer["stow_authorization"]:
                 peer["stow_authorization"] = "***"
+        for key in ("webhook_url", "webhook_authorization", "smtp_password"):  # an address of a chat is its own key
+            if plain["notify"][key]:
+                plain["notify"][key] = "***"
         return plain

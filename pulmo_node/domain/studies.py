@@ -20,6 +20,14 @@ STUDY_STATES = (
 _NEED_ATTENTION = (JobState.FAILED, JobState.QUARANTINED, JobState.REJECTED)
 _BY_PROGRESS = (JobState.QUEUED, JobState.ENCODED, JobState.CANCELLED, JobState.DONE)
 
+STATES_BY_RANK = (
+    *(state.value for state in _NEED_ATTENTION),
+    SeriesState.RECEIVING.value,
+    *(state.value for state in _BY_PROGRESS),
+    NO_PIPELINE,
+)
+"""The same order as `derive_study_state` has it: the first of these that applies is the state."""
+
 
 def derive_study_state(series_states: Collection[SeriesState], job_states: Collection[JobState]) -> str:
     """What `pulmo-node studies` shows: what needs attention first, else the least advanced.

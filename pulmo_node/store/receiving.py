@@ -15,6 +15,7 @@ from pulmo_node.domain.priority import Priority
 from pulmo_node.domain.series import InstanceOutcome, Series, SeriesEvent, SeriesState, StoredInstance
 from pulmo_node.ports import Clock
 from pulmo_node.store import schema
+from pulmo_node.store.counting import count_received
 from pulmo_node.store.database import CLOCK_SET_BACK, Database
 from pulmo_node.store.grouping import GroupCommit
 from pulmo_node.store.moves import add_event, add_row, move_series, supersede_jobs
@@ -56,7 +57,9 @@ class SqlReceiveStore(Database):
 
     def _record_all(self, instances: Sequence[StoredInstance]) -> list[InstanceOutcome]:
         with self._write() as connection:
-            return [self._record(connection, instance) for instance in instances]
+            outcomes = [self._record(connection, instance) for instance in instances]
+            count_received(connection, _tally(instances, outcomes))
+        return outcomes
 
     def _record(self, connection: Connection, instance: StoredInstance) -> InstanceOutcome:
         known = _known_instance(connection, instance.sop_instance_uid)
@@ -288,3 +291,15 @@ def _is_same(known: AnyRow, instance: StoredInstance) -> bool:
         instance.study_instance_uid,
         instance.series_instance_uid,
     )
+
+
+def _tally(
+    instances: Sequence[StoredInstance], outcomes: Sequence[InstanceOutcome]
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """Instances and bytes by calling AE title and outcome."""
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    for instance, outcome in zip(instances, outcomes, strict=True):
+        key = (instance.calling_ae_title, outcome.value)
+        number, size_bytes = counts.get(key, (0, 0))
+        counts[key] = (number + 1, size_bytes + instance.size_bytes)
+    return counts

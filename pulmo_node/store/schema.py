@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD_REVISION = "0007"
+HEAD_REVISION = "0008"
 """The newest migration; a database at this revision is opened without loading Alembic."""
 
 UID_LENGTH = 64  # PS3.5, 6.2: UI
@@ -201,3 +201,41 @@ commitments = sa.Table(
     sa.UniqueConstraint("transaction_uid", "calling_ae_title"),
 )
 """Requests for storage commitment that are still to be answered; the answered ones are gone."""
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("password_hash", sa.Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+)
+"""Who may log in to the page."""
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("token_sha256", sa.String(64), primary_key=True),
+    sa.Column("user_name", sa.ForeignKey("users.name", ondelete="CASCADE"), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+)
+
+catalogue = sa.Table(
+    "catalogue",
+    metadata,
+    sa.Column("series_id", sa.ForeignKey("series.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    sa.Column("accession_digest", sa.String(64), nullable=False, index=True),  # keyed, so it names nobody by itself
+    sa.Column("study_date", sa.String(8), nullable=False, index=True),  # YYYYMMDD
+)
+"""What studies are searched by. Empty values: the images do not say, or none of them is on disk any more."""
+
+received = sa.Table(
+    "received",
+    metadata,
+    sa.Column("calling_ae_title", sa.String(16), primary_key=True),
+    sa.Column("status", sa.String(16), primary_key=True),
+    sa.Column("instances", sa.BigInteger, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+)
+"""What was received since the beginning; it only grows, also where studies are erased."""

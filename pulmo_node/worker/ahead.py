@@ -30,7 +30,7 @@ class AheadDuty:
 
     def warm_up(self) -> None:
         """Load the networks of every pipeline that a rule names, and let them run once."""
-        labels = sorted({label for rule in self._config.rules for label in rule.pipelines})
+        labels = self._config.pipelines_of_rules
         begun = self._ports.monotonic_seconds()
         try:
             self._analysis.warm_up(labels)

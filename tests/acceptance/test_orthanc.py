@@ -24,11 +24,13 @@ from pulmo_node import assemble, orthanc
 from pulmo_node.app import Node
 from pulmo_node.config import Config, resolve
 from pulmo_node.deliver import DicomSender
+from pulmo_node.domain.browsing import Counts
 from pulmo_node.ports import StudyDetail
 from tests.conftest import ROOT, data_folder
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 from tests.fake_pipeline import fake_pipeline
+from tests.web.served import Samples, scrape
 
 __all__ = ["fake_pipeline"]
 
@@ -50,6 +52,7 @@ def needs_orthanc() -> None:
 
 def configuration(folder: Path, pacs: orthanc.OrthancProcess, **node: Any) -> Config:
     raw = {
+        "web": {"enabled": True, "port": 0},
         "node": {"port": 0, "storage": str(folder / "node"), **node},
         "receive": {"quiet_seconds": 1.0},
         "peers": {"orthanc": {"ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.dicom_port}},
@@ -77,6 +80,8 @@ class Outcome:
     objects: dict[str, Dataset]  # "sr", "seg" and the others, as Orthanc gave them back
     files: dict[str, Path]
     volume: Volume
+    counts: Counts  # of the database, after the last delivery
+    metrics: Samples  # at the same moment
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +105,7 @@ def cptac(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         )
         assert sent.returncode == 0, sent.stderr
         detail = wait_for_end(node, seconds=540)
+        counts, (_, metrics) = node.store.counts(), scrape(node)
         written = {delivery.result.sop_instance_uid: delivery.result.kind for delivery in detail.deliveries}
         files = {}
         for number, (uid, content) in enumerate(pacs.objects(written).items()):
@@ -110,7 +116,7 @@ def cptac(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     volume = assemble.assemble(paths, assemble.describe(paths))
     assert isinstance(volume, Volume)
     objects = {name: dcmread(path) for name, path in files.items()}
-    return Outcome(detail=detail, objects=objects, files=files, volume=volume)
+    return Outcome(detail=detail, objects=objects, files=files, volume=volume, counts=counts, metrics=metrics)
 
 
 def test_the_job_is_done_and_everything_it_wrote_lies_in_orthanc(cptac: Outcome) -> None:
@@ -118,6 +124,21 @@ def test_the_job_is_done_and_everything_it_wrote_lies_in_orthanc(cptac: Outcome)
     written = {delivery.result.sop_instance_uid for delivery in cptac.detail.deliveries}
     assert {str(found.SOPInstanceUID) for found in cptac.objects.values()} == written
     assert "sr" in cptac.objects
+
+
+def test_the_metrics_are_the_counts_of_the_database(cptac: Outcome) -> None:
+    metrics, (received,) = cptac.metrics, cptac.counts.received
+    peer = (received.calling_ae_title, "new")
+    sent = len(cptac.detail.deliveries)
+    assert metrics["pulmo_instances_received_total"] == {peer: received.instances}
+    assert received.instances == cptac.detail.summary.instances
+    assert metrics["pulmo_received_bytes_total"] == {peer: received.size_bytes}
+    assert metrics["pulmo_series"] == {("COMPLETE",): 1, ("RECEIVING",): 0}
+    assert metrics["pulmo_jobs"] == {("", "DONE"): 1}
+    assert metrics["pulmo_deliveries"][("orthanc", "SENT")] == sent > 0
+    assert metrics["pulmo_queue_length"] == {("orthanc",): 0}
+    assert metrics["pulmo_associations_total"][("accepted",)] == 1
+    assert {stage for (stage,) in metrics["pulmo_stage_seconds_count"]} >= {"assemble", "stage1", "encode", "deliver"}
 
 
 def test_the_objects_belong_to_the_study_and_its_patient(cptac: Outcome) -> None:

@@ -8,11 +8,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from pulmo_node.domain.deliveries import DeliveryState
 from pulmo_node.domain.jobs import JobState
 from pulmo_node.domain.priority import Priority
-from pulmo_node.store import SqlStore
+from pulmo_node.store import SqlStore, schema
 from pulmo_node.store.schema import HEAD_REVISION
 from tests.conftest import ROOT
 from tests.integration.store_scene import FINDINGS, LEASE, Scene, SetClock, result
@@ -81,6 +82,13 @@ def test_what_later_schemas_brought_stays(url: str, revision: str) -> None:
             queued = store.study("7")
             assert queued is not None
             assert [job.takeovers for job in queued.jobs] == [1]
+        if revision >= "0007":
+            running = store.study("7")
+            assert running is not None
+            assert running.jobs[0].progress == "stage1 42%"
+        with store._read() as connection:  # what 0008 brings: what lies there counts as received
+            instances = connection.scalar(sa.select(sa.func.count()).select_from(schema.instances))
+            assert connection.scalar(sa.select(sa.func.sum(schema.received.c.instances))) == instances > 0
 
 
 def test_the_work_goes_on(url: str) -> None:

@@ -33,7 +33,7 @@ def problems(path: Path, **environment: str) -> tuple[str, ...]:
 def test_the_shipped_file_shows_every_key_with_its_default() -> None:
     shipped = tomllib.loads(SHIPPED.read_text(encoding="utf-8"))
     defaults = asdict(Config())
-    for section in ("node", "database", "receive", "tls", "analysis", "delivery", "results", "log"):
+    for section in ("node", "database", "receive", "tls", "analysis", "delivery", "results", "log", "web", "notify"):
         expected = {key: list(v) if isinstance(v, tuple) else v for key, v in defaults[section].items()}
         assert shipped[section] == expected, section
     (rule,) = shipped["rules"]

@@ -125,7 +125,7 @@ def test_what_is_not_read_ahead(tmp_path: Path, arriving: Series, analysis: dict
 def test_the_pipelines_of_the_rules_are_warmed_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outside = Outside()
     duty(outside, tmp_path).warm_up()
-    assert outside.warmed == [["ct-nodules"]]
+    assert outside.warmed == [("ct-nodules",)]
     for problem in (Permanent("weights missing"), Stopped("the node stops")):
         outside.answer = problem
         duty(outside, tmp_path).warm_up()

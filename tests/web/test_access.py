@@ -1,0 +1,378 @@
+"""Who gets in, what they may do, and what a hostile peer, page or browser cannot make of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from typer.testing import CliRunner
+
+from pulmo_models import registry
+from pulmo_node.app import Node
+from pulmo_node.cli import app
+from pulmo_node.config import load, resolve
+from pulmo_node.domain.accounts import Role, User
+from pulmo_node.errors import ConfigError
+from pulmo_node.store import SqlStore
+from pulmo_node.testing import SmallPacs
+from pulmo_node.web.access import LoginRate, Sessions, client_of, csrf_token, within
+from pulmo_node.web.show import printable
+from tests.certificates import authority
+from tests.fake_pipeline import _replaced, fake_pipeline
+from tests.integration.store_scene import SetClock, new_database
+from tests.web.served import (
+    HASH,
+    PASSWORD,
+    Visitor,
+    base_url,
+    logged_in,
+    page_configuration,
+    running,
+    send,
+    wait_for_state,
+)
+
+pytestmark = pytest.mark.usefixtures("fake_pipeline")
+__all__ = ["fake_pipeline"]
+
+STUDY = "1.2.3"
+PAGES = ("/", f"/studies/{STUDY}", f"/studies/{STUDY}/jobs/1/nodules/1.png", "/destinations", "/pipelines", "/live")
+ACTIONS = (
+    f"/studies/{STUDY}/requeue",
+    f"/studies/{STUDY}/redeliver",
+    f"/studies/{STUDY}/cancel",
+    "/destinations/pacs0/echo",
+)
+SEARCH = "/search"
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    folder = tmp_path_factory.mktemp("node")
+    with pytest.MonkeyPatch.context() as patch, SmallPacs(folder / "pacs") as pacs:
+        patch.setitem(registry._ENTRIES, "ct-nodules", _replaced())
+        with running(page_configuration(folder, pacs)) as started:
+            yield started
+
+
+@pytest.fixture
+def visitor(node: Node) -> Iterator[Visitor]:
+    with Visitor(node) as somebody:
+        yield somebody
+
+
+def audit(node: Node) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in node.config.audit_file.read_text().splitlines()]
+
+
+def test_without_a_login_there_is_the_login_alone(visitor: Visitor) -> None:
+    for path in PAGES:
+        answer = visitor.get(path)
+        assert answer.status_code in (303, 401), path
+        assert answer.status_code == 401 or answer.headers["location"].startswith("/login?next=/"), path
+        assert STUDY not in answer.text
+    assert visitor.get("/login").status_code == 200
+    for path in (*ACTIONS, SEARCH):
+        assert visitor.post(path).status_code == 401, path
+    assert visitor.get("/static/style.css").status_code == 200
+
+
+def test_every_route_that_there_is_is_among_those(node: Node) -> None:
+    """A page that somebody adds is asked for here without a login too."""
+    routes = {route.path for route in node.observation._web._serving.config.app.routes}  # type: ignore[union-attr]
+    asked = {re.sub(r"^/studies/[\d.]+", "/studies/{uid}", path) for path in (*PAGES, *ACTIONS, SEARCH)}
+    asked = {re.sub(r"jobs/1/nodules/1", "jobs/{job:int}/nodules/{number:int}", path) for path in asked}
+    asked = {path.replace("pacs0", "{name}") for path in asked}
+    assert routes - asked == {"/login", "/logout", "/static", "/healthz", "/readyz", "/metrics"}
+
+
+def test_a_viewer_looks_and_changes_nothing(node: Node) -> None:
+    with logged_in(node, "vera") as vera:
+        page = vera.get("/destinations").text
+        assert "Echo" not in page
+        for path in ACTIONS:
+            assert vera.post(path).status_code == 403, path
+        vera.get("/")
+        assert vera.post(SEARCH, state="DONE").headers["location"] == "/?state=DONE"
+        assert vera.post("/logout").headers["location"] == "/login"
+        assert vera.get("/").status_code == 303
+
+
+def test_a_form_needs_the_token_of_this_very_session(node: Node) -> None:
+    with logged_in(node, "otto") as otto, logged_in(node, "vera") as vera:
+        otto.get("/"), vera.get("/")
+        assert otto.csrf == csrf_token(otto.token) != vera.csrf
+        own, echo = otto.csrf, "/destinations/pacs0/echo"
+        for wrong in ("", "0" * 64, vera.csrf, own[:-1] + ("0" if own[-1] != "0" else "1")):
+            otto.csrf = wrong
+            assert otto.post(echo).status_code == 403, wrong
+        otto.csrf = own
+        assert otto.client.post(echo, json={"csrf": own}).status_code == 403
+        for header in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+            assert otto.client.post(echo, data={"csrf": own}, headers=header).status_code == 403, header
+        assert otto.post(echo).status_code == 303
+
+
+def test_the_login_gives_a_new_token_whatever_the_browser_had(node: Node, visitor: Visitor) -> None:
+    visitor.get("/login")
+    planted = visitor.token
+    visitor.post("/login", name="otto", password=PASSWORD)
+    assert visitor.token != planted
+    with Visitor(node) as attacker:
+        attacker.client.cookies.set("pulmo", planted)
+        assert attacker.get("/").status_code == 303
+    token = visitor.token
+    visitor.get("/")
+    visitor.post("/logout")
+    visitor.client.cookies.set("pulmo", token)
+    assert visitor.get("/").status_code == 303, "the session is over on the server too"
+
+
+def test_the_cookie_is_for_no_script_and_no_other_site(node: Node, visitor: Visitor) -> None:
+    visitor.get("/login")
+    cookie = visitor.post("/login", name="otto", password=PASSWORD).headers["set-cookie"]
+    assert {part.strip().lower() for part in cookie.split(";")[1:]} == {"httponly", "samesite=lax", "path=/"}
+
+
+def test_with_tls_the_cookie_is_secure_and_bound_to_the_host(tmp_path: Path) -> None:
+    issuer = authority(tmp_path)
+    own = issuer.issue("node")
+    web = {"certificate": str(own.certificate), "private_key": str(own.private_key)}
+    with (
+        running(page_configuration(tmp_path, web=web)) as node,
+        Visitor(node, verify=ssl.create_default_context(cafile=str(issuer.own.certificate))) as somebody,
+    ):
+        answer = somebody.log_in("otto")
+        assert answer.headers["set-cookie"].startswith("__Host-pulmo=")
+        assert "Secure" in answer.headers["set-cookie"]
+        assert "max-age" in answer.headers["strict-transport-security"]
+        assert somebody.get("/").status_code == 200
+
+
+def test_a_session_ends(tmp_path: Path) -> None:
+    clock = SetClock()
+    with SqlStore(new_database(tmp_path), clock) as store:
+        user = User(name="u", role=Role.VIEWER, password_hash=HASH, created_at=clock.now())
+        store.put_user(user)
+        sessions = Sessions(store, idle_minutes=30)
+        token = sessions.begin(user, clock.now())
+        assert token not in (tmp_path / "pulmo.sqlite").read_bytes().decode("latin-1")
+        assert sessions.visitor(token, clock.advance(minutes=29)) is not None
+        assert sessions.visitor(token, clock.advance(minutes=29)) is not None, "it is used, so it lasts"
+        assert sessions.visitor(token, clock.advance(minutes=31)) is None
+        token = sessions.begin(user, clock.now())
+        for _ in range(24 * 2):
+            alive = sessions.visitor(token, clock.advance(minutes=15.5))
+        assert alive is None, "twelve hours are the longest"
+        token = sessions.begin(user, clock.now())
+        store.put_user(replace(user, role=Role.OPERATOR))
+        assert sessions.visitor(token, clock.now()) is None, "another password ends it"
+
+
+def test_too_many_failures_are_not_looked_at(tmp_path: Path) -> None:
+    with running(page_configuration(tmp_path)) as node, Visitor(node) as attacker:
+        for _ in range(10):
+            answer = attacker.log_in("otto", "wrong password")
+            assert (answer.status_code, "wrong" in answer.text) == (401, True)
+        assert attacker.log_in("otto").status_code == 429, "even with the right password"
+        assert [line["action"] for line in audit(node)].count("login failed") == 10
+        assert "wrong password" not in node.config.audit_file.read_text()
+
+
+def test_the_rate_is_by_address_and_by_name_and_forgets() -> None:
+    rate, at = LoginRate(per_address=2, per_name=3, seconds=60), datetime(2026, 1, 1, tzinfo=UTC)
+    rate.failed("a", "x", at)
+    assert rate.allows("a", "x", at)
+    rate.failed("a", "x", at)
+    assert not rate.allows("a", "y", at)
+    assert rate.allows("b", "x", at)
+    rate.failed("b", "x", at)
+    assert not rate.allows("c", "x", at)
+    assert rate.allows("a", "x", at + timedelta(seconds=61))
+
+
+HOSTILE = "<script>alert(1)</script>^\"'><img src=x onerror=alert(2)>"
+STRANGE = "Eve\u202egnp.exe"
+
+
+def _hostile(dataset: Any) -> None:
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.PatientName, dataset.PatientID = HOSTILE, STRANGE
+    dataset.AccessionNumber = "{{7*7}}%0d%0aX"
+    dataset.SeriesDescription = "</title><script>alert(3)</script>"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, on values that no VR allows
+def test_hostile_values_are_shown_as_text(tmp_path: Path) -> None:
+    with (
+        running(page_configuration(tmp_path)) as node,
+        logged_in(node, "otto") as otto,
+        logged_in(node, "vera") as vera,
+    ):
+        study = send(node, tmp_path / "ct", _hostile)
+        wait_for_state(node, study, "DONE")
+        for path in ("/", f"/studies/{study}"):
+            answer = otto.get(path)
+            assert "&lt;script&gt;alert(1)&lt;/script&gt;" in answer.text, path
+            tags = re.findall(r"<(?:script|img|iframe|svg)[^>]*>", answer.text)
+            ours = r'<(script src="/static/live.js"|img loading="lazy"|svg class="bar")'
+            assert all(re.match(ours, tag) for tag in tags)
+            assert "\u202e" not in answer.text
+            assert "{{7*7}}" in answer.text
+            assert not any("alert" in value or "7*7" in value for value in answer.headers.values())
+            seen = vera.get(path).text
+            assert "alert(1)" not in seen, "names are for operators"
+            assert "Eve" not in seen
+        shown = [line for line in audit(node) if line["action"] == "study shown with the patient's name"]
+        assert {line["who"] for line in shown} == {"page otto"}
+        assert not any(mark in json.dumps(line) for line in audit(node) for mark in ("Eve", "alert", "7*7"))
+
+
+def test_control_characters_are_replaced() -> None:
+    assert printable("a\x00\x1b[31mb\r\u2066c\u200bd") == "a\ufffd\ufffd[31mb\ufffd\ufffdc\ufffdd"
+    assert printable("Müller^Ä 山田") == "Müller^Ä 山田"
+
+
+def test_no_file_but_those_of_the_page_is_served(node: Node, visitor: Visitor) -> None:
+    secret = node.config.storage / "catalogue.key"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    with logged_in(node, "otto") as otto:
+        for path in (
+            "/static/../guard.py",
+            "/static/..%2fguard.py",
+            "/static/%2e%2e/guard.py",
+            "/static/%2e%2e%2f%2e%2e%2f__init__.py",
+            "/static//etc/passwd",
+            "/static/..\\guard.py",
+            "/studies/..%2f..%2fpulmo.sqlite",
+            "/studies/../../etc/passwd",
+            "/studies/1.2.3/jobs/1/nodules/..%2f1.png",
+        ):
+            answer = httpx2.Client(base_url=base_url(node), cookies=otto.client.cookies, trust_env=False).get(path)
+            assert answer.status_code in (303, 404), path
+            assert not any(mark in answer.text for mark in ("SQLite", "import ", "root:")), path
+
+
+@pytest.mark.parametrize(
+    "target", ["//evil.example/", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y"]
+)
+def test_a_login_leads_to_this_server_only(node: Node, visitor: Visitor, target: str) -> None:
+    visitor.get("/login", params={"next": target})
+    answer = visitor.post("/login", name="otto", password=PASSWORD, next=target)
+    assert answer.headers["location"] == "/"
+
+
+def test_another_name_of_this_machine_is_refused(visitor: Visitor) -> None:
+    assert visitor.get("/login", headers={"Host": "evil.example"}).status_code == 421
+    assert visitor.get("/healthz", headers={"Host": "10.1.2.3:8050"}).status_code == 200, "a probe calls by address"
+
+
+def test_every_answer_says_what_the_browser_may_do(node: Node, visitor: Visitor) -> None:
+    for path in ("/login", "/healthz", "/static/live.js", "/nowhere"):
+        headers = visitor.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy, path
+        assert "unsafe" not in policy, path
+        assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY"), path
+        assert headers["cache-control"] == "no-store", path
+        assert "server" not in headers, path
+    page = visitor.get("/login").text
+    assert re.findall(r" (?:style|on\w+)=", page) == []
+
+
+def test_a_form_that_is_too_large_is_not_read(node: Node, visitor: Visitor) -> None:
+    visitor.get("/login")
+    assert visitor.post("/login", name="otto", password="x" * 20_000).status_code == 403
+    assert visitor.post("/login", name="otto", password="x" * 2_000).status_code == 401
+
+
+def test_a_trusted_proxy_says_who_it_is(tmp_path: Path) -> None:
+    web = {"access": "proxy", "trusted_proxies": ["127.0.0.1/32"]}
+    with running(page_configuration(tmp_path, web=web), users=False) as node, Visitor(node) as proxy:
+        assert proxy.get("/").status_code == 403
+        page = proxy.get("/destinations", headers={"X-Remote-User": "<b>eve", "X-Remote-Role": "operator"})
+        assert "&lt;b&gt;eve (operator)" in page.text
+        assert "vera (viewer)" in proxy.get("/", headers={"X-Remote-User": "vera", "X-Remote-Role": "admin"}).text
+        assert (
+            "__Host-pulmo="
+            in proxy.get("/", headers={"X-Remote-User": "v", "X-Forwarded-Proto": "https"}).headers["set-cookie"]
+        )
+
+
+def test_nobody_else_says_who_they_are(node: Node, visitor: Visitor) -> None:
+    assert visitor.get("/", headers={"X-Remote-User": "otto", "X-Remote-Role": "operator"}).status_code == 303
+
+
+def test_the_address_behind_proxies_is_the_last_that_is_none_of_them() -> None:
+    trusted = ("10.0.0.0/8",)
+    headers = {"x-forwarded-for": "6.6.6.6, 203.0.113.9, 10.1.1.1", "x-forwarded-proto": "https"}
+    client = client_of("10.0.0.1", "http", headers, trusted)
+    assert (client.address, client.secure, client.proxy) == ("203.0.113.9", True, True)
+    client = client_of("198.51.100.1", "http", headers, trusted)
+    assert (client.address, client.secure, client.proxy, client.forwarded) == ("198.51.100.1", False, False, True)
+    assert within("::ffff:127.0.0.1", ["127.0.0.0/8"])
+    assert not within("nonsense", ["0.0.0.0/0"])
+
+
+def test_metrics_are_for_those_who_are_named(tmp_path: Path) -> None:
+    with running(page_configuration(tmp_path, web={"metrics_networks": ["192.0.2.0/24"]})) as node:
+        with Visitor(node) as stranger:
+            assert stranger.get("/metrics").status_code == 403
+            assert stranger.get("/healthz").text == "alive\n"
+        with logged_in(node, "vera") as vera:
+            assert vera.get("/metrics").status_code == 200
+
+
+def test_metrics_are_not_given_to_whoever_was_passed_on(visitor: Visitor) -> None:
+    assert visitor.get("/metrics").status_code == 200
+    assert visitor.get("/metrics", headers={"X-Forwarded-For": "203.0.113.9"}).status_code == 403
+
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104
+PROBLEMS = {
+    "a page for others in the clear": ({"bind": EVERYWHERE, "hosts": ["n"]}, "web.bind"),
+    "one that anybody may use": (
+        {"bind": EVERYWHERE, "hosts": ["n"], "cleartext": True, "access": "open"},
+        "web.access",
+    ),
+    "one without a name": ({"bind": EVERYWHERE, "cleartext": True}, "web.hosts"),
+    "a proxy that is nobody": ({"access": "proxy"}, "web.trusted_proxies"),
+    "half a certificate": ({"certificate": "a.pem"}, "web.certificate"),
+}
+
+
+@pytest.mark.parametrize(("web", "named"), PROBLEMS.values(), ids=PROBLEMS)
+def test_an_unsafe_page_is_not_started(tmp_path: Path, web: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({"web": {"enabled": True, **web}}, base=tmp_path)
+    assert [problem.split(":")[0].split(",")[0] for problem in caught.value.problems] == [named]
+
+
+def test_users_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PULMO_NODE__NODE__STORAGE", str(tmp_path))
+    path = tmp_path / "node.toml"
+    path.write_text("")
+    monkeypatch.setenv("PULMO_NODE_CONFIG", str(path))
+    run = CliRunner()
+    assert run.invoke(app, ["user", "add", "anna", "--role", "operator"], input="too short\n").exit_code == 2
+    added = run.invoke(app, ["user", "add", "anna", "--role", "operator"], input=f"{PASSWORD}\n")
+    assert (added.exit_code, added.output) == (0, "anna is operator\n")
+    assert run.invoke(app, ["user", "add", "anna"], input=f"{PASSWORD}\n").exit_code == 1
+    assert run.invoke(app, ["user", "add", "a b"], input=f"{PASSWORD}\n").exit_code == 2
+    (listed,) = json.loads(run.invoke(app, ["user", "list", "--json"]).output)
+    assert (listed["name"], listed["role"]) == ("anna", "operator")
+    stored = b"".join(each.read_bytes() for each in tmp_path.glob("pulmo.sqlite*"))
+    assert b"$argon2id$" in stored
+    assert PASSWORD.encode() not in stored
+    assert run.invoke(app, ["user", "remove", "anna"]).exit_code == 0
+    assert run.invoke(app, ["user", "remove", "anna"]).exit_code == 1
+    lines = [json.loads(line)["action"] for line in load(path).audit_file.read_text().splitlines()]
+    assert lines == ["user added", "user removed"]
