@@ -13,14 +13,14 @@ from pathlib import Path
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.dsutils import encode_file_meta, split_dataset
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 from pynetdicom.presentation import PresentationContext
 
-from pulmo_node.dimse import IMPLEMENTATION_CLASS_UID, configure_pynetdicom
+from pulmo_node.dimse import IMPLEMENTATION_CLASS_UID, configure_pynetdicom, prepare_connection
 from pulmo_node.domain.series import InstanceOutcome, StoredInstance
 from pulmo_node.errors import Transient
 from pulmo_node.files import FileInstanceStore
@@ -206,7 +206,13 @@ def association(
     entity = AE(ae_title=calling)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
     offered = contexts or ((CTImageStorage, ExplicitVRLittleEndian),)
-    opened = entity.associate("127.0.0.1", port, [build_context(*context) for context in offered], ae_title=called)
+    opened = entity.associate(
+        "127.0.0.1",
+        port,
+        [build_context(*context) for context in offered],
+        ae_title=called,
+        evt_handlers=[(evt.EVT_CONN_OPEN, prepare_connection, [20.0])],
+    )
     try:
         yield opened
     finally:

@@ -45,12 +45,14 @@ def test_the_receiver_accepts_what_the_document_says_and_nothing_else(tmp_path: 
     }
     documented = {(row[1], syntax) for row in table("4.2.1.1 SOP classes") for syntax in syntaxes[row[3]]}
     accepted: set[tuple[str, str]] = set()
-    with Node(configuration(tmp_path)) as node:
+    patient = {"association_request_seconds": 300.0, "network_timeout_seconds": 300.0}  # with a machine that is busy
+    with Node(configuration(tmp_path, receive=patient)) as node:
         proposals = [(sop_class, syntax) for sop_class in sorted(EVERY_CLASS) for syntax in EVERY_SYNTAX]
         some = [pair for pair in proposals if pair[0] in {row[1] for row in table("4.2.1.1 SOP classes")}]
         others = [(sop_class, EVERY_SYNTAX) for sop_class in sorted(EVERY_CLASS - {pair[0] for pair in some})]
         for batch in _batches([*some, *others]):
             entity = AE("ANYONE")
+            entity.acse_timeout = entity.network_timeout = 300.0
             association = entity.associate(
                 "127.0.0.1", node.receiver.port, contexts=[build_context(*pair) for pair in batch], ae_title="PULMO"
             )

@@ -19,9 +19,9 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, evt
 
-from pulmo_node.dimse import DimseStatus
+from pulmo_node.dimse import DimseStatus, prepare_connection
 from pulmo_node.testing import SmallPacs
 from tests.faults.node import AE_TITLE, NodeProcess, wait_for
 from tests.faults.studies import Study, make_study, same_data_set
@@ -189,7 +189,10 @@ class _Scene:
         entity = AE(ae_title="SCANNER")
         entity.dimse_timeout = entity.acse_timeout = _END_SECONDS
         contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian)]
-        association = entity.associate("127.0.0.1", self._node.port, contexts=contexts, ae_title=AE_TITLE)
+        handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, prepare_connection, [_END_SECONDS])]
+        association = entity.associate(
+            "127.0.0.1", self._node.port, contexts=contexts, ae_title=AE_TITLE, evt_handlers=handlers
+        )
         for number, file in enumerate(files, start=1):
             dataset = dcmread(file)
             answer = association.send_c_store(dataset) if association.is_established else Dataset()

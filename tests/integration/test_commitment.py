@@ -21,7 +21,7 @@ from pynetdicom.association import Association
 from pulmo_node import orthanc
 from pulmo_node.commitment import CommitmentScp
 from pulmo_node.deliver import DicomSender
-from pulmo_node.dimse import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, listen
+from pulmo_node.dimse import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, listen, prepare_connection
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.domain.retry import RetryPolicy
 from pulmo_node.files import FileInstanceStore
@@ -236,7 +236,10 @@ class TestSameAssociation:
                 node.receiver.port,
                 [build_context(*context) for context in CONTEXTS],
                 ae_title="PULMO",
-                evt_handlers=[(evt.EVT_N_EVENT_REPORT, guest.on_report)],
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
+                    (evt.EVT_N_EVENT_REPORT, guest.on_report),
+                ],
             )
             assert sender.is_established
             send_slices(sender, tmp_path, 1, 2)
@@ -261,7 +264,10 @@ class TestSameAssociation:
                 [build_context(*context) for context in CONTEXTS],
                 ae_title="PULMO",
                 max_pdu=4096,
-                evt_handlers=[(evt.EVT_N_EVENT_REPORT, guest.on_report)],
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
+                    (evt.EVT_N_EVENT_REPORT, guest.on_report),
+                ],
             )
             many = [(CTImageStorage, f"{ct_slice().SeriesInstanceUID}.{number}") for number in range(1, 401)]
             assert ask(sender, many) == 0

@@ -11,7 +11,7 @@ const axeSource = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 
 const browser = await playwright.chromium.launch({ executablePath: chromium, args: ["--no-sandbox"] });
 const context = await browser.newContext({ baseURL: base, viewport: { width: 1280, height: 900 } });
-context.setDefaultTimeout(60_000);
+context.setDefaultTimeout(180_000);
 const page = await context.newPage();
 const troubles = [];
 page.on("console", (message) => { if (message.type() === "error") troubles.push(message.text()); });

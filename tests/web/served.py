@@ -25,7 +25,7 @@ from tests.integration.test_node import configuration
 
 PASSWORD = "correct horse battery"  # noqa: S105
 HASH = hash_password(PASSWORD)
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0
 SENDER = "SCANNER"
 
 Samples = dict[str, dict[tuple[str, ...], float]]
