@@ -123,7 +123,7 @@ def test_a_chest_ct_in_orthanc_has_results_beside_it(
         results = list(DicomSender("CT").send_files(pacs.peer, write_datasets(datasets, tmp_path / name)))
         assert all(result.error is None for result in results)
         studies[name] = str(datasets[0].StudyInstanceUID)
-    expected = {"Pulmo nodules SR": "SR", "Pulmo nodules SEG": "SEG", "Pulmo key images": "OT"}
+    expected = {"Pulmo nodules SR": "SR", "Pulmo nodules SEG": "SEG", "Pulmo nodules key images": "OT"}
     wait_for(lambda: expected.items() <= series_of(pacs, studies["chest"]).items())
     jobs = [pacs.get(f"/jobs/{identifier}") for identifier in pacs.get("/jobs")]
     sent = [job for job in jobs if job["Type"] == "DicomModalityStore"]
