@@ -89,10 +89,12 @@ def published_scores(
     Raises:
         DeviceOutOfMemory: from the engine.
     """
+    if not places:
+        return [], 0
     plan = WindowPlan(window=settings.window)
     published = replace(settings, stride=plan.stride, anchor=plan.anchor, blend=plan.blend)
     search = np.zeros(hu.shape, dtype=np.bool_)
-    search[tuple(np.transpose(np.array(places, dtype=np.int64).reshape(-1, 3)))] = True
+    search[tuple(np.transpose(places))] = True
     windows = windows_of(hu, published, search)  # the others see none of the places
     patches = [_Patch.around(place, hu.shape, windows, settings) for place in places]
     source = HostWindows(hu, plan.window)
