@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,18 @@ def data_folder(relative: str) -> Path:
     if not found.exists():
         pytest.skip(f"test data {relative} not found (set PULMO_TEST_DATA)")
     return found
+
+
+# What the tests write at most, twice over, and the node's own watermark: below it every node of a test refuses images.
+NEEDED_BYTES = 4 * 1024**3
+
+
+def pytest_sessionstart() -> None:
+    """Says so where the disk is too full, rather than that 0xA700 came instead of 0x0000."""
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < NEEDED_BYTES:
+        wanted = f"{NEEDED_BYTES / 1024**3:.0f} GiB (TMPDIR says where)"
+        pytest.exit(f"{free / 1024**3:.1f} GiB free in {tempfile.gettempdir()}, the tests need {wanted}", returncode=1)
 
 
 # Files that take minutes. Tests run in several processes, a file in one: the longest begin first, or one process would
