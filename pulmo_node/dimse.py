@@ -290,6 +290,7 @@ def prepare_connection(event: evt.Event, timeout_seconds: float) -> None:
     """
     if event.assoc.is_requestor:
         _keep_answers(event.assoc)
+        _send_whole(event.assoc)
     wrapper = event.assoc.dul.socket
     if wrapper is None or wrapper.socket is None:  # the peer was gone again at once
         return
@@ -319,3 +320,17 @@ def _keep_answers(association: Association) -> None:
             return messages.queue.popleft()
 
     association.dimse.get_msg = get_msg  # type: ignore[method-assign]
+
+
+def _send_whole(association: Association) -> None:
+    """Send one message after the other: fragments of two may not mix (PS3.8 annex E).
+
+    The answer to an N-EVENT-REPORT is sent by a thread of its own, also while an object is being sent.
+    """
+    send_msg, lock = association.dimse.send_msg, threading.Lock()
+
+    def send(primitive: Any, context_id: int) -> None:
+        with lock:
+            send_msg(primitive, context_id)
+
+    association.dimse.send_msg = send  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 from pydicom import uid
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_primitives import C_STORE, N_EVENT_REPORT
+from pynetdicom.pdu_primitives import P_DATA
 
 from pulmo_node.deliver import DicomSender
-from pulmo_node.dimse import COMPRESSED
+from pulmo_node.dimse import COMPRESSED, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from pulmo_node.domain.deliveries import Peer, ResultObject
 from pulmo_node.encode import ResultOptions, encode_findings
 from pulmo_node.errors import Permanent, PulmoError, Transient
@@ -343,6 +345,35 @@ class TestAssociation:
 
             monkeypatch.setattr(dimse, "get_msg", late)
             assert link.store(*result_file(tmp_path)) == "0x0000: success"
+
+    def test_messages_of_two_threads_do_not_mix(
+        self, pacs: SmallPacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The answer to a report on storage commitment while an object is being sent."""
+        report = N_EVENT_REPORT()
+        report.MessageIDBeingRespondedTo, report.Status = 7, 0
+        report.AffectedSOPClassUID, report.AffectedSOPInstanceUID = STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+        with DicomSender("PULMO", timeout_seconds=20).open(pacs.peer) as link:
+            dimse, send_pdu = link._association.dimse, link._association.dul.send_pdu
+            answering = threading.Thread(target=dimse.send_msg, args=(report, 255))
+            sent = []
+
+            def record(pdu: P_DATA) -> None:
+                (value,) = pdu.presentation_data_value_list
+                sent.append(value[0])
+                if len(sent) == 1:  # the command of the object, whose data are still to come
+                    answering.start()
+                    answering.join(0.5)  # where nothing holds it, it is over by then
+                if value[0] != 255:
+                    send_pdu(pdu)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(link._association.dul, "send_pdu", record)
+                assert link.store(*result_file(tmp_path)) == "0x0000: success"
+                answering.join(20)
+        first_of_answer = sent.index(255)
+        assert first_of_answer >= 2, "command and data of the object"
+        assert set(sent[first_of_answer:]) == {255}
 
     def test_a_port_that_accepts_and_says_nothing(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
