@@ -6,7 +6,9 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
@@ -374,6 +376,19 @@ class TestAssociation:
         first_of_answer = sent.index(255)
         assert first_of_answer >= 2, "command and data of the object"
         assert set(sent[first_of_answer:]) == {255}
+
+    def test_a_request_goes_out_though_a_report_was_answered(self, pacs: SmallPacs, tmp_path: Path) -> None:
+        """pynetdicom's thread of an N-EVENT-REPORT ends while a request waits for the association's own to pause."""
+        with DicomSender("PULMO", timeout_seconds=20).open(pacs.peer) as link, ThreadPoolExecutor() as pool:
+            association = link._association
+            association._reactor_checkpoint.clear()
+            while not association._is_paused:
+                time.sleep(0.001)
+            association._is_paused = False  # what that thread leaves behind
+            try:
+                assert pool.submit(link.store, *result_file(tmp_path)).result(60) == "0x0000: success"
+            finally:
+                association._is_paused = True
 
     def test_a_port_that_accepts_and_says_nothing(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
