@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
 from rich.console import Console
 
 from pulmo_models.types import Findings, Volume
@@ -134,6 +135,26 @@ def test_the_segmentation_beside_a_report_is_counted(
     assert "ANOTHER" not in shown
     alone = reading.read_result(tmp_path / "0.dcm", others=[])
     assert "which is not beside the report" in _shown(reading.lay_out(alone))
+
+
+def test_pictures_of_another_series_are_left_out(volume: Volume, findings: Findings, tmp_path: Path) -> None:
+    """Two reconstructions of one study, analysed by one program, their results in one folder."""
+    datasets, series_uid = chest_datasets(), generate_uid()
+    for dataset in datasets:
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = volume.series.study_instance_uid, series_uid
+    other = write_volume(datasets, tmp_path / "ct")
+    options = ResultOptions(key_images=True)
+    results = {
+        one.series.series_instance_uid: encode_findings(made, one, make_context(one, options=options))
+        for one, made in ((volume, findings), (other, make_findings(other, [make_nodule(other, (3, 10, 12))])))
+    }
+    for number, objects in enumerate(results.values()):
+        for encoded in objects:
+            (tmp_path / f"{number}-{encoded.sop_instance_uid}.dcm").write_bytes(encoded.content)
+    for number, objects in enumerate(results.values()):
+        found = reading.read_result(tmp_path / f"{number}-{objects[0].sop_instance_uid}.dcm")
+        expected = [each.sop_instance_uid for each in objects if each.kind == "key-image"]
+        assert [str(dcmread(picture.path).SOPInstanceUID) for picture in found.pictures] == expected
 
 
 def test_what_is_shown_tells_results_before_provenance(volume: Volume, findings: Findings, tmp_path: Path) -> None:
