@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.uid import (
     DigitalXRayImageStorageForProcessing,
     ExplicitVRLittleEndian,
@@ -112,6 +112,30 @@ class TestGreyScale:
         expected = np.rint(top * (np.clip(STORED.astype(float) - 500, 0, 1000) / 1000) ** 2) / top
         np.testing.assert_allclose(image.display, expected, atol=1e-6)
         assert np.array_equal(image.pixels, STORED)
+
+    @pytest.mark.parametrize(
+        ("descriptor", "syntax", "signed"),
+        [
+            ("SS", ExplicitVRLittleEndian, True),
+            ("US", ExplicitVRLittleEndian, True),  # as many files have it, 64036 for -1500
+            ("SS", ImplicitVRLittleEndian, True),
+            ("SS", ImplicitVRLittleEndian, False),  # unsigned values, and a rescale below 0
+        ],
+    )
+    def test_a_voi_lut_that_begins_below_zero(self, descriptor: str, syntax: str, signed: bool, tmp_path: Path) -> None:
+        (item,) = lut(list(range(2901)), 0, 12)
+        first = -1500 if descriptor == "SS" else 65536 - 1500
+        item["LUTDescriptor"] = DataElement("LUTDescriptor", descriptor, [2901, first, 12])
+        ds = radiograph(VOILUTSequence=[item], PixelRepresentation=int(signed))
+        if signed:
+            ds.PixelData = ((STORED.astype(np.int16) - 1500) & 0x0FFF).astype("<u2").tobytes()
+        else:
+            ds.RescaleSlope, ds.RescaleIntercept = 1, -1500
+        paths = write_series(tmp_path, ds, transfer_syntax=syntax)
+        series = assemble(paths, describe(paths))
+        assert isinstance(series, RadiographSeries)
+        assert np.array_equal(series.images[0].pixels, STORED.astype(np.float32) - 1500)
+        np.testing.assert_allclose(series.images[0].display, STORED / 4095, atol=1e-6)
 
     @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
     def test_padding_is_dark_and_widens_no_range(self, photometric: str, tmp_path: Path) -> None:
