@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 from rich.console import Console
@@ -254,6 +256,26 @@ def test_the_page_is_whole_and_harmless(volume: Volume, findings: Findings, tmp_
     assert page.sources == []
     assert evil in page.text
     assert page.seen.count("svg") == 2 * len(findings.nodules[0].concepts)
+
+
+def test_a_grey_picture_of_sixteen_bits_is_not_cut_to_eight(volume: Volume, tmp_path: Path) -> None:
+    """Another program's key image may be the slice itself."""
+    sr, picture = encode_findings(
+        make_findings(volume), volume, make_context(volume, options=ResultOptions(key_images=True))
+    )
+    grey = read_object(picture)
+    grey.SamplesPerPixel, grey.PhotometricInterpretation = 1, "MONOCHROME2"
+    del grey.PlanarConfiguration
+    grey.Rows, grey.Columns = 1, 4
+    grey.BitsAllocated, grey.BitsStored, grey.HighBit = 16, 12, 11
+    grey.PixelData = np.array([0, 1000, 2000, 4000], "<u2").tobytes()
+    (tmp_path / "sr.dcm").write_bytes(sr.content)
+    grey.save_as(tmp_path / "grey.dcm")
+    page = _Page()
+    page.feed(reading.page(reading.lay_out(reading.read_result(tmp_path / "sr.dcm"))))
+    (source,) = page.sources
+    shown = np.asarray(Image.open(BytesIO(b64decode(source.partition(",")[2]))))
+    assert shown.tolist() == [[0, 64, 128, 255]]
 
 
 def _legacy(group: Dataset) -> None:
