@@ -35,7 +35,7 @@ _VIEWS: dict[str, View] = {
 _VIEW_CODES: dict[str, View] = {  # PS3.16 CID 4010, SNOMED CT and the older SRT
     **dict.fromkeys(("272479007", "R-40888", "R-10214"), "PA"),
     **dict.fromkeys(("399348003", "R-10206"), "AP"),
-    **dict.fromkeys(("399033003",), "frontal"),
+    **dict.fromkeys(("399033003", "R-10202"), "frontal"),
     **dict.fromkeys(("399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232"), "lateral"),
     **dict.fromkeys(("399352003", "R-10228", "399260004", "R-10224", "30730003"), "lateral"),
 }

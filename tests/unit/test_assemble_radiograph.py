@@ -230,6 +230,7 @@ class TestView:
             ("399173006", "SCT", "lateral"),
             ("R-10232", "SRT", "lateral"),
             ("R-10206", "SNM3", "AP"),
+            ("R-10202", "SNM3", "frontal"),
             ("399135007", "SCT", "other"),  # left anterior oblique
         ],
     )
