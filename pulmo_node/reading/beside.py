@@ -97,11 +97,15 @@ def _files_beside(path: Path) -> list[Path]:
 
 
 def _header(path: Path) -> Dataset:
-    """A few elements of a file; an empty data set where it is no DICOM file."""
+    """A few elements of a file; an empty data set where it is no DICOM file, or one of them cannot be read."""
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
+        for _ in header.iterall():  # pydicom takes a value apart when it is asked for
+            pass
+        int(header.get("InstanceNumber") or 0)
     except READ_ERRORS:
         return Dataset()
+    return header
 
 
 def _is_picture(header: Dataset, report: Report) -> bool:

@@ -258,6 +258,17 @@ def test_the_page_is_whole_and_harmless(volume: Volume, findings: Findings, tmp_
     assert page.seen.count("svg") == 2 * len(findings.nodules[0].concepts)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of the value that is broken on purpose
+def test_a_broken_neighbour_is_passed_over(volume: Volume, tmp_path: Path) -> None:
+    options = ResultOptions(key_images=True)
+    path = _write(encode_findings(make_findings(volume), volume, make_context(volume, options=options)), tmp_path)
+    content = (tmp_path / "1.dcm").read_bytes()
+    number = b"\x20\x00\x13\x00IS\x02\x001 "
+    assert content.count(number) == 1
+    (tmp_path / "1.dcm").write_bytes(content.replace(number, number[:-2] + b"no"))
+    assert reading.read_result(path).pictures == ()
+
+
 def test_a_grey_picture_of_sixteen_bits_is_not_cut_to_eight(volume: Volume, tmp_path: Path) -> None:
     """Another program's key image may be the slice itself."""
     sr, picture = encode_findings(
