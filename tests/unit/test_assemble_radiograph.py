@@ -240,6 +240,23 @@ class TestView:
         position = "" if view == "other" else "RL"
         assert one(tmp_path, ViewCodeSequence=[item], ViewPosition=position).view == view
 
+    @pytest.mark.parametrize(
+        ("orientation", "position", "view"),
+        [
+            (["A", "F"], "", "lateral"),
+            (["P", "F"], "", "lateral"),
+            (["L", "F"], "", "unknown"),
+            (["P", "F"], "AP", "AP"),
+            (["P", "L"], "", "unknown"),  # from above or below
+            ("PA", "", "unknown"),
+            ("", "", "unknown"),
+        ],
+    )
+    def test_where_nothing_else_does_the_orientation_tells_a_lateral_one(
+        self, orientation: list[str] | str, position: str, view: str, tmp_path: Path
+    ) -> None:
+        assert one(tmp_path, PatientOrientation=orientation, ViewPosition=position).view == view
+
 
 class TestSeries:
     def test_one_radiograph_for_each_image_in_the_order_of_their_numbers(self, tmp_path: Path) -> None:
