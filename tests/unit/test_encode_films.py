@@ -22,7 +22,7 @@ from pulmo_models.codes import CautionCode
 from pulmo_models.cxr.settings import LABELS
 from pulmo_models.types import Caution, HeatMap, RadiographSeries
 from pulmo_node import reading
-from pulmo_node.encode import EncodedObject, findings_to_json
+from pulmo_node.encode import EncodedObject, ResultOptions, encode_rejection, findings_to_json
 from pulmo_node.encode.heat_maps import heat_map_picture
 from pulmo_node.errors import Permanent
 from tests.cxr_factory import radiograph_of
@@ -174,6 +174,13 @@ class TestReport:
         scores = (replace(image.class_scores[0], probability=float("nan")), *image.class_scores[1:])
         with pytest.raises(Permanent, match="Atelectasis is not a finite number"):
             encoded(replace(findings, images=(replace(image, class_scores=scores),)), series)
+
+    def test_a_refused_series_is_not_said_to_be_about_nodules(self, tmp_path: Path) -> None:
+        paths = write_series(tmp_path, radiograph(ViewPosition="LL"))
+        context = context_of("1.2", pipeline="cxr-findings", options=ResultOptions(negative_report="air"))
+        report = read_object(encode_rejection(paths, "NOT_FRONTAL", "It holds no frontal film.", context))
+        (group,) = measurement_groups(report)
+        assert first(group, "Tracking Identifier").TextValue == "findings"
 
     def test_an_image_of_another_series(self, series: RadiographSeries, tmp_path: Path) -> None:
         other = read_films(write_series(tmp_path / "other", radiograph()))
