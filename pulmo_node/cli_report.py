@@ -62,8 +62,10 @@ def _of_study(study_instance_uid: str, config: Path | None) -> list[ReadResult]:
         err.print(f"{study_instance_uid}: neither a file nor a study that the node has results of", highlight=False)
         raise typer.Exit(1)
     paths = [path for _, path in stored]
-    return [
-        reading.read_result(path, [other for other in paths if other != path]) for kind, path in stored if kind == "sr"
+    return [  # the results of one analysis lie in one folder
+        reading.read_result(path, [other for other in paths if other != path and other.parent == path.parent])
+        for kind, path in stored
+        if kind == "sr"
     ]
 
 

@@ -89,11 +89,14 @@ def _looked_up(values: npt.NDArray[np.generic], dataset: Dataset, keyword: str) 
     """The first table of that sequence applied, and the bits of its entries.
 
     What lies below or above the table takes its first or last entry (C.11.1.1.1, C.11.2.1.1). Entries of 8 bits may
-    be stored in bytes or in words: the length of the data tells which.
+    be stored in bytes or in words: the length of the data tells which. Where values are signed, the value that the
+    table begins with is signed too, whatever representation the file gives it.
     """
     item = dataset[keyword].value[0]
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
     entries, data = entries or 1 << 16, item.LUTData
+    if first >= 1 << 15 and (dataset.PixelRepresentation or values.min() < 0):
+        first -= 1 << 16
     if isinstance(data, bytes):
         order = ">" if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
         table = np.frombuffer(data, np.uint8 if len(data) < 2 * entries else np.dtype(f"{order}u2"))[:entries]

@@ -17,13 +17,13 @@ from pydicom.uid import DigitalXRayImageStorageForProcessing
 from pulmo_models.codes import CautionCode, RejectionCode
 from pulmo_models.types import Caution, Radiograph, RadiographSeries, SeriesDescription, SliceSource, View
 from pulmo_node.assemble.brightness import read_brightness
-from pulmo_node.assemble.files import numbers, read_header, text, translated
+from pulmo_node.assemble.files import numbers, read_header, text, texts, translated
 from pulmo_node.errors import Rejected
 
 _KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "InstanceNumber", "ViewPosition", "ViewCodeSequence", "PixelSpacing",
     "PixelSpacingCalibrationType", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
-    "PresentationIntentType", "PhotometricInterpretation", "PresentationLUTShape",
+    "PresentationIntentType", "PhotometricInterpretation", "PresentationLUTShape", "PatientOrientation",
 )  # fmt: skip
 
 _VIEWS: dict[str, View] = {
@@ -35,7 +35,7 @@ _VIEWS: dict[str, View] = {
 _VIEW_CODES: dict[str, View] = {  # PS3.16 CID 4010, SNOMED CT and the older SRT
     **dict.fromkeys(("272479007", "R-40888", "R-10214"), "PA"),
     **dict.fromkeys(("399348003", "R-10206"), "AP"),
-    **dict.fromkeys(("399033003",), "frontal"),
+    **dict.fromkeys(("399033003", "R-10202"), "frontal"),
     **dict.fromkeys(("399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232"), "lateral"),
     **dict.fromkeys(("399352003", "R-10228", "399260004", "R-10224", "30730003"), "lateral"),
 }
@@ -100,13 +100,15 @@ def _number(path: Path, header: Dataset) -> float:
 
 
 def _view(header: Dataset) -> View:
-    """By the code where it is known, else by View Position."""
+    """By the code where it is known, else by View Position, else, of a lateral view, by where the rows run to."""
     for item in header.get("ViewCodeSequence") or ():
         if (view := _VIEW_CODES.get(text(item, "CodeValue"))) is not None:
             return view
     position = text(header, "ViewPosition").upper()
     if header.get("ViewCodeSequence") and not position:
         return "other"  # a view of the table, but none of a chest
+    if not position and len(sides := texts(header, "PatientOrientation")) == 2:
+        return "lateral" if sides[0] in ("A", "P") and sides[1] in ("F", "H") else "unknown"
     return _VIEWS.get(position, "other" if position else "unknown")
 
 

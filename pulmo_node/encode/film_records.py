@@ -114,6 +114,11 @@ def centre_of(film: Radiograph) -> tuple[float, float]:
     return (rows - 1) / 2, (columns - 1) / 2
 
 
+def image_words(number: int, count: int) -> str:
+    """What a comment says of its image, the `number`-th of the report; nothing where there is but one."""
+    return f", image {number}" if count > 1 else ""
+
+
 def _record(found: ImageFindings, film: Radiograph, weights_sha256: str, context: ResultContext) -> FilmRecord:
     uid = found.source.sop_instance_uid
 

@@ -22,6 +22,7 @@ from pulmo_node.encode.film_records import (
     ScoreRecord,
     centre_of,
     film_of,
+    image_words,
 )
 from pulmo_node.encode.group import algorithm_identification
 from pulmo_node.encode.identity import (
@@ -53,12 +54,11 @@ def encode_film_sr(
     """
     films = [film_of(found, series) for found in findings.images]
     header = read_header(films[0].source)
-    several = len(films) > 1
     with library_errors("SR", context.series_instance_uid):
         groups = [
             group
             for number, (record, film) in enumerate(zip(records, films, strict=True), start=1)
-            for group in _groups(record, film, f", image {number}" if several else "", equipment)
+            for group in _groups(record, film, image_words(number, len(films)), equipment)
         ]
         sentences = [*map(caution_text, findings.cautions), *_film_sentences(records), RESEARCH_USE]
         positive = any(score.positive for record in records for score in record.class_scores)

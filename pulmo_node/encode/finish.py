@@ -58,9 +58,9 @@ def _copy_patient_and_study(built: hd.base.SOPClass, header: Dataset) -> None:
 
 
 def _stamp(built: hd.base.SOPClass, header: Dataset, context: ResultContext) -> None:
-    when, offset = context.content_datetime, _source_offset(header)
+    offset = _source_offset(header)
+    when = context.content_datetime.astimezone(offset)  # without one in the machine's zone: such times are local ones
     if offset is not None:  # (0008,0201) says how to read all times of an object, the copied study time too
-        when = when.astimezone(offset)
         built.TimezoneOffsetFromUTC = f"{when:%z}"
     stems = ("InstanceCreation", "Series", "PresentationCreation" if "PresentationCreationDate" in built else "Content")
     for stem in stems:

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from pulmo_models.types import ClassScore, Findings, HeatMap, Radiograph, RadiographSeries
 from pulmo_node.encode import codes
 from pulmo_node.encode.captures import CaptureSeries, capture
-from pulmo_node.encode.film_records import FilmRecord, ScoreRecord, film_of
+from pulmo_node.encode.film_records import FilmRecord, ScoreRecord, film_of, image_words
 from pulmo_node.encode.finish import finish
 from pulmo_node.encode.identity import EncodedObject, Equipment, ResultContext, ascii_text, library_errors
 from pulmo_node.encode.report import percent
@@ -53,7 +53,7 @@ def encode_heat_maps(
     """
     weights = findings.pipeline.weights_sha256
     encoded: list[EncodedObject] = []
-    for found, record in zip(findings.images, records, strict=True):
+    for number, (found, record) in enumerate(zip(findings.images, records, strict=True), start=1):
         film = film_of(found, series)
         header = read_header(film.source)
         for score, scored in zip(found.class_scores, record.class_scores, strict=True):
@@ -61,7 +61,7 @@ def encode_heat_maps(
                 continue
             picture = heat_map_picture(film, score.heat_map, title(scored))
             built = capture(picture, CAPTURES, len(encoded), weights, header, equipment, context)
-            built.ImageComments = ascii_text(scored.comment(""))
+            built.ImageComments = ascii_text(scored.comment(image_words(number, len(records))))
             reference = Dataset()
             reference.ReferencedSOPClassUID = film.source.sop_class_uid
             reference.ReferencedSOPInstanceUID = film.source.sop_instance_uid

@@ -34,12 +34,14 @@ def render_mask(volume: Volume, mask: Mask, caption: str, size: int = 480) -> Im
     return picture
 
 
-def render_views(volume: Volume, mask: Mask, size: int, axes: Sequence[Axis] = ()) -> tuple[Image.Image, Image.Image]:
+def render_views(
+    volume: Volume, mask: Mask, size: int, axes: Sequence[Axis] = (), *, wanted: int | None = None
+) -> tuple[Image.Image, Image.Image]:
     """The whole slice with a frame around the mask, and the mask enlarged with its outline; ``size`` pixels square.
 
-    The slice is the one where the mask has its largest area (the first of equals); axes on it are drawn as lines.
+    The slice is that of `key_slice`; axes on it are drawn as lines.
     """
-    slice_index, plane = key_slice(volume, mask)
+    slice_index, plane = key_slice(volume, mask, wanted)
     grey = window(volume.hu[slice_index])
     _, row_mm, column_mm = volume.spacing_mm
     rows, columns = grey.shape
@@ -57,10 +59,15 @@ def render_views(volume: Volume, mask: Mask, size: int, axes: Sequence[Axis] = (
     return overview, detail
 
 
-def key_slice(volume: Volume, mask: Mask) -> tuple[int, npt.NDArray[np.bool_]]:
-    """Index of the slice of largest mask area, and the mask on it, bool (rows, columns) of the volume."""
+def key_slice(volume: Volume, mask: Mask, wanted: int | None = None) -> tuple[int, npt.NDArray[np.bool_]]:
+    """Index of the ``wanted`` slice, or where the mask is not on it of that of its largest area (the first of equals).
+
+    With it the mask on that slice, bool (rows, columns) of the volume.
+    """
     areas = mask.voxels.sum(axis=(1, 2))
-    z = int(areas.argmax())
+    z = -1 if wanted is None else wanted - mask.origin[0]
+    if not 0 <= z < len(areas) or not areas[z]:
+        z = int(areas.argmax())
     plane = np.zeros(volume.hu.shape[1:], dtype=bool)
     plane[mask.slices[1:]] = mask.voxels[z]
     return mask.origin[0] + z, plane

@@ -131,7 +131,7 @@ def _without_measurements(
     The status stands where a report with findings has it too, below Qualitative Evaluations.
     """
     group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=tracking_uid, identifier="Lung nodules"),
+        tracking_identifier=sr.TrackingIdentifier(uid=tracking_uid, identifier=equipment.subject or "findings"),
         algorithm_id=algorithm_identification(equipment),
         finding_sites=[sr.FindingSite(codes.LUNG)],
         qualitative_evaluations=[sr.QualitativeEvaluation(codes.ANALYSIS_SUMMARY, status)],

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pulmo_models.types import Findings, Nodule, Volume
+from pulmo_models.types import Axis, Findings, Nodule, Volume
 from pulmo_node.encode import codes
 from pulmo_node.encode.identity import RESEARCH_USE, ResultContext, ascii_text
 from pulmo_node.encode.keyimage import TEXT_RGB, render_views
@@ -166,9 +166,7 @@ def _nodule_picture(
     bars = top + 4 * _LINE
     foot = bars + (len(nodule.concepts) + bool(nodule.concepts)) * _LINE + _MARGIN // 2
     picture = Image.new("RGB", (WIDTH_PIXELS, foot + len(notes) * _LINE + _MARGIN))
-    for number, view in enumerate(
-        render_views(volume, nodule.extent(volume.hu.shape), VIEW_PIXELS, (nodule.long_axis, nodule.short_axis))
-    ):
+    for number, view in enumerate(_views(nodule, volume, VIEW_PIXELS, (nodule.long_axis, nodule.short_axis))):
         picture.paste(view, (number * VIEW_PIXELS, 0))
     draw = ImageDraw.Draw(picture)
     headline = "detection" if record.malignancy_probability is None else "malignancy"
@@ -178,6 +176,11 @@ def _nodule_picture(
         _draw_bars(draw, bars, nodule, scale, malignancy_bias(findings) or 0.0)
     _draw_lines(draw, foot, notes, DIM_RGB)
     return picture
+
+
+def _views(nodule: Nodule, volume: Volume, size: int, axes: Sequence[Axis] = ()) -> tuple[Image.Image, Image.Image]:
+    """The slice on which the axes lie: all slices of a box have one area."""
+    return render_views(volume, nodule.extent(volume.hu.shape), size, axes, wanted=round(nodule.long_axis.start[0]))
 
 
 def _draw_bars(draw: ImageDraw.ImageDraw, top: int, nodule: Nodule, scale: float, bias: float) -> None:
@@ -205,7 +208,7 @@ def _draw_bars(draw: ImageDraw.ImageDraw, top: int, nodule: Nodule, scale: float
 def _draw_row(picture: Image.Image, top: int, nodule: Nodule, record: NoduleRecord, volume: Volume) -> None:
     draw = ImageDraw.Draw(picture)
     draw.line([_MARGIN, top - 4, WIDTH_PIXELS - _MARGIN, top - 4], fill=LINE_RGB)
-    _, detail = render_views(volume, nodule.extent(volume.hu.shape), _THUMBNAIL)
+    _, detail = _views(nodule, volume, _THUMBNAIL)
     picture.paste(detail, (_MARGIN, top))
     said = numbers(nodule, record, volume)
     strongest = (

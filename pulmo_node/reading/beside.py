@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,12 @@ _HEADER = [
     "SOPClassUID",
     "SOPInstanceUID",
     "StudyInstanceUID",
+    "SeriesInstanceUID",
     "InstanceNumber",
     "Manufacturer",
     "ManufacturerModelName",
     "ImageComments",
+    "SourceImageSequence",
 ]
 
 
@@ -55,17 +57,36 @@ def read_result(path: Path, others: Iterable[Path] | None = None) -> ReadResult:
     report = read_report(path)
     wanted = {group.segment.sop_instance_uid for group in report.groups if group.segment is not None}
     segmentations: dict[str, Segmentation] = {}
-    pictures = []
+    captures: list[tuple[Dataset, Path]] = []
     for other in sorted(_files_beside(path) if others is None else others):
         header = _header(other)
         uid = str(header.get("SOPInstanceUID", ""))
         if uid in wanted and uid not in segmentations:
             segmentations[uid] = read_segmentation(other)
         elif _is_picture(header, report):
-            caption, number = str(header.get("ImageComments") or ""), int(header.get("InstanceNumber") or 0)
-            pictures.append(Picture(path=other, caption=caption, number=number))
-    pictures.sort(key=lambda picture: picture.number)
-    return ReadResult(report=report, segmentations=segmentations, pictures=tuple(pictures))
+            captures.append((header, other))
+    return ReadResult(report=report, segmentations=segmentations, pictures=_pictures(captures, report))
+
+
+def _pictures(captures: Sequence[tuple[Dataset, Path]], report: Report) -> tuple[Picture, ...]:
+    """The captures in their order, less the series of them that show images on which the report does not rest."""
+    evidence = {one.sop_instance_uid for one in report.evidence}
+    foreign = {
+        header.get("SeriesInstanceUID")
+        for header, _ in captures
+        for image in header.get("SourceImageSequence") or ()
+        if evidence and image.get("ReferencedSOPInstanceUID") not in evidence
+    }
+    pictures = [
+        Picture(
+            path=path,
+            caption=str(header.get("ImageComments") or ""),
+            number=int(header.get("InstanceNumber") or 0),
+        )
+        for header, path in captures
+        if header.get("SeriesInstanceUID") not in foreign
+    ]
+    return tuple(sorted(pictures, key=lambda picture: picture.number))
 
 
 def _files_beside(path: Path) -> list[Path]:
@@ -76,11 +97,15 @@ def _files_beside(path: Path) -> list[Path]:
 
 
 def _header(path: Path) -> Dataset:
-    """A few elements of a file; an empty data set where it is no DICOM file."""
+    """A few elements of a file; an empty data set where it is no DICOM file, or one of them cannot be read."""
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
+        for _ in header.iterall():  # pydicom takes a value apart when it is asked for
+            pass
+        int(header.get("InstanceNumber") or 0)
     except READ_ERRORS:
         return Dataset()
+    return header
 
 
 def _is_picture(header: Dataset, report: Report) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 from pydicom.uid import UID
 
 from pulmo_node.encode import codes
-from pulmo_node.encode.report import TRACKING_PREFIX
 from pulmo_node.reading.beside import Picture, ReadResult
 from pulmo_node.reading.groups import Algorithm, Group, Number
 from pulmo_node.reading.items import number_text, unit_text
@@ -65,7 +64,8 @@ def label_of(group: Group, number: int) -> str:
     """What to call a group: the words of its tracking identifier, without what viewers put before them."""
     identifier = group.tracking_identifier
     if identifier.lower().startswith("cornerstone"):  # tool and label, separated by colons; the label may be missing
-        identifier = identifier.removeprefix(TRACKING_PREFIX) if identifier.startswith(TRACKING_PREFIX) else ""
+        _, _, rest = identifier.partition(":")
+        identifier = rest.partition(":")[2]
     return identifier or f"Group {number}"
 
 

@@ -95,11 +95,14 @@ def _numeric(cell: str) -> str:
 
 
 def _data_url(path: Path) -> str:
-    """The first frame of a colour or grey image as a PNG in the page."""
+    """A colour or grey image as a PNG in the page; of more than eight bits, from its smallest to its largest value."""
     dataset = read_dataset(path)
     try:
         pixels = np.asarray(dataset.pixel_array)
-        image = Image.fromarray(pixels.astype(np.uint8))
+        if pixels.dtype != np.uint8:
+            low, high = int(pixels.min()), int(pixels.max())
+            pixels = np.rint((pixels.astype(np.float64) - low) * 255 / max(high - low, 1)).astype(np.uint8)
+        image = Image.fromarray(pixels)
     except READ_ERRORS as exc:
         raise Permanent(f"{path} holds a picture that cannot be decoded ({type(exc).__name__})") from exc
     buffer = BytesIO()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from pulmo_models.types import Volume
 from pulmo_node.app import SystemClock
 from pulmo_node.cli import app
+from pulmo_node.domain.deliveries import ResultObject
 from pulmo_node.domain.jobs import NewJob
 from pulmo_node.encode import EncodedObject, encode_findings
 from pulmo_node.encode.identity import ResultOptions
@@ -88,17 +91,7 @@ def test_of_a_study_that_the_node_has_results_of(
     config = tmp_path / "node.toml"
     config.write_text('[node]\nstorage = "var"\n', encoding="utf-8")
     storage.mkdir()
-    items = [
-        OutboxItem(
-            kind=encoded.kind,
-            sop_class_uid=encoded.sop_class_uid,
-            sop_instance_uid=encoded.sop_instance_uid,
-            series_instance_uid=encoded.series_instance_uid,
-            content=encoded.content,
-        )
-        for encoded in objects
-    ]
-    results, _ = FileOutbox(storage).put("key", items, "")
+    results = _in_outbox(storage, "key", objects)
     clock = SystemClock()
     received = instance(study=study, series=volume.series.series_instance_uid)
     with SqlStore(f"sqlite:///{storage / 'pulmo.sqlite'}", clock) as store:
@@ -119,6 +112,58 @@ def test_of_a_study_that_the_node_has_results_of(
     assert "Nodule 1: malignancy 55 %" in after.output
     assert "voxels on 3 images" in after.output
     assert late.exit_code == 1  # the series has another image by now, and no results of that revision
+
+
+def test_of_two_series_of_a_study_each_report_has_its_own_pictures(
+    volume: Volume, objects: tuple[EncodedObject, ...], tmp_path: Path
+) -> None:
+    """Also where one has no nodules, so that its picture shows no image that it could be told by."""
+    study, storage = volume.series.study_instance_uid, tmp_path / "var"
+    (tmp_path / "node.toml").write_text('[node]\nstorage = "var"\n', encoding="utf-8")
+    storage.mkdir()
+    datasets, other_uid = chest_datasets(), "1.2.3.9"
+    for dataset in datasets:
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, other_uid
+    other = write_volume(datasets, tmp_path / "other")
+    made = {
+        volume.series.series_instance_uid: _in_outbox(storage, "one", objects),
+        other_uid: _in_outbox(
+            storage, "two", encode_findings(make_findings(other), other, make_context(other, options=ResultOptions()))
+        ),
+    }
+    clock = SystemClock()
+    with SqlStore(f"sqlite:///{storage / 'pulmo.sqlite'}", clock) as store:
+        for uid in made:
+            store.record_instance(instance(study=study, series=uid))
+        detail = store.study(study)
+        assert detail is not None
+        for one in detail.series:
+            store.complete_series(one, [NewJob(pipeline="ct-nodules", destinations=())], None)
+        while (
+            job := store.claim_job("worker", now=clock.now(), lease_until=clock.now() + timedelta(hours=1))
+        ) is not None:
+            store.job_rejected(job, "NO_LUNGS", "there are no lungs", made[job.series_instance_uid])
+    shown = runner.invoke(app, ["report", study, "--config", str(tmp_path / "node.toml"), "--json"])
+    assert shown.exit_code == 0, shown.output
+    pictures = [
+        [Path(picture["path"]).parent.name for picture in found["pictures"]] for found in json.loads(shown.stdout)
+    ]
+    assert sorted(pictures, key=len) == [["two"], ["one", "one"]]
+
+
+def _in_outbox(storage: Path, key: str, objects: Sequence[EncodedObject]) -> tuple[ResultObject, ...]:
+    """The objects as the results of a job."""
+    items = [
+        OutboxItem(
+            kind=encoded.kind,
+            sop_class_uid=encoded.sop_class_uid,
+            sop_instance_uid=encoded.sop_instance_uid,
+            series_instance_uid=encoded.series_instance_uid,
+            content=encoded.content,
+        )
+        for encoded in objects
+    ]
+    return FileOutbox(storage).put(key, items, "")[0]
 
 
 def test_what_is_no_report_is_refused(objects: tuple[EncodedObject, ...], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -266,6 +267,22 @@ class TestTraining:
         torch.save(earlier.state_dict(), tmp_path / "earlier.pth")
         begun = new_classifier(replace(training, start=tmp_path / "earlier.pth"))
         assert torch.equal(begun.state_dict()["classifier.1.weight"], earlier.classifier.weight)
+
+    def test_to_begin_with_a_densenet_as_torchvision_keeps_it(self, tmp_path: Path) -> None:
+        """Its file is of 2017: a dot within the names of a dense layer, and no counters of batches."""
+        training = FilmTraining(data=tmp_path, work=tmp_path, architecture="densenet121", device=CPU)
+        imagenet = classifier("densenet121", outputs=1000)
+        state = {
+            re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value
+            for key, value in imagenet.state_dict().items()
+            if not key.endswith("num_batches_tracked")
+        }
+        assert "features.denseblock1.denselayer1.norm.1.running_mean" in state
+        torch.save(state, tmp_path / "densenet121-a639ec97.pth")
+        begun = new_classifier(replace(training, start=tmp_path / "densenet121-a639ec97.pth")).state_dict()
+        assert begun["classifier.weight"].shape == (5, 1024)
+        for key, value in imagenet.state_dict().items():
+            assert key.startswith("classifier.") or torch.equal(begun[key], value), key
 
 
 def test_errors_are_one_sentence(tmp_path: Path) -> None:

@@ -202,6 +202,17 @@ def test_a_scan_may_be_a_folder_of_dicom_files(tmp_path: Path) -> None:
     np.testing.assert_allclose(series.boxes, plain.boxes, atol=1e-5)
 
 
+def test_scans_without_a_nodule_choose_no_model(fold: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = json.loads(fold[0].read_text(encoding="utf-8"))
+    empty = [{**row, "box": [], "label": []} for row in rows["training"]]
+    (tmp_path / "fold.json").write_text(json.dumps({**rows, "training": empty}), encoding="utf-8")
+    arguments = ["retinanet", str(tmp_path / "fold.json"), str(fold[1]), "--work", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--every", "1", "--device", "cpu"])
+    assert result.exit_code == 1
+    assert "none of the scans that choose the model has a nodule" in " ".join(result.output.split())
+    assert not (tmp_path / "runs").exists()
+
+
 def test_training_and_evaluation_end_to_end(fold: tuple[Path, Path], tmp_path: Path) -> None:
     """One step of one epoch; the set loads, the figures are there, and a second call trains nothing."""
     arguments = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.uid import (
     DigitalXRayImageStorageForProcessing,
     ExplicitVRLittleEndian,
@@ -113,6 +113,30 @@ class TestGreyScale:
         np.testing.assert_allclose(image.display, expected, atol=1e-6)
         assert np.array_equal(image.pixels, STORED)
 
+    @pytest.mark.parametrize(
+        ("descriptor", "syntax", "signed"),
+        [
+            ("SS", ExplicitVRLittleEndian, True),
+            ("US", ExplicitVRLittleEndian, True),  # as many files have it, 64036 for -1500
+            ("SS", ImplicitVRLittleEndian, True),
+            ("SS", ImplicitVRLittleEndian, False),  # unsigned values, and a rescale below 0
+        ],
+    )
+    def test_a_voi_lut_that_begins_below_zero(self, descriptor: str, syntax: str, signed: bool, tmp_path: Path) -> None:
+        (item,) = lut(list(range(2901)), 0, 12)
+        first = -1500 if descriptor == "SS" else 65536 - 1500
+        item["LUTDescriptor"] = DataElement("LUTDescriptor", descriptor, [2901, first, 12])
+        ds = radiograph(VOILUTSequence=[item], PixelRepresentation=int(signed))
+        if signed:
+            ds.PixelData = ((STORED.astype(np.int16) - 1500) & 0x0FFF).astype("<u2").tobytes()
+        else:
+            ds.RescaleSlope, ds.RescaleIntercept = 1, -1500
+        paths = write_series(tmp_path, ds, transfer_syntax=syntax)
+        series = assemble(paths, describe(paths))
+        assert isinstance(series, RadiographSeries)
+        assert np.array_equal(series.images[0].pixels, STORED.astype(np.float32) - 1500)
+        np.testing.assert_allclose(series.images[0].display, STORED / 4095, atol=1e-6)
+
     @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
     def test_padding_is_dark_and_widens_no_range(self, photometric: str, tmp_path: Path) -> None:
         stored = STORED.copy()
@@ -206,6 +230,7 @@ class TestView:
             ("399173006", "SCT", "lateral"),
             ("R-10232", "SRT", "lateral"),
             ("R-10206", "SNM3", "AP"),
+            ("R-10202", "SNM3", "frontal"),
             ("399135007", "SCT", "other"),  # left anterior oblique
         ],
     )
@@ -214,6 +239,23 @@ class TestView:
         item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code, scheme, "a view"
         position = "" if view == "other" else "RL"
         assert one(tmp_path, ViewCodeSequence=[item], ViewPosition=position).view == view
+
+    @pytest.mark.parametrize(
+        ("orientation", "position", "view"),
+        [
+            (["A", "F"], "", "lateral"),
+            (["P", "F"], "", "lateral"),
+            (["L", "F"], "", "unknown"),
+            (["P", "F"], "AP", "AP"),
+            (["P", "L"], "", "unknown"),  # from above or below
+            ("PA", "", "unknown"),
+            ("", "", "unknown"),
+        ],
+    )
+    def test_where_nothing_else_does_the_orientation_tells_a_lateral_one(
+        self, orientation: list[str] | str, position: str, view: str, tmp_path: Path
+    ) -> None:
+        assert one(tmp_path, PatientOrientation=orientation, ViewPosition=position).view == view
 
 
 class TestSeries:

@@ -15,7 +15,8 @@ from pulmo_models.types import Axis, Box, Findings, Mask, Nodule, Volume
 from pulmo_node.domain.findings import findings_of
 from pulmo_node.encode import encode_findings, findings_to_json
 from pulmo_node.encode.identity import ResultOptions
-from pulmo_node.encode.pictures import nodule_pictures
+from pulmo_node.encode.keyimage import AXIS_RGB
+from pulmo_node.encode.pictures import VIEW_PIXELS, nodule_pictures, summary_page
 from pulmo_node.encode.report import nodule_records
 from tests.encode_factory import (
     INFO,
@@ -143,6 +144,21 @@ def test_the_picture_frames_the_box(volume: Volume, findings: Findings) -> None:
     with_box, other = nodule_pictures(findings, records, volume)
     assert with_box.size == other.size
     assert ImageChops.difference(with_box, other).getbbox() is not None
+
+
+def test_the_picture_shows_the_image_that_the_report_draws_on(volume: Volume, findings: Findings) -> None:
+    """All slices of a box have one area: it is not the first of them, where the nodule only begins."""
+    context = make_context(volume)
+    for nodule in findings.nodules:
+        one = replace(findings, nodules=(nodule,))
+        hu = np.full_like(volume.hu, -2000.0)
+        hu[round(nodule.long_axis.start[0])] = 1000.0
+        (picture,) = nodule_pictures(one, nodule_records(one, context), replace(volume, hu=hu))
+        shown = np.asarray(picture)
+        assert (shown[:, VIEW_PIXELS:] == AXIS_RGB).all(axis=-1).sum() > 50
+        assert (shown[:, :VIEW_PIXELS] == 255).all(axis=-1).sum() > VIEW_PIXELS**2 / 2
+        page = np.asarray(summary_page(one, nodule_records(one, context), replace(volume, hu=hu), context))
+        assert (page[-220:, :120] == 255).all(axis=-1).sum() > 2000  # its small picture
 
 
 def test_the_voxels_of_a_box_lie_in_the_volume() -> None:

@@ -21,7 +21,8 @@ from pydicom.uid import (
 from pulmo_models.codes import CautionCode
 from pulmo_models.cxr.settings import LABELS
 from pulmo_models.types import Caution, HeatMap, RadiographSeries
-from pulmo_node.encode import EncodedObject, findings_to_json
+from pulmo_node import reading
+from pulmo_node.encode import EncodedObject, ResultOptions, encode_rejection, findings_to_json
 from pulmo_node.encode.heat_maps import heat_map_picture
 from pulmo_node.errors import Permanent
 from tests.cxr_factory import radiograph_of
@@ -125,6 +126,16 @@ class TestReport:
         assert [item.ReferencedSOPInstanceUID for item in named] == [uids[0]] * 5 + [uids[1]] * 5
         assert [each.kind for each in objects] == ["sr", *["heat-map"] * 10]
 
+    def test_each_heat_map_is_told_by_its_group(self, tmp_path: Path) -> None:
+        """Of two films with equal numbers too: a reader finds the picture by the words of the group."""
+        series = read_films(write_series(tmp_path, radiograph(film()), radiograph(film(seed=2), InstanceNumber=2)))
+        for number, each in enumerate(encoded(film_findings(series), series)):
+            (tmp_path / f"{number:02}.dcm").write_bytes(each.content)
+        blocks = reading.lay_out(reading.read_result(tmp_path / "00.dcm"))
+        assert [path.name for block in blocks[:11] for path in block.pictures] == [f"{n:02}.dcm" for n in range(1, 11)]
+        assert all(len(block.pictures) == 1 for block in blocks[1:11])
+        assert [block.heading for block in blocks[1:11]] == [*LABELS, *LABELS]
+
     def test_status_cautions_and_spacing_are_told(self, series: RadiographSeries) -> None:
         caution = Caution(code=CautionCode.LOOKS_INVERTED, sentence="It looks like its negative.")
         report = read_object(encoded(film_findings(series, cautions=(caution,)), series)[0])
@@ -163,6 +174,13 @@ class TestReport:
         scores = (replace(image.class_scores[0], probability=float("nan")), *image.class_scores[1:])
         with pytest.raises(Permanent, match="Atelectasis is not a finite number"):
             encoded(replace(findings, images=(replace(image, class_scores=scores),)), series)
+
+    def test_a_refused_series_is_not_said_to_be_about_nodules(self, tmp_path: Path) -> None:
+        paths = write_series(tmp_path, radiograph(ViewPosition="LL"))
+        context = context_of("1.2", pipeline="cxr-findings", options=ResultOptions(negative_report="air"))
+        report = read_object(encode_rejection(paths, "NOT_FRONTAL", "It holds no frontal film.", context))
+        (group,) = measurement_groups(report)
+        assert first(group, "Tracking Identifier").TextValue == "findings"
 
     def test_an_image_of_another_series(self, series: RadiographSeries, tmp_path: Path) -> None:
         other = read_films(write_series(tmp_path / "other", radiograph()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
@@ -415,7 +417,21 @@ def test_new_weights_give_other_uids_and_another_device(volume: Volume, findings
     assert devices[0] != devices[1]
 
 
-def test_dates_come_from_the_context(volume: Volume, findings: Findings) -> None:
+@pytest.fixture
+def time_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets the time zone of the machine for a test."""
+
+    def choose(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield choose
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_dates_come_from_the_context(volume: Volume, findings: Findings, time_zone: Callable[[str], None]) -> None:
+    time_zone("UTC0")
     for encoded in encode_findings(findings, volume, make_context(volume)):
         dataset = read_object(encoded)
         for stem in ("InstanceCreation", "Content", "Series"):
@@ -423,6 +439,18 @@ def test_dates_come_from_the_context(volume: Volume, findings: Findings) -> None
         times = [str(item.get("ContributionDateTime", "")) for item in dataset.ContributingEquipmentSequence]
         assert len(times) > 2
         assert set(times[1:]) == {"20260304050607+0000"}
+        assert "TimezoneOffsetFromUTC" not in dataset
+
+
+def test_dates_are_those_of_the_place_where_the_source_tells_no_time_zone(
+    volume: Volume, findings: Findings, time_zone: Callable[[str], None]
+) -> None:
+    """Times without (0008,0201) are local ones: in Tokyo no report may be older than its study."""
+    time_zone("JST-9")
+    for encoded in encode_findings(findings, volume, make_context(volume)):
+        dataset = read_object(encoded)
+        for stem in ("InstanceCreation", "Content", "Series"):
+            assert (dataset[f"{stem}Date"].value, dataset[f"{stem}Time"].value) == ("20260304", "140607")
         assert "TimezoneOffsetFromUTC" not in dataset
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
 from rich.console import Console
 
 from pulmo_models.types import Findings, Volume
@@ -136,6 +139,26 @@ def test_the_segmentation_beside_a_report_is_counted(
     assert "which is not beside the report" in _shown(reading.lay_out(alone))
 
 
+def test_pictures_of_another_series_are_left_out(volume: Volume, findings: Findings, tmp_path: Path) -> None:
+    """Two reconstructions of one study, analysed by one program, their results in one folder."""
+    datasets, series_uid = chest_datasets(), generate_uid()
+    for dataset in datasets:
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = volume.series.study_instance_uid, series_uid
+    other = write_volume(datasets, tmp_path / "ct")
+    options = ResultOptions(key_images=True)
+    results = {
+        one.series.series_instance_uid: encode_findings(made, one, make_context(one, options=options))
+        for one, made in ((volume, findings), (other, make_findings(other, [make_nodule(other, (3, 10, 12))])))
+    }
+    for number, objects in enumerate(results.values()):
+        for encoded in objects:
+            (tmp_path / f"{number}-{encoded.sop_instance_uid}.dcm").write_bytes(encoded.content)
+    for number, objects in enumerate(results.values()):
+        found = reading.read_result(tmp_path / f"{number}-{objects[0].sop_instance_uid}.dcm")
+        expected = [each.sop_instance_uid for each in objects if each.kind == "key-image"]
+        assert [str(dcmread(picture.path).SOPInstanceUID) for picture in found.pictures] == expected
+
+
 def test_what_is_shown_tells_results_before_provenance(volume: Volume, findings: Findings, tmp_path: Path) -> None:
     context = make_context(volume, predecessors=(EARLIER,))
     blocks = reading.lay_out(reading.read_result(_write(encode_findings(findings, volume, context), tmp_path)))
@@ -233,6 +256,37 @@ def test_the_page_is_whole_and_harmless(volume: Volume, findings: Findings, tmp_
     assert page.sources == []
     assert evil in page.text
     assert page.seen.count("svg") == 2 * len(findings.nodules[0].concepts)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of the value that is broken on purpose
+def test_a_broken_neighbour_is_passed_over(volume: Volume, tmp_path: Path) -> None:
+    options = ResultOptions(key_images=True)
+    path = _write(encode_findings(make_findings(volume), volume, make_context(volume, options=options)), tmp_path)
+    content = (tmp_path / "1.dcm").read_bytes()
+    number = b"\x20\x00\x13\x00IS\x02\x001 "
+    assert content.count(number) == 1
+    (tmp_path / "1.dcm").write_bytes(content.replace(number, number[:-2] + b"no"))
+    assert reading.read_result(path).pictures == ()
+
+
+def test_a_grey_picture_of_sixteen_bits_is_not_cut_to_eight(volume: Volume, tmp_path: Path) -> None:
+    """Another program's key image may be the slice itself."""
+    sr, picture = encode_findings(
+        make_findings(volume), volume, make_context(volume, options=ResultOptions(key_images=True))
+    )
+    grey = read_object(picture)
+    grey.SamplesPerPixel, grey.PhotometricInterpretation = 1, "MONOCHROME2"
+    del grey.PlanarConfiguration
+    grey.Rows, grey.Columns = 1, 4
+    grey.BitsAllocated, grey.BitsStored, grey.HighBit = 16, 12, 11
+    grey.PixelData = np.array([0, 1000, 2000, 4000], "<u2").tobytes()
+    (tmp_path / "sr.dcm").write_bytes(sr.content)
+    grey.save_as(tmp_path / "grey.dcm")
+    page = _Page()
+    page.feed(reading.page(reading.lay_out(reading.read_result(tmp_path / "sr.dcm"))))
+    (source,) = page.sources
+    shown = np.asarray(Image.open(BytesIO(b64decode(source.partition(",")[2]))))
+    assert shown.tolist() == [[0, 64, 128, 255]]
 
 
 def _legacy(group: Dataset) -> None:

@@ -26,6 +26,7 @@ from pulmo_models.training.detection.evaluation import evaluate
 from pulmo_models.training.detection.folds import read_fold
 from pulmo_models.training.detection.module import CRITERION, Crops, RetinaNetModule
 from pulmo_models.training.fitting.runs import begin_run, finish_run, only_one
+from pulmo_models.training.lidc.luna16 import CollectionInvalid
 
 LAST, BEST, REPORT = "last.ckpt", "best.ckpt", "evaluation.json"
 ATTRIBUTION = (
@@ -59,11 +60,16 @@ def train_retinanet(training: RetinaNetTraining) -> Path:
     """Train, write the set, judge it; returns the set's manifest.
 
     Raises:
-        CollectionInvalid: the fold or its images cannot be used.
+        CollectionInvalid: the fold or its images cannot be used, or cannot choose a model.
         RunMismatch, RunBusy: the folder holds another training.
         WeightsMissing, WeightsCorrupt: of the weights to begin with.
     """
     scans = read_fold(training.fold, training.images, training.seed)
+    if not any(len(scan.boxes_lps_mm) for scan in scans["choose"]):
+        raise CollectionInvalid(
+            f"{training.fold}: none of the scans that choose the model has a nodule; take another seed, or leave scans "
+            "without a nodule out, as LUNA16's folds do"
+        )
     folder = training.work / "retinanet"
     with only_one(folder):
         if not begin_run(folder, _about(training), {"device": str(training.device)}):

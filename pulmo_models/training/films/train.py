@@ -16,6 +16,7 @@ import csv
 import json
 import logging
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 LAST = "last.ckpt"
 CONFIG = "run_config.json"
 _HEADS = ("fc.", "classifier.")
+_OLD_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +141,14 @@ def new_classifier(training: FilmTraining) -> nn.Module:
 
 
 def _from_imagenet(network: nn.Module, training: FilmTraining, path: Path) -> nn.Module:
-    """The body of a classifier of other classes with torchvision's keys; the head stays fresh."""
+    """The body of a classifier of other classes with torchvision's keys; the head stays fresh.
+
+    Torchvision's oldest files have no counters of batches, and a dot within the names of the layers of a DenseNet.
+    """
     body = ARCHITECTURES[training.architecture](lambda _: nn.Identity())
-    state = {key: value for key, value in read_container(path).items() if not str(key).startswith(_HEADS)}
+    counters = {key: value for key, value in body.state_dict().items() if key.endswith("num_batches_tracked")}
+    read = {_OLD_DENSE_LAYER.sub(r"\1", str(key)): value for key, value in read_container(path).items()}
+    state = {**counters, **{key: value for key, value in read.items() if not key.startswith(_HEADS)}}
     network.load_state_dict({**network.state_dict(), **checked_state(state, body, path)})
     return network
 
