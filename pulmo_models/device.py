@@ -25,6 +25,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")
 _AUTOCAST: dict[Arithmetic, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -152,8 +153,10 @@ class Runner:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Torch's CPU allocator has no error class of its own, only this text."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    """Torch's CPU allocator has no error class of its own, only a text, which is another one on Linux."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _compiled(network: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:

@@ -73,6 +73,15 @@ def test_no_memory_anywhere() -> None:
         Runner(Hungry(room=0, cpu_room=0), torch.device("meta"))(torch.zeros(2, 1))
 
 
+def test_the_memory_of_the_cpu_runs_out_in_the_words_of_torch() -> None:
+    class Endless(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.empty(1 << 50)  # more than any address space
+
+    with pytest.raises(DeviceOutOfMemory, match="Endless does not fit into memory"):
+        Runner(Endless(), torch.device("cpu"))(torch.zeros(2, 1))
+
+
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
 def test_fp32_is_not_tf32(precision: Precision) -> None:
     seen: list[bool] = []
