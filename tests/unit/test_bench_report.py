@@ -65,3 +65,21 @@ def test_a_part_that_cannot_be_measured_says_why(tmp_path: Path, capsys: pytest.
     assert ended.value.code == report.EXIT_UNAVAILABLE
     assert "Orthanc is not installed" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_works_on_after_the_call_is_waited_for() -> None:
+    torch = pytest.importorskip("torch")
+    engine = pytest.importorskip("benchmarks.engine")
+    waited = []
+
+    class UnderWay(torch.Tensor):
+        def item(self) -> float:
+            waited.append(tuple(self.shape))
+            return super().item()
+
+    class Gpu:
+        def run(self, batch: object) -> UnderWay:
+            return torch.full((2, 1, 4, 4, 4), 3.0).as_subclass(UnderWay)
+
+    assert engine.computed(Gpu(), torch.zeros(2, 1, 4, 4, 4)) == 3.0
+    assert waited == [()]
