@@ -105,7 +105,7 @@ class Runner:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
                 if not is_out_of_memory(exc):
                     raise
-                error = exc
+                error = exc.with_traceback(None)  # whose frames would keep what they had computed in memory
             else:
                 return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
             self._shrink(size, error)

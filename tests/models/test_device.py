@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 
 import pytest
 import torch
@@ -71,6 +72,23 @@ def test_the_cpu_that_takes_over_computes_in_what_is_fast_there(
 def test_no_memory_anywhere() -> None:
     with pytest.raises(DeviceOutOfMemory, match="Hungry does not fit into memory"):
         Runner(Hungry(room=0, cpu_room=0), torch.device("meta"))(torch.zeros(2, 1))
+
+
+def test_what_ran_out_of_memory_has_let_go_of_it_before_the_next_attempt() -> None:
+    left: list[weakref.ref[torch.Tensor]] = []
+    held: list[bool] = []
+
+    class Deep(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            held.append(any(ref() is not None for ref in left))
+            features = torch.zeros(len(x), 100)
+            left.append(weakref.ref(features))
+            if len(x) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return x
+
+    assert len(Runner(Deep(), torch.device("cpu"))(torch.zeros(4, 1))["output"]) == 4
+    assert held == [False] * 6
 
 
 def test_the_memory_of_the_cpu_runs_out_in_the_words_of_torch() -> None:
