@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from pulmo_models.device import Precision, Runner, resolve_device
 from pulmo_models.errors import DeviceOutOfMemory, DeviceUnavailable
@@ -89,6 +90,18 @@ def test_what_ran_out_of_memory_has_let_go_of_it_before_the_next_attempt() -> No
 
     assert len(Runner(Deep(), torch.device("cpu"))(torch.zeros(4, 1))["output"]) == 4
     assert held == [False] * 6
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(batch: torch.Tensor) -> torch.Tensor:
+        raise TorchDynamoException("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda network, **_: no_compiler)
+    runner = Runner(Hungry(room=0), torch.device("cpu"), compiled=True)
+    assert runner.name == "compiled"
+    batch = torch.arange(4.0)[:, None]
+    assert torch.equal(runner(batch)["output"], 2 * batch)
+    assert runner.name == "torch"
 
 
 def test_the_memory_of_the_cpu_runs_out_in_the_words_of_torch() -> None:
