@@ -53,8 +53,8 @@ _QUANTITIES = {
 
 def run(options: Options) -> Table:
     """Both readers on each kind of file."""
-    real = options.data / _CPTAC if options.data else None
-    images = slices_of(real) if real is not None and real.is_dir() else noise(16)
+    real = options.data / _CPTAC if options.data and (options.data / _CPTAC).is_dir() else None
+    images = slices_of(real) if real else noise(16)
     count = _QUICK_SLICES if options.quick else _SLICES
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -236,6 +236,7 @@ def checked_state(state: Mapping[Any, Any], network: nn.Module, path: Path) -> d
         raise WeightsCorrupt(f"{path}: {len(missing)} keys are missing, the first is {missing[0]}")
     if foreign := sorted(map(str, set(state) - set(expected))):
         raise WeightsCorrupt(f"{path}: {len(foreign)} keys are foreign, the first is {foreign[0]}")
+    found = {}
     for key, want in expected.items():
         value = state[key]
         if not isinstance(value, Tensor) or value.is_floating_point() != want.is_floating_point():
@@ -243,9 +244,12 @@ def checked_state(state: Mapping[Any, Any], network: nn.Module, path: Path) -> d
             raise WeightsCorrupt(f"{path}: {key} is no tensor of {kind}")
         if value.shape != want.shape:
             raise WeightsCorrupt(f"{path}: {key} has shape {list(value.shape)}, not {list(want.shape)}")
-        if not bool(torch.isfinite(value).all()):
+        if value.layout != torch.strided or value.is_meta:
+            raise WeightsCorrupt(f"{path}: {key} is sparse or without values")
+        found[key] = value.detach().to(want.dtype)
+        if not bool(torch.isfinite(found[key]).all()):
             raise WeightsCorrupt(f"{path}: {key} holds values that are not finite")
-    return {key: state[key].detach().to(want.dtype) for key, want in expected.items()}
+    return found
 
 
 def _plain(value: object) -> object:

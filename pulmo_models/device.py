@@ -25,6 +25,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")
 _AUTOCAST: dict[Arithmetic, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,6 +70,8 @@ class Runner:
         self._network = network
         self._asked = precision
         self._compiled = _compiled(network, device) if compiled else None
+        if compiled:
+            self.name = "compiled"
         self._limit: int | None = None  # largest batch that fitted, once one did not
         self.device = device
         self.cautions: list[Caution] = []
@@ -102,9 +105,12 @@ class Runner:
             try:
                 parts = [self._forward(part) for part in batch.split(size)]
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
+                if self._compiled is not None and _is_of_the_compiler(exc):
+                    self._leave_compiled()
+                    continue
                 if not is_out_of_memory(exc):
                     raise
-                error = exc
+                error = exc.with_traceback(None)  # whose frames would keep what they had computed in memory
             else:
                 return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
             self._shrink(size, error)
@@ -134,6 +140,9 @@ class Runner:
         dtype = _AUTOCAST.get(self.precision)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
+    def _leave_compiled(self) -> None:
+        self._compiled, self.name = None, "torch"
+
     def _shrink(self, size: int, error: BaseException) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -145,15 +154,25 @@ class Runner:
             self.cautions.append(Caution(code=CautionCode.CPU_FALLBACK, sentence=sentence))
             self.device = torch.device("cpu")
             self._asked = "fp32" if self._asked == "fp32" else "auto"  # half precision was asked of the other device
-            self._limit = self._compiled = None
+            self._limit = None
+            self._leave_compiled()
         else:
             name = type(self._network).__name__
             raise DeviceOutOfMemory(f"{name} does not fit into memory, even one item at a time") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Torch's CPU allocator has no error class of its own, only this text."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    """Torch's CPU allocator has no error class of its own, only a text, which is another one on Linux."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def _is_of_the_compiler(error: BaseException) -> bool:
+    """Whether `torch.compile` itself failed: for want of a C++ compiler, say. The network runs without it."""
+    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415  # a second, where nothing is compiled
+
+    return isinstance(error, TorchDynamoException)
 
 
 def _compiled(network: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:

@@ -209,14 +209,17 @@ def verify_file(spec: WeightSpec) -> Path:
 
     Raises:
         WeightsMissing: no such file.
-        WeightsCorrupt: truncated, or the digest is another one.
+        WeightsCorrupt: truncated, or the digest is another one, or it cannot be read.
     """
     if not spec.path.is_file():
         raise WeightsMissing(f"weights file {spec.path} does not exist")
     size_bytes = spec.path.stat().st_size
     if size_bytes < spec.size_bytes:
         raise WeightsCorrupt(f"weights file {spec.path} is truncated: {size_bytes} of {spec.size_bytes} bytes")
-    found = sha256_of(spec.path)
+    try:
+        found = sha256_of(spec.path)
+    except OSError as exc:  # of another user, perhaps
+        raise WeightsCorrupt(f"weights file {spec.path} cannot be read: {exc.strerror or exc}") from exc
     if found != spec.sha256:
         raise WeightsCorrupt(f"weights file {spec.path} has the wrong digest: sha256:{found}, not {spec.digest}")
     return spec.path

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pulmo_models.ct.engine import Engine
 from pulmo_models.ct.windows import Start, WindowPlan, box_at, depths_of, weights_of
+from pulmo_models.device import is_out_of_memory
 from pulmo_models.geometry import crop
 
 FloatVolume = npt.NDArray[np.float32]
@@ -106,7 +107,7 @@ def heat_slabs(
     batch: int,
     progress: ShareCallback,
 ) -> Iterator[Tensor]:
-    """The heat map of a volume in pieces of whole slices, in order; float32 on the device of the engine.
+    """The heat map of a volume in pieces of whole slices, in order; float32, on the engine's device if it has room.
 
     A voxel is the weighted mean of the probabilities of the windows that saw it, 0 where none did. ``starts`` are in
     ascending order.
@@ -117,7 +118,7 @@ def heat_slabs(
     depth, rows, columns = hu.shape
     padded = tuple(max(size, length) for size, length in zip(hu.shape[1:], plan.window[1:], strict=True))
     source = _source(hu, plan.window, engine.device)
-    slab = _Slab((plan.window[0], *padded), engine.device)
+    slab = _slab((plan.window[0], *padded), engine.device)
     layers = [(z, list(layer)) for z, layer in groupby(starts, key=lambda start: start[0])]
     depths = depths_of(len(layers), plan)
     first = done = 0
@@ -149,8 +150,20 @@ def _source(hu: FloatVolume, window: tuple[int, int, int], device: torch.device)
         return HostWindows(hu, window)
     try:
         return StagedWindows(hu, window, device)
-    except torch.OutOfMemoryError:  # the engine then has no room for much either, and says so
-        return HostWindows(hu, window)
+    except RuntimeError as exc:
+        if not is_out_of_memory(exc):
+            raise
+        return HostWindows(hu, window)  # the engine then has no room for much either, and says so
+
+
+def _slab(shape: tuple[int, ...], device: torch.device) -> _Slab:
+    """On the device, or on the CPU where the device is full."""
+    try:
+        return _Slab(shape, device)
+    except RuntimeError as exc:
+        if device.type == "cpu" or not is_out_of_memory(exc):
+            raise
+        return _Slab(shape, torch.device("cpu"))
 
 
 class _Slab:

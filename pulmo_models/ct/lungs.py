@@ -26,7 +26,7 @@ from pulmo_models.ct.morphology import (
     open_up,
     sections_of,
 )
-from pulmo_models.ct.sides import left_side
+from pulmo_models.ct.sides import left_lung
 from pulmo_models.pipeline import Rejection
 from pulmo_models.types import BoolArray, Laterality, Mask, Volume
 
@@ -112,8 +112,7 @@ def _region(volume: Volume, coarse: _Coarse) -> LungRegion:
         )
     search = dilate(close(coarse.lungs, coarse.spacing_mm, SEARCH_CLOSING_MM), coarse.spacing_mm, SEARCH_MARGIN_MM)
     leftward_mm = _leftward_mm(volume, coarse)
-    midline_mm = float(leftward_mm[coarse.hu >= AIR_BELOW_HU].mean())
-    left = left_side(coarse.unclosed, coarse.spacing_mm, leftward_mm, midline_mm)
+    left = left_lung(coarse.unclosed, coarse.hu >= AIR_BELOW_HU, coarse.spacing_mm, leftward_mm)
     airways = large_airways(coarse.hu, coarse.unclosed, left, leftward_mm, coarse.spacing_mm)
     return LungRegion(
         mask=mask,

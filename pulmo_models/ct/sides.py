@@ -18,9 +18,33 @@ SMALLEST_SHARE = 0.05  # of the larger piece: a lung that is mostly collapsed st
 BESIDE = (0.1, 0.9)  # a piece lies beside another where its middle is outside of that part of the other's breadth
 ONE_LUNG_SHARE = 0.8  # of the lungs on one side of the midline: more is one lung that reaches across
 MARGIN_MM = 10.0
+ONE_LUNG_MM = 145.0  # breadth of a lung alone: 105 to 141 on three chest series of the test data
+BOTH_LUNGS_MM = 185.0  # breadth of two: 221 to 298
+CUT_SHARE = 0.4  # of the border of a field of view that lies in the body
 _LEFT, _RIGHT = 1, 2
 
 _FloatVolume = npt.NDArray[np.float32]
+
+
+def left_lung(lungs: BoolArray, body: BoolArray, spacing_mm: tuple[float, ...], leftward_mm: _FloatVolume) -> BoolArray:
+    """As :func:`left_side`, of lungs in a body of which the field of view may show a part only.
+
+    In a reconstruction of one lung alone nothing tells the middle of the body, and parts of that lung may lie beside
+    each other as two lungs do. The middle of the scanner, where x of LPS is 0, tells: patients are laid there.
+    """
+    breadth_mm = float(np.ptp(np.quantile(leftward_mm[lungs], (0.01, 0.99))))
+    if breadth_mm >= BOTH_LUNGS_MM or not _is_cut(body, leftward_mm):
+        return left_side(lungs, spacing_mm, leftward_mm, float(leftward_mm[body].mean()))
+    if breadth_mm >= ONE_LUNG_MM:
+        return left_side(lungs, spacing_mm, leftward_mm, 0.0)
+    return np.full(lungs.shape, float(leftward_mm[lungs].mean()) > 0)
+
+
+def _is_cut(body: BoolArray, leftward_mm: _FloatVolume) -> bool:
+    """Whether the field of view ends within the body on the patient's left or right."""
+    down, right = (abs(float(step)) for step in leftward_mm[0, [1, 0], [0, 1]] - leftward_mm[0, 0, 0])
+    borders = np.moveaxis(body, 1 if down > right else 2, 0)[[0, -1]]
+    return bool(borders.mean(axis=(1, 2)).max() >= CUT_SHARE)
 
 
 def left_side(

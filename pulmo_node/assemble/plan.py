@@ -173,7 +173,7 @@ def _check_pixels(frames: Sequence[Frame]) -> None:
             file=first.path.name,
             tag="(0028,0030) PixelSpacing",
         )
-    _check_size((len(frames), first.rows, first.columns), first)
+    _check_size((1, first.rows, first.columns), first)  # how many of them make one volume is not known yet
 
 
 def _check_size(shape: tuple[int, int, int], first: Frame) -> None:
@@ -182,7 +182,7 @@ def _check_size(shape: tuple[int, int, int], first: Frame) -> None:
     if not sides or slices * rows * columns > MAX_VOXELS:
         raise Rejected(
             RejectionCode.TOO_LARGE,
-            f"{slices} images of {rows} x {columns} pixels are outside what a CT series can be",
+            f"a volume of {slices} x {rows} x {columns} voxels is outside what a CT series can be",
             file=first.path.name,
             tag="(0028,0010) Rows",
         )

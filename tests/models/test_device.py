@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from pulmo_models.device import Precision, Runner, resolve_device
 from pulmo_models.errors import DeviceOutOfMemory, DeviceUnavailable
@@ -71,6 +73,44 @@ def test_the_cpu_that_takes_over_computes_in_what_is_fast_there(
 def test_no_memory_anywhere() -> None:
     with pytest.raises(DeviceOutOfMemory, match="Hungry does not fit into memory"):
         Runner(Hungry(room=0, cpu_room=0), torch.device("meta"))(torch.zeros(2, 1))
+
+
+def test_what_ran_out_of_memory_has_let_go_of_it_before_the_next_attempt() -> None:
+    left: list[weakref.ref[torch.Tensor]] = []
+    held: list[bool] = []
+
+    class Deep(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            held.append(any(ref() is not None for ref in left))
+            features = torch.zeros(len(x), 100)
+            left.append(weakref.ref(features))
+            if len(x) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return x
+
+    assert len(Runner(Deep(), torch.device("cpu"))(torch.zeros(4, 1))["output"]) == 4
+    assert held == [False] * 6
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(batch: torch.Tensor) -> torch.Tensor:
+        raise TorchDynamoException("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda network, **_: no_compiler)
+    runner = Runner(Hungry(room=0), torch.device("cpu"), compiled=True)
+    assert runner.name == "compiled"
+    batch = torch.arange(4.0)[:, None]
+    assert torch.equal(runner(batch)["output"], 2 * batch)
+    assert runner.name == "torch"
+
+
+def test_the_memory_of_the_cpu_runs_out_in_the_words_of_torch() -> None:
+    class Endless(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.empty(1 << 50)  # more than any address space
+
+    with pytest.raises(DeviceOutOfMemory, match="Endless does not fit into memory"):
+        Runner(Endless(), torch.device("cpu"))(torch.zeros(2, 1))
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])

@@ -202,6 +202,30 @@ def test_candidates_of_slabs_are_those_of_the_whole_heat_map() -> None:
     assert max(depths) <= SMALL[0]
 
 
+def test_a_device_that_is_full_leaves_the_heat_map_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    hu = np.random.default_rng(6).normal(-600, 400, (40, 40, 50)).astype(np.float32)
+    settings = CandidateSettings(window=SMALL, stride=(8, 16, 16), peak_threshold=0.3)
+    expected = find_candidates(hu, (1.0, 1.0, 1.0), Runner(Ramp(), CPU, "fp32"), settings)
+
+    class Elsewhere(Runner):
+        """Of a full GPU, which the meta device stands for: what it computes, it computes on the CPU."""
+
+        def run(self, batch: torch.Tensor) -> torch.Tensor:
+            return Runner(Ramp(), CPU, "fp32").run(batch)
+
+    zeros = torch.zeros
+
+    def full(*args: object, **options: object) -> torch.Tensor:
+        if options.get("device") == torch.device("meta"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return zeros(*args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch, "zeros", full)
+    found = find_candidates(hu, (1.0, 1.0, 1.0), Elsewhere(Ramp(), torch.device("meta")), settings)
+    assert found == expected
+    assert len(found) > 10
+
+
 @pytest.mark.parametrize("shape", [(40, 50, 60), (7, 9, 200), (3, 4, 5)])
 def test_few_peaks_are_found_as_many_are(shape: tuple[int, int, int]) -> None:
     """Of few voxels the neighbourhoods are gathered, many are filtered: the same peaks, at borders and on plateaus."""

@@ -25,7 +25,9 @@ from pulmo_models.geometry import index_to_lps, lps_to_index
 from pulmo_models.mapping import frames_of_grid
 from pulmo_models.nets.heatmap_unet3d import HeatmapUNet3D
 from pulmo_models.nets.student2p5d import Student2p5D
+from pulmo_models.pipeline import Rejection
 from pulmo_models.training.commands import evaluate as cli_evaluate
+from pulmo_models.training.evaluation import report as whole
 from pulmo_models.training.evaluation import sections, series, stage1
 from pulmo_models.training.evaluation.analysis import Analyst
 from pulmo_models.training.evaluation.characterisers import student, teacher_box
@@ -449,6 +451,34 @@ def test_a_folder_of_luna16_is_read_with_its_direction(analyst: Analyst, tmp_pat
     (tmp_path / "subset0" / "1.2.3.mhd").unlink()
     with pytest.raises(CollectionInvalid, match=r"no \.mhd"):
         list(luna16_scans(tmp_path))
+
+
+def test_a_scan_that_is_refused_has_its_nodules_missed(
+    analyst: Analyst, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Left out, it would raise the sensitivity by the very scan that the node fails on."""
+    affine = flipped_affine()
+    place = Places(centres_mm=np.array([index_to_lps(affine, (4, 10, 10))]), diameters_mm=np.array([7.0]))
+    seen = Scan(name="a", series="a", volume=volume(BRIGHT, affine), nodules=place, excluded=Places())
+    blind = replace(seen, name="b", series="b")
+
+    def lungs(of: Volume) -> np.ndarray:
+        if of is blind.volume:
+            raise Rejection("NO_LUNGS", "nothing looks like lung")
+        return np.ones(of.hu.shape, bool)
+
+    blind = replace(blind, volume=replace(blind.volume))
+    monkeypatch.setattr(stage1, "search_mask", lungs)
+    monkeypatch.setattr(whole, "luna16_scans", lambda folder: iter([seen, blind]))
+    monkeypatch.setattr(whole.Analyst, "of", lambda *_: analyst)
+    networks = replace(random_networks(), stage1=HeatmapUNet3D())
+    done = evaluate(networks, Plan(parts=("stage1",), luna16=tmp_path, resamples=10))
+    figures = done.report["stage1"]["luna16"]
+    assert figures["rejected"] == ["b: NO_LUNGS: nothing looks like lung"]
+    for stages in ("stage1", "both_stages"):
+        assert (figures[stages]["scans"], figures[stages]["nodules"]) == (2, 2)
+        assert figures[stages]["at_the_default_threshold"]["found"] == 1
+        assert figures[stages]["cpm"] <= 0.5
 
 
 def test_nodules_are_inserted_where_the_truth_says() -> None:

@@ -89,6 +89,22 @@ def test_a_lung_alone_is_that_of_its_side(centre: tuple[int, int, int], side: st
     assert list(region.lungs()) == [side]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("columns", "side"), [((105, 180), "left"), ((20, 95), "right")])
+def test_a_lung_that_was_reconstructed_by_itself_is_that_of_its_side(
+    columns: tuple[int, int], side: str, turned: bool
+) -> None:
+    """The field of view ends within the mediastinum and the chest wall, so its middle is not that of the body."""
+    hu, _ = thorax()
+    part = hu[:, 35:135, slice(*columns)]
+    affine = make_volume(hu, SPACING).affine
+    affine[0, 3] = (columns[0] - 100) * SPACING[2]  # column 100 is the middle of the scanner
+    if turned:
+        part, affine = part.swapaxes(1, 2), affine[:, [0, 2, 1, 3]]
+    region = localise_lungs(grid_volume(np.ascontiguousarray(part), affine))
+    assert list(region.lungs()) == [side]
+
+
 def test_what_nothing_sets_apart_is_parted_at_the_midline() -> None:
     lungs = np.zeros((40, 60, 100), dtype=bool)
     lungs[5:35, 10:50, 10:90] = True

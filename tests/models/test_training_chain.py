@@ -110,6 +110,9 @@ def test_what_was_not_trained_is_not_exported(work: Path, tmp_path: Path) -> Non
     torch.save({"state_dict": {"foreign": torch.zeros(1)}}, tmp_path / "foreign.ckpt")
     with pytest.raises(WeightsCorrupt, match="none of pulmo-train"):
         trained_state(tmp_path / "foreign.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint at all")
+    with pytest.raises(WeightsCorrupt, match=r"text\.ckpt cannot be read as tensors"):
+        trained_state(tmp_path / "text.ckpt")
 
 
 def test_a_folder_keeps_one_training(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,16 @@ def test_truncated_file(manifest: Path) -> None:
     os.truncate(weights.stage1.path, size - 1000)
     with pytest.raises(WeightsCorrupt, match=rf"tiny-stage1\.safetensors is truncated: {size - 1000} of {size} bytes"):
         load_stage1(weights)
+
+
+def test_a_file_that_may_not_be_read(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    weights = read_manifest(manifest)
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(WeightsCorrupt, match=r"tiny-stage1\.safetensors cannot be read: Permission denied"):
+        verify_file(weights.stage1)
 
 
 def test_one_changed_byte(manifest: Path) -> None:
@@ -292,6 +304,24 @@ def test_contradicting_metadata_is_refused(tmp_path: Path, states: Any) -> None:
     torch.save({"model_state_dict": states[1], "n_slices": 9}, path)
     with pytest.raises(WeightsCorrupt, match="n_slices is 9, not 7"):
         load_published_checkpoint(path, Student2p5D())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.to_sparse(), "out.weight is sparse or without values"),
+        (lambda t: t.to("meta"), "out.weight is sparse or without values"),
+        (lambda t: t.double() * 1e300, "out.weight holds values that are not finite"),
+    ],
+    ids=["sparse", "meta", "beyond float32"],
+)
+def test_tensors_that_no_network_can_hold_are_refused(
+    tmp_path: Path, states: Any, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({**states[0], "out.weight": change(states[0]["out.weight"])}, path)
+    with pytest.raises(WeightsCorrupt, match=message):
+        load_published_checkpoint(path, HeatmapUNet3D())
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated"])

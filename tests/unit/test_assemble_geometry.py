@@ -12,10 +12,10 @@ from pydicom.uid import (
 )
 
 from pulmo_models.codes import RejectionCode
-from pulmo_node.assemble import assemble_ct, describe
+from pulmo_node.assemble import assemble_ct, describe, plan
 from pulmo_node.errors import Rejected
 from tests import assembling
-from tests.assembling import ORIGIN, SPACING, shift
+from tests.assembling import ORIGIN, SPACING, second_of, shift
 from tests.ct_factory import (
     AXIAL,
     ct_datasets,
@@ -199,6 +199,17 @@ class TestExtent:
         for ds in datasets:
             ds.Rows = ds.Columns = 65535
         assert rejected(datasets, tmp_path).code == RejectionCode.TOO_LARGE
+
+    def test_size_is_that_of_one_volume_not_of_all_phases(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ten phases of 900 slices of 512 x 512 are 2.4 billion voxels, and each of them is an ordinary volume."""
+        first = ct_datasets(ramp_hu())
+        phases = [*first, *second_of(first, AcquisitionNumber=2)]
+        monkeypatch.setattr(plan, "MAX_VOXELS", ramp_hu().size)
+        assert assembled(phases, tmp_path / "both").hu.shape == ramp_hu().shape
+        monkeypatch.setattr(plan, "MAX_VOXELS", ramp_hu().size - 1)
+        assert rejected(first, tmp_path / "one").code == RejectionCode.TOO_LARGE
 
     def test_more_than_the_memory_of_the_machine_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import assembly, report
 
 
 def test_ratio_says_how_many_times_better_whatever_the_unit_means() -> None:
@@ -65,3 +65,28 @@ def test_a_part_that_cannot_be_measured_says_why(tmp_path: Path, capsys: pytest.
     assert ended.value.code == report.EXIT_UNAVAILABLE
     assert "Orthanc is not installed" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_assembly_says_what_its_series_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of data without the real series leaves noise."""
+    monkeypatch.setattr(assembly, "write_series", lambda *_: None)
+    monkeypatch.setattr(assembly, "_of_kind", lambda *_: [])
+    assert "noise over a cylinder" in assembly.run(report.Options(data=tmp_path, quick=True)).protocol
+
+
+def test_a_device_that_works_on_after_the_call_is_waited_for() -> None:
+    torch = pytest.importorskip("torch")
+    engine = pytest.importorskip("benchmarks.engine")
+    waited = []
+
+    class UnderWay(torch.Tensor):
+        def item(self) -> float:
+            waited.append(tuple(self.shape))
+            return super().item()
+
+    class Gpu:
+        def run(self, batch: object) -> UnderWay:
+            return torch.full((2, 1, 4, 4, 4), 3.0).as_subclass(UnderWay)
+
+    assert engine.computed(Gpu(), torch.zeros(2, 1, 4, 4, 4)) == 3.0
+    assert waited == [()]

@@ -21,7 +21,7 @@ from pulmo_models.training.evaluation.characterisers import student, teacher
 from pulmo_models.training.evaluation.page import page
 from pulmo_models.training.evaluation.scans import INSERTED_PER_SCAN, Scan, inserted_scans, luna16_scans
 from pulmo_models.training.evaluation.series import phantom_part, series_part
-from pulmo_models.training.evaluation.stage1 import Rates, scan_figures, scan_images, score
+from pulmo_models.training.evaluation.stage1 import Rates, refused, scan_figures, scan_images, score
 from pulmo_models.training.evaluation.stage2 import predict, stage2_figures, stage2_images
 from pulmo_models.training.evaluation.truth import REAL_SERIES
 from pulmo_models.training.evaluation.windows import window_figures
@@ -167,6 +167,7 @@ def _froc(scans: Iterable[Scan], analyst: Analyst, plan: Plan, name: str) -> tup
             scored.append(score(scan, analyst, plan.rule))
         except Rejection as exc:
             rejected.append(f"{scan.name}: {exc}")
+            scored.append(refused(scan, analyst, plan.rule))
     figures = scan_figures(scored, analyst, plan.rule, plan.rates, plan.seed, plan.resamples)
     figures["rejected"] = rejected
     return figures, scan_images(scored, figures, name, plan.seed, plan.resamples)

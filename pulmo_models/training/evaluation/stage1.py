@@ -93,6 +93,19 @@ def score(scan: Scan, analyst: Analyst, rule: HitRule) -> Scored:
     )
 
 
+def refused(scan: Scan, analyst: Analyst, rule: HitRule) -> Scored:
+    """A scan that was not analysed: nothing was found in it, and all of its nodules are missed."""
+    nothing = score_scan(scan.name, np.zeros((0, 3)), np.zeros(0), scan.nodules, None, rule)
+    return Scored(
+        series=scan.series,
+        stage1=nothing,
+        undoubted=nothing,
+        both=None if analyst.characteriser is None else lambda _: nothing,
+        missed=tuple(_missed(scan, nothing, analyst.peak_threshold)),
+        false=(),
+    )
+
+
 def _points(volume: Volume, indices: Sequence[Sequence[float]]) -> Floats:
     return np.array([index_to_lps(volume.affine, index) for index in indices]).reshape(-1, 3)
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor
 
+from pulmo_models.checkpoints import read_container
 from pulmo_models.errors import ModelError, WeightsCorrupt, WeightsMissing
 
 Training = Literal["stage1", "teacher", "distill"]
@@ -96,10 +96,7 @@ def trained_state(path: Path) -> dict[str, Tensor]:
         WeightsMissing: no such file.
         WeightsCorrupt: it is no checkpoint of a training.
     """
-    if not path.exists():
-        raise WeightsMissing(f"checkpoint {path} does not exist")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    state = stored.get("state_dict") if isinstance(stored, Mapping) else None
+    state = read_container(path).get("state_dict")
     tensors = state if isinstance(state, Mapping) else {}
     for prefix in _PREFIXES:
         found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
