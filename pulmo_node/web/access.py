@@ -11,7 +11,7 @@ import hmac
 import secrets
 import threading
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -19,6 +19,7 @@ from typing import Protocol
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from starlette.datastructures import Headers
 
 from pulmo_node.domain.accounts import Role, Session, User
 
@@ -196,14 +197,23 @@ class Client:
     forwarded: bool  # somebody says that it was passed on
 
 
-def client_of(peer: str, scheme: str, headers: Mapping[str, str], trusted_proxies: Sequence[str]) -> Client:
-    """The client behind the proxies that are trusted: of X-Forwarded-For, the last that is none of them."""
-    chain = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]
+def client_of(peer: str, scheme: str, headers: Headers, trusted_proxies: Sequence[str]) -> Client:
+    """The client behind the proxies that are trusted: of X-Forwarded-For, the last that is none of them.
+
+    Some proxies add a line of their own below that of the client, so all lines count, in their order.
+    """
+    chain = [part.strip() for part in ",".join(headers.getlist("x-forwarded-for")).split(",") if part.strip()]
     if not within(peer, trusted_proxies):
         return Client(address=peer, secure=scheme == "https", proxy=False, forwarded=bool(chain))
     address = next((hop for hop in reversed(chain) if not within(hop, trusted_proxies)), chain[0] if chain else peer)
-    secure = scheme == "https" or headers.get("x-forwarded-proto", "").strip().lower() == "https"
+    secure = scheme == "https" or only_value(headers, "x-forwarded-proto").lower() == "https"
     return Client(address=address, secure=secure, proxy=True, forwarded=bool(chain))
+
+
+def only_value(headers: Headers, name: str) -> str:
+    """The value of a header that may stand there once; empty where it does not, or where somebody else added another."""
+    values = headers.getlist(name)
+    return values[0].strip() if len(values) == 1 else ""
 
 
 def _digest(token: str) -> str:

@@ -19,7 +19,7 @@ from pulmo_node.config import WebSection
 from pulmo_node.domain.accounts import Role
 from pulmo_node.errors import PulmoError
 from pulmo_node.ports import Clock
-from pulmo_node.web.access import Client, Sessions, Visitor, client_of, new_token, within
+from pulmo_node.web.access import Client, Sessions, Visitor, client_of, new_token, only_value, within
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +117,10 @@ class Guard:
         return token, self._sessions.visitor(token, self._clock.now())
 
     def _named_by_proxy(self, headers: Headers, client: Client) -> Visitor | None:
-        name = headers.get(self._settings.proxy_user_header, "").strip()[:_LONGEST_NAME]
+        name = only_value(headers, self._settings.proxy_user_header)[:_LONGEST_NAME]
         if not (client.proxy and name):
             return None
-        operates = headers.get(self._settings.proxy_role_header, "").strip().lower() == Role.OPERATOR.value
+        operates = only_value(headers, self._settings.proxy_role_header).lower() == Role.OPERATOR.value
         return Visitor(name=name, role=Role.OPERATOR if operates else Role.VIEWER)
 
     def _refusal(

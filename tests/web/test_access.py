@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.datastructures import Headers
 from typer.testing import CliRunner
 
 from pulmo_models import registry
@@ -307,17 +308,28 @@ def test_a_trusted_proxy_says_who_it_is(tmp_path: Path) -> None:
         )
 
 
+def test_a_header_that_somebody_adds_to_that_of_the_proxy_makes_nobody_of_them(tmp_path: Path) -> None:
+    web = {"access": "proxy", "trusted_proxies": ["127.0.0.1/32"]}
+    with running(page_configuration(tmp_path, web=web), users=False) as node, Visitor(node) as proxy:
+        user, role = ("X-Remote-User", "vera"), ("X-Remote-Role", "viewer")
+        assert "vera (viewer)" in proxy.get("/", headers=[user, role]).text
+        assert "vera (viewer)" in proxy.get("/", headers=[user, ("X-Remote-Role", "operator"), role]).text
+        assert proxy.get("/", headers=[("X-Remote-User", "otto"), user, role]).status_code == 403
+
+
 def test_nobody_else_says_who_they_are(node: Node, visitor: Visitor) -> None:
     assert visitor.get("/", headers={"X-Remote-User": "otto", "X-Remote-Role": "operator"}).status_code == 303
 
 
 def test_the_address_behind_proxies_is_the_last_that_is_none_of_them() -> None:
     trusted = ("10.0.0.0/8",)
-    headers = {"x-forwarded-for": "6.6.6.6, 203.0.113.9, 10.1.1.1", "x-forwarded-proto": "https"}
+    headers = Headers({"x-forwarded-for": "6.6.6.6, 203.0.113.9, 10.1.1.1", "x-forwarded-proto": "https"})
     client = client_of("10.0.0.1", "http", headers, trusted)
     assert (client.address, client.secure, client.proxy) == ("203.0.113.9", True, True)
     client = client_of("198.51.100.1", "http", headers, trusted)
     assert (client.address, client.secure, client.proxy, client.forwarded) == ("198.51.100.1", False, False, True)
+    lines = [(b"x-forwarded-for", b"10.1.1.1"), (b"x-forwarded-for", b"203.0.113.9")]  # the second by the proxy
+    assert client_of("10.0.0.1", "http", Headers(raw=lines), trusted).address == "203.0.113.9"
     assert within("::ffff:127.0.0.1", ["127.0.0.0/8"])
     assert not within("nonsense", ["0.0.0.0/0"])
 
