@@ -6,7 +6,7 @@ What changes something is for operators, and stands in the audit trail before it
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -103,8 +103,7 @@ def log_out(request: Request, _form: Form) -> Response:
 
 def _own_path(target: str) -> str:
     """A path of this server; another server's address is none."""
-    parsed = urlsplit(target)
-    own = target.startswith("/") and not target.startswith("//") and not parsed.netloc and not parsed.scheme
+    own = target.startswith("/") and not target.startswith("//")
     return target if own and target.isprintable() and "\\" not in target else "/"
 
 

@@ -48,10 +48,11 @@ _kept: OrderedDict[tuple[str, int, str], Mapping[int, bytes]] = OrderedDict()
 def nodule_picture(request: Request) -> Response:
     """PNG of one nodule of a job."""
     detail = detail_of(request)
-    job = next((job for job in detail.jobs if job.id == request.path_params["job"]), None)
+    job = next((job for job in detail.jobs if str(job.id) == request.path_params["job"]), None)
     if job is None:
         raise NotFound("There is no such job.")
-    picture = _pictures(parts_of(request), job).get(int(request.path_params["number"]))
+    pictures = _pictures(parts_of(request), job)
+    picture = next((pictures[number] for number in pictures if str(number) == request.path_params["number"]), None)
     if picture is None:
         raise NotFound("There is no picture of that.")
     return Response(picture, media_type="image/png")

@@ -90,7 +90,7 @@ def test_every_route_that_there_is_is_among_those(node: Node) -> None:
     """A page that somebody adds is asked for here without a login too."""
     routes = {route.path for route in node.observation._web._serving.config.app.routes}  # type: ignore[union-attr]
     asked = {re.sub(r"^/studies/[\d.]+", "/studies/{uid}", path) for path in (*PAGES, *ACTIONS, SEARCH)}
-    asked = {re.sub(r"jobs/1/nodules/1", "jobs/{job:int}/nodules/{number:int}", path) for path in asked}
+    asked = {re.sub(r"jobs/1/nodules/1", "jobs/{job}/nodules/{number}", path) for path in asked}
     asked = {path.replace("pacs0", "{name}") for path in asked}
     assert routes - asked == {"/login", "/logout", "/static", "/healthz", "/readyz", "/metrics"}
 
@@ -263,7 +263,7 @@ def test_no_file_but_those_of_the_page_is_served(node: Node, visitor: Visitor) -
 
 
 @pytest.mark.parametrize(
-    "target", ["//evil.example/", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y"]
+    "target", ["//evil.example/", "//[", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y"]
 )
 def test_a_login_leads_to_this_server_only(node: Node, visitor: Visitor, target: str) -> None:
     visitor.get("/login", params={"next": target})
@@ -274,6 +274,33 @@ def test_a_login_leads_to_this_server_only(node: Node, visitor: Visitor, target:
 def test_another_name_of_this_machine_is_refused(visitor: Visitor) -> None:
     assert visitor.get("/login", headers={"Host": "evil.example"}).status_code == 421
     assert visitor.get("/healthz", headers={"Host": "10.1.2.3:8050"}).status_code == 200, "a probe calls by address"
+
+
+def test_a_name_is_the_same_in_capitals(tmp_path: Path) -> None:
+    with running(page_configuration(tmp_path, web={"hosts": ["Pulmo.Example"]})) as node, Visitor(node) as somebody:
+        assert somebody.get("/login", headers={"Host": "pulmo.example:8050"}).status_code == 200
+        assert somebody.get("/login", headers={"Host": "other.example"}).status_code == 421
+
+
+def test_what_is_malformed_is_refused_as_anything_else(
+    node: Node, visitor: Visitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert visitor.get("/login", headers={"Host": "["}).status_code == 421
+    assert visitor.client.post("/login", headers={"Origin": "http://["}).status_code == 403
+    assert visitor.get("/login", params={"next": "//["}).status_code == 200
+    with logged_in(node, "vera") as vera:
+        for number in ("1" * 5000, "-1", "1.0", "\u0661"):
+            assert vera.get(f"/studies/{STUDY}/jobs/{number}/nodules/{number}.png").status_code == 404, number[:9]
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_cookie_of_another_program_on_the_same_machine_hides_no_session(node: Node) -> None:
+    """Browsers send cookies to every port of a host, and not all programs write them by the book."""
+    with logged_in(node, "vera") as vera:
+        for strange in ('theme={"dark": 1, "size": 2}', "a b=c", "\xe9=1", "nonsense"):
+            cookies = f"{strange}; pulmo={vera.token}"
+            with Visitor(node, headers={"Cookie": cookies.encode("latin-1")}) as same:
+                assert same.get("/").status_code == 200, strange
 
 
 def test_every_answer_says_what_the_browser_may_do(node: Node, visitor: Visitor) -> None:
