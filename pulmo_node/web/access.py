@@ -211,7 +211,7 @@ def client_of(peer: str, scheme: str, headers: Headers, trusted_proxies: Sequenc
 
 
 def only_value(headers: Headers, name: str) -> str:
-    """The value of a header that may stand there once; empty where it does not, or where somebody else added another."""
+    """The value of a header that may be there once; empty where it is missing, or somebody else added another."""
     values = headers.getlist(name)
     return values[0].strip() if len(values) == 1 else ""
 

@@ -73,7 +73,7 @@ class Guard:
         client = client_of(peer, scope.get("scheme", "http"), headers, self._settings.trusted_proxies)
         token = HTTPConnection(scope).cookies.get(cookie_name(secure=client.secure), "")
         try:
-            visitor = await run_in_threadpool(self._visitor, token, headers, client)
+            visitor = await self._visitor(scope["path"], token, headers, client)
         except PulmoError as exc:
             log.warning("page: %s", exc)
             await PlainTextResponse("The database does not answer.\n", 503)(scope, receive, self._sending(send, client))
@@ -108,14 +108,19 @@ class Guard:
             if not begun:
                 await PlainTextResponse("Internal error; the log says where.\n", 500)(scope, receive, send)
 
-    def _visitor(self, token: str, headers: Headers, client: Client) -> Visitor | None:
-        """Whose the token of the browser is, or whom the proxy names."""
+    async def _visitor(self, path: str, token: str, headers: Headers, client: Client) -> Visitor | None:
+        """Whose the token of the browser is, or whom the proxy names.
+
+        Health is for anybody: it is not to wait for a database or a thread, whatever else is being asked.
+        """
+        if path in _ANYBODY:
+            return None
         match self._settings.access:
             case "open":
                 return Visitor(name="anybody", role=Role.OPERATOR)
             case "proxy":
                 return self._named_by_proxy(headers, client)
-        return self._sessions.visitor(token, self._clock.now())
+        return await run_in_threadpool(self._sessions.visitor, token, self._clock.now())
 
     def _named_by_proxy(self, headers: Headers, client: Client) -> Visitor | None:
         name = only_value(headers, self._settings.proxy_user_header)[:_LONGEST_NAME]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import ssl
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from typer.testing import CliRunner
 
 from pulmo_models import registry
@@ -24,6 +28,7 @@ from pulmo_node.domain.accounts import Role, User
 from pulmo_node.errors import ConfigError
 from pulmo_node.store import SqlStore
 from pulmo_node.testing import SmallPacs
+from pulmo_node.web import pictures
 from pulmo_node.web.access import LoginRate, Sessions, client_of, csrf_token, within
 from pulmo_node.web.show import printable
 from tests.certificates import authority
@@ -38,6 +43,7 @@ from tests.web.served import (
     page_configuration,
     running,
     send,
+    wait_for,
     wait_for_state,
 )
 
@@ -263,7 +269,8 @@ def test_no_file_but_those_of_the_page_is_served(node: Node, visitor: Visitor) -
 
 
 @pytest.mark.parametrize(
-    "target", ["//evil.example/", "//[", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y"]
+    "target",
+    ["//evil.example/", "//[", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y"],
 )
 def test_a_login_leads_to_this_server_only(node: Node, visitor: Visitor, target: str) -> None:
     visitor.get("/login", params={"next": target})
@@ -301,6 +308,53 @@ def test_a_cookie_of_another_program_on_the_same_machine_hides_no_session(node: 
             cookies = f"{strange}; pulmo={vera.token}"
             with Visitor(node, headers={"Cookie": cookies.encode("latin-1")}) as same:
                 assert same.get("/").status_code == 200, strange
+
+
+class Held:
+    """Stands in the place of what a thread does; nothing goes on until the end of the block."""
+
+    def __init__(self) -> None:
+        self.entered: list[None] = []
+        self._released = threading.Event()
+
+    def __call__(self, *_: object) -> Response:
+        self.entered.append(None)
+        self._released.wait(60)
+        return Response()
+
+    @contextmanager
+    def asked(self, node: Node, path: str, token: str, number: int) -> Iterator[None]:
+        """Many requests at once."""
+        with (
+            httpx2.Client(base_url=base_url(node), cookies={"pulmo": token}, timeout=60, trust_env=False) as client,
+            ThreadPoolExecutor(number) as pool,
+        ):
+            try:
+                for _ in range(number):
+                    pool.submit(client.get, path)
+                yield
+            finally:
+                self._released.set()
+
+
+def test_the_process_is_alive_while_every_thread_waits(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held()
+    monkeypatch.setattr(node.store, "counts", held)
+    threads = 40  # as many as Starlette has
+    with logged_in(node, "vera") as vera, held.asked(node, "/destinations", vera.token, threads + 1):
+        wait_for(lambda: len(held.entered) == threads)
+        with Visitor(node, cookies={"pulmo": vera.token}) as probe:
+            assert probe.get("/healthz").text == "alive\n"
+
+
+def test_pictures_that_are_drawn_leave_threads_to_the_other_pages(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held()
+    monkeypatch.setattr(pictures, "_nodule_picture", held)
+    picture = f"/studies/{STUDY}/jobs/1/nodules/1.png"
+    with logged_in(node, "vera") as vera, held.asked(node, picture, vera.token, 60):
+        wait_for(lambda: len(held.entered) == 4)
+        assert vera.get("/").status_code == 200
+        assert len(held.entered) == 4
 
 
 def test_every_answer_says_what_the_browser_may_do(node: Node, visitor: Visitor) -> None:
