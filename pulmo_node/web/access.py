@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -138,17 +139,23 @@ class LoginRate:
         self._failures: dict[tuple[str, str], deque[datetime]] = defaultdict(deque)
         self._lock = threading.Lock()
 
-    def allows(self, address: str, name: str, at: datetime) -> bool:
-        """Whether another try is looked at."""
+    def begin(self, address: str, name: str, at: datetime) -> bool:
+        """Whether another try is looked at. It counts as a failure until it turns out right: many at once are many."""
+        keys = _keys(address, name)
         with self._lock:
             self._forget(at)
-            return all(len(self._failures.get(key, ())) < self._limits[key[0]] for key in _keys(address, name))
+            if any(len(self._failures.get(key, ())) >= self._limits[key[0]] for key in keys):
+                return False
+            for key in keys:
+                self._failures[key].append(at)
+            return True
 
-    def failed(self, address: str, name: str, at: datetime) -> None:
-        """One more."""
+    def right(self, address: str, name: str, at: datetime) -> None:
+        """The try that began then was no failure."""
         with self._lock:
             for key in _keys(address, name):
-                self._failures[key].append(at)
+                with suppress(ValueError):  # it is forgotten already
+                    self._failures[key].remove(at)
 
     def _forget(self, at: datetime) -> None:
         for key, times in list(self._failures.items()):

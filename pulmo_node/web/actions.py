@@ -78,14 +78,14 @@ def log_in(request: Request, form: Form) -> Response:
     address, now = request.state.client.address, parts.clock.now()
     if parts.config.web.access != "login":
         raise NotFound("Nobody logs in here.")
-    if not parts.logins.allows(address, name, now):
+    if not parts.logins.begin(address, name, now):
         parts.audit(request, "login refused: too many failures")
         return _login_form(request, target, "Too many failed tries. Wait a few minutes.", 429)
     user = parts.store.user(name)
     if not password_fits(user, form.get("password", "")) or user is None:
-        parts.logins.failed(address, name, now)
         parts.audit(request, "login failed", user=user.name if user is not None else "(unknown)")
         return _login_form(request, target, "Name or password are wrong.", 401)
+    parts.logins.right(address, name, now)
     token = parts.sessions.begin(user, now)
     parts.audit(request, "login", user=user.name, role=user.role.value)
     answer = RedirectResponse(_own_path(target), 303)

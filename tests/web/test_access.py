@@ -196,14 +196,24 @@ def test_too_many_failures_are_not_looked_at(tmp_path: Path) -> None:
 
 def test_the_rate_is_by_address_and_by_name_and_forgets() -> None:
     rate, at = LoginRate(per_address=2, per_name=3, seconds=60), datetime(2026, 1, 1, tzinfo=UTC)
-    rate.failed("a", "x", at)
-    assert rate.allows("a", "x", at)
-    rate.failed("a", "x", at)
-    assert not rate.allows("a", "y", at)
-    assert rate.allows("b", "x", at)
-    rate.failed("b", "x", at)
-    assert not rate.allows("c", "x", at)
-    assert rate.allows("a", "x", at + timedelta(seconds=61))
+    for _ in range(5):
+        assert rate.begin("a", "x", at)
+        rate.right("a", "x", at)
+    assert rate.begin("a", "x", at)
+    assert rate.begin("a", "x", at)
+    assert not rate.begin("a", "y", at)
+    assert rate.begin("b", "x", at)
+    assert not rate.begin("c", "x", at)
+    assert rate.begin("a", "x", at + timedelta(seconds=61))
+
+
+def test_tries_at_the_same_time_are_counted_too(tmp_path: Path) -> None:
+    with running(page_configuration(tmp_path)) as node, Visitor(node) as attacker:
+        attacker.get("/login")
+        with ThreadPoolExecutor(20) as pool:
+            tries = [pool.submit(attacker.post, "/login", name="otto", password=f"wrong {n}") for n in range(20)]
+        codes = sorted(each.result().status_code for each in tries)
+        assert codes == [401] * 10 + [429] * 10
 
 
 HOSTILE = "<script>alert(1)</script>^\"'><img src=x onerror=alert(2)>"
