@@ -35,6 +35,9 @@ def build(parts: Parts) -> tuple[Starlette, Hub]:
         observed=parts.observed,
         storage=parts.config.storage,
         destinations=tuple(parts.config.peers),
+        callers=frozenset(
+            {*parts.config.receive.accept_calling, *(peer.ae_title or "" for peer in parts.config.peers.values())}
+        ),
         pipelines=parts.config.pipelines_of_rules,
         gpus=Gpus(),
         clock=parts.clock,

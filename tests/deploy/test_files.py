@@ -185,6 +185,7 @@ def _metrics(folder: Path) -> set[str]:
             observed=Observed(clock),
             storage=folder,
             destinations=("pacs",),
+            callers=frozenset(),
             pipelines=("ct-nodules",),
             gpus=Gpus("none"),
             clock=clock,

@@ -17,6 +17,7 @@ from pulmo_node.app import Node
 from pulmo_node.deliver import DicomSender
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.monitoring.gpu import Gpus
+from pulmo_node.store.counting import count_received
 from pulmo_node.testing import SmallPacs
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
@@ -62,7 +63,7 @@ def _checked(samples: Samples, node: Node) -> None:
 
 
 def test_the_counts_are_those_of_the_database_also_after_a_restart(tmp_path: Path, pacs: SmallPacs) -> None:
-    config = page_configuration(tmp_path, pacs)
+    config = page_configuration(tmp_path, pacs, receive={"accept_calling": ["SCANNER"]})
     with running(config, users=False) as node:
         study = send(node, tmp_path / "good")
         deliver(node, sorted((tmp_path / "good").iterdir()))  # the same again: duplicates
@@ -94,7 +95,8 @@ def test_the_counts_are_those_of_the_database_also_after_a_restart(tmp_path: Pat
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_what_waits_is_counted_with_its_age_and_what_was_refused_too(tmp_path: Path, pacs: SmallPacs) -> None:
     pacs.stop()
-    with running(page_configuration(tmp_path, pacs), users=False) as node:
+    config = page_configuration(tmp_path, pacs, receive={"accept_calling": ["SCANNER"]})
+    with running(config, users=False) as node:
         study = send(node, tmp_path / "ct")
         wait_for_state(node, study, "ENCODED")
         wait_for(lambda: scrape(node)[1].get("pulmo_destination_up") == {("pacs0",): 0})
@@ -105,6 +107,18 @@ def test_what_waits_is_counted_with_its_age_and_what_was_refused_too(tmp_path: P
         _send_refused(node, tmp_path / "refused")
         wait_for(lambda: scrape(node)[1]["pulmo_instances_received_total"].get(("SCANNER", "refused")) == 1)
         assert ("SCANNER", "refused") not in scrape(node)[1]["pulmo_received_bytes_total"]
+
+
+def test_titles_that_somebody_made_up_are_one(tmp_path: Path, pacs: SmallPacs) -> None:
+    with running(page_configuration(tmp_path, pacs), users=False) as node:
+        made_up = {(f"EVE{number}", status): (1, 2) for number in range(50) for status in ("new", "refused")}
+        with node.store._write() as connection:
+            count_received(connection, {**made_up, (pacs.ae_title, "new"): (3, 30)})
+        _, samples = scrape(node)
+    assert samples["pulmo_instances_received_total"] == {
+        (pacs.ae_title, "new"): 3, ("other", "new"): 50, ("other", "refused"): 50,
+    }  # fmt: skip
+    assert samples["pulmo_received_bytes_total"] == {(pacs.ae_title, "new"): 30, ("other", "new"): 100}
 
 
 def _send_refused(node: Node, folder: Path) -> None:
