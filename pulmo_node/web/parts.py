@@ -89,17 +89,19 @@ class Recently:
         self._noted: OrderedDict[tuple[str, str], datetime] = OrderedDict()
         self._lock = Lock()
 
-    def is_new(self, who: str, what: str, at: datetime) -> bool:
-        """Whether it was not noted lately; it is now."""
+    def knows(self, who: str, what: str, at: datetime) -> bool:
+        """Whether it was noted lately."""
         with self._lock:
             before = self._noted.get((who, what))
-            if before is not None and at - before < self._span:
-                return False
+            return before is not None and at - before < self._span
+
+    def note(self, who: str, what: str, at: datetime) -> None:
+        """It is noted now."""
+        with self._lock:
             self._noted[who, what] = at
             self._noted.move_to_end((who, what))
             while len(self._noted) > _MOST_MESSAGES:
                 self._noted.popitem(last=False)
-            return True
 
 
 @dataclass(frozen=True, kw_only=True)

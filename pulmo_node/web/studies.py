@@ -143,8 +143,10 @@ def study(request: Request) -> Response:
     if names:
         path = parts.store.first_paths([uid]).get(uid)
         patient = read_patient(parts.instances.absolute(path)) if path else patient
-        if parts.shown.is_new(request.state.token, uid, parts.clock.now()):
+        seen = (request.state.token, uid, parts.clock.now())
+        if not parts.shown.knows(*seen):
             parts.audit(request, "study shown with the patient's name", study_instance_uid=uid)
+            parts.shown.note(*seen)
     timeline = _timeline(detail.events)
     return page(
         request,

@@ -19,6 +19,7 @@ from PIL import Image
 from pulmo_models.network_sets import read_networks
 from pulmo_node.app import Node, replaced
 from pulmo_node.domain.browsing import StudyFilter
+from pulmo_node.errors import Transient
 from pulmo_node.testing import SmallPacs
 from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
 from tests.made_up_sets import drawing_regressor, write_network_set
@@ -87,6 +88,23 @@ def test_a_study_from_the_list_to_its_nodule(node: Node, otto: Visitor, tmp_path
         assert len(found) > 8
         assert np.abs(found.mean(axis=0) - 120).max() < 40
     assert otto.get(f"/studies/{study}/jobs/{job.id}/nodules/2.png").status_code == 404
+
+
+def test_no_name_is_shown_that_cannot_be_in_the_audit_trail(
+    node: Node, otto: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise Transient("the disk is full")
+
+    study = send(node, tmp_path / "ct", _named)
+    wait_for_state(node, study, "DONE")
+    with monkeypatch.context() as full:
+        full.setattr(node.observation.journal, "record", refuses)
+        for _ in range(2):
+            answer = otto.get(f"/studies/{study}")
+            assert (answer.status_code, "Doe" in answer.text) == (503, False)
+    assert "Doe, Jane" in otto.get(f"/studies/{study}").text
+    assert node.config.audit_file.read_text().count("shown with the patient's name") == 1
 
 
 def test_findings_without_masks_and_without_nodules_are_shown(node: Node, otto: Visitor, tmp_path: Path) -> None:
