@@ -143,7 +143,8 @@ def study(request: Request) -> Response:
     if names:
         path = parts.store.first_paths([uid]).get(uid)
         patient = read_patient(parts.instances.absolute(path)) if path else patient
-        seen = (request.state.token, uid, parts.clock.now())
+        # By name too: where a proxy says who it is, the next person at a browser has the same token.
+        seen = (f"{request.state.visitor.name} {request.state.token}", uid, parts.clock.now())
         if not parts.shown.knows(*seen):
             parts.audit(request, "study shown with the patient's name", study_instance_uid=uid)
             parts.shown.note(*seen)

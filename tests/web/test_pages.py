@@ -107,6 +107,17 @@ def test_no_name_is_shown_that_cannot_be_in_the_audit_trail(
     assert node.config.audit_file.read_text().count("shown with the patient's name") == 1
 
 
+def test_two_people_at_one_browser_are_both_in_the_audit_trail(tmp_path: Path) -> None:
+    web = {"access": "proxy", "trusted_proxies": ["127.0.0.1/32"], "patient_names": ["viewer"]}
+    with running(page_configuration(tmp_path, web=web), users=False) as node, Visitor(node) as browser:
+        study = send(node, tmp_path / "ct", _named)
+        wait_for_state(node, study, "DONE")
+        for name in ("ada", "bob", "bob"):
+            assert "Doe, Jane" in browser.get(f"/studies/{study}", headers={"X-Remote-User": name}).text
+        lines = [json.loads(line) for line in node.config.audit_file.read_text().splitlines()]
+        assert [line["who"] for line in lines if line["action"].startswith("study shown")] == ["page ada", "page bob"]
+
+
 def test_findings_without_masks_and_without_nodules_are_shown(node: Node, otto: Visitor, tmp_path: Path) -> None:
     """What detectors of boxes, radiograph pipelines and the lung localisation leave in findings.json."""
     study = send(node, tmp_path / "ct")
