@@ -159,7 +159,7 @@ class LoginRate:
 
     def _forget(self, at: datetime) -> None:
         for key, times in list(self._failures.items()):
-            while times and at - times[0] > self._span:
+            while times and abs(at - times[0]) > self._span:  # in the future: the clock was set back
                 times.popleft()
             if not times:
                 del self._failures[key]

@@ -93,7 +93,7 @@ class Recently:
         """Whether it was noted lately."""
         with self._lock:
             before = self._noted.get((who, what))
-            return before is not None and at - before < self._span
+            return before is not None and abs(at - before) < self._span
 
     def note(self, who: str, what: str, at: datetime) -> None:
         """It is noted now."""

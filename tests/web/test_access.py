@@ -30,6 +30,7 @@ from pulmo_node.store import SqlStore
 from pulmo_node.testing import SmallPacs
 from pulmo_node.web import pictures
 from pulmo_node.web.access import LoginRate, Sessions, client_of, csrf_token, within
+from pulmo_node.web.parts import Recently
 from pulmo_node.web.show import printable
 from tests.certificates import authority
 from tests.fake_pipeline import _replaced, fake_pipeline
@@ -205,6 +206,17 @@ def test_the_rate_is_by_address_and_by_name_and_forgets() -> None:
     assert rate.begin("b", "x", at)
     assert not rate.begin("c", "x", at)
     assert rate.begin("a", "x", at + timedelta(seconds=61))
+
+
+def test_a_clock_that_is_set_back_locks_nobody_out_and_hides_nothing() -> None:
+    rate, noted, at = LoginRate(per_address=1), Recently(), datetime(2026, 1, 1, tzinfo=UTC)
+    assert rate.begin("a", "x", at)
+    assert not rate.begin("a", "x", at)
+    assert rate.begin("a", "x", at - timedelta(days=1))
+    noted.note("otto", "1.2.3", at)
+    assert noted.knows("otto", "1.2.3", at + timedelta(minutes=9))
+    assert not noted.knows("otto", "1.2.3", at + timedelta(minutes=11))
+    assert not noted.knows("otto", "1.2.3", at - timedelta(days=1))
 
 
 def test_tries_at_the_same_time_are_counted_too(tmp_path: Path) -> None:
