@@ -22,6 +22,7 @@ from pulmo_node.monitoring.readiness import Readiness
 from pulmo_node.ports import AdminStore, Clock, EventRow, InstanceStore, Journal, ResultSender
 from pulmo_node.web.access import AccountStore, LoginRate, Sessions, Visitor
 
+LIVE_HEADER = "x-live"  # of what the script of the page asks for by itself
 _MOST_MESSAGES = 1000
 
 
@@ -127,6 +128,10 @@ class Parts:
         visitor: Visitor | None = request.state.visitor
         who = f"page {visitor.name}" if visitor is not None else "page"
         self.journal.record([{"who": who, "action": action, "address": request.state.client.address, **more}])
+
+    def message(self, request: Request) -> str:
+        """What waits to be told; not to a page that only brings itself up to date, perhaps while it is being left."""
+        return "" if LIVE_HEADER in request.headers else self.messages.take(request.state.token)
 
     def sees_names(self, visitor: Visitor | None) -> bool:
         """Whether patient names are for them."""

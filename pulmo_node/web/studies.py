@@ -104,7 +104,7 @@ def studies(request: Request) -> Response:
             "names": names,
             "patients": patients,
             "nobody": Patient(),
-            "message": parts.messages.take(request.state.token),
+            "message": parts.message(request),
         },
         status=400 if query.problems else 200,
     )
@@ -164,7 +164,7 @@ def study(request: Request) -> Response:
             "can_redeliver": bool(detail.deliveries),
             "purged": parts.store.purged_series(uid),
             "ohif": ohif_link(parts, uid),
-            "message": parts.messages.take(request.state.token),
+            "message": parts.message(request),
         },
     )
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from pulmo_models.network_sets import read_networks
+from pulmo_node import web
 from pulmo_node.app import Node, replaced
 from pulmo_node.domain.browsing import StudyFilter
 from pulmo_node.errors import Transient
@@ -206,6 +207,10 @@ def test_requeue_redeliver_cancel(node: Node, otto: Visitor, pacs: SmallPacs, tm
         assert event in [one.event for one in detail.events]
         wait_for_state(node, study, "DONE")
     otto.post(f"/studies/{study}/cancel")
+    script = (Path(web.__file__).parent / "static" / "live.js").read_text()
+    (header,) = re.findall(r'headers: \{ "([^"]+)": "1" \}', script)
+    left = otto.get(f"/studies/{study}", headers={header: "1"}).text
+    assert "jobs cancelled" not in left, "the page that is being left takes no message from the one that comes"
     assert "0 jobs cancelled" in otto.get(f"/studies/{study}").text
     lines = [json.loads(line) for line in node.config.audit_file.read_text().splitlines()]
     mine = {line["action"]: line for line in lines if line["who"] == "page otto"}
