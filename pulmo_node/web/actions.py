@@ -79,7 +79,9 @@ def log_in(request: Request, form: Form) -> Response:
     if parts.config.web.access != "login":
         raise NotFound("Nobody logs in here.")
     if not parts.logins.begin(address, name, now):
-        parts.audit(request, "login refused: too many failures")
+        if not parts.refused.knows(address, "login", now):  # a flood of tries is to fill no disk
+            parts.audit(request, "login refused: too many failures")
+            parts.refused.note(address, "login", now)
         return _login_form(request, target, "Too many failed tries. Wait a few minutes.", 429)
     user = parts.store.user(name)
     if not password_fits(user, form.get("password", "")) or user is None:

@@ -24,6 +24,7 @@ from pulmo_node.web.access import AccountStore, LoginRate, Sessions, Visitor
 
 LIVE_HEADER = "x-live"  # of what the script of the page asks for by itself
 _MOST_MESSAGES = 1000
+_REFUSED_SECONDS = 60.0
 
 
 class PageStore(AdminStore, AccountStore, Protocol):
@@ -122,6 +123,7 @@ class Parts:
     logins: LoginRate = field(default_factory=LoginRate)
     messages: Messages = field(default_factory=Messages)
     shown: Recently = field(default_factory=Recently)
+    refused: Recently = field(default_factory=lambda: Recently(_REFUSED_SECONDS))
 
     def audit(self, request: Request, action: str, **more: object) -> None:
         """Who did what; raises `PulmoError` where it cannot be written, so that nothing is done unseen."""
