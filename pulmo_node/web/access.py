@@ -209,7 +209,8 @@ def client_of(peer: str, scheme: str, headers: Headers, trusted_proxies: Sequenc
 
     Some proxies add a line of their own below that of the client, so all lines count, in their order.
     """
-    chain = [part.strip() for part in ",".join(headers.getlist("x-forwarded-for")).split(",") if part.strip()]
+    told = ",".join(headers.getlist("x-forwarded-for")).split(",")
+    chain = [_without_port(part.strip()) for part in told if part.strip()]
     if not within(peer, trusted_proxies):
         return Client(address=peer, secure=scheme == "https", proxy=False, forwarded=bool(chain))
     address = next((hop for hop in reversed(chain) if not within(hop, trusted_proxies)), chain[0] if chain else peer)
@@ -221,6 +222,13 @@ def only_value(headers: Headers, name: str) -> str:
     """The value of a header that may be there once; empty where it is missing, or somebody else added another."""
     values = headers.getlist(name)
     return values[0].strip() if len(values) == 1 else ""
+
+
+def _without_port(hop: str) -> str:
+    """Some proxies name the port too, another one with each connection: `192.0.2.1:4711`, `[2001:db8::1]:4711`."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
 def _digest(token: str) -> str:

@@ -436,6 +436,13 @@ def test_the_address_behind_proxies_is_the_last_that_is_none_of_them() -> None:
     assert (client.address, client.secure, client.proxy, client.forwarded) == ("198.51.100.1", False, False, True)
     lines = [(b"x-forwarded-for", b"10.1.1.1"), (b"x-forwarded-for", b"203.0.113.9")]  # the second by the proxy
     assert client_of("10.0.0.1", "http", Headers(raw=lines), trusted).address == "203.0.113.9"
+    for told, address in {
+        "203.0.113.9:4711": "203.0.113.9",
+        "[2001:db8::1]:4711": "2001:db8::1",
+        "2001:db8::1": "2001:db8::1",
+        "203.0.113.9, 10.1.1.1:80": "203.0.113.9",
+    }.items():
+        assert client_of("10.0.0.1", "http", Headers({"x-forwarded-for": told}), trusted).address == address
     assert within("::ffff:127.0.0.1", ["127.0.0.0/8"])
     assert not within("nonsense", ["0.0.0.0/0"])
 
