@@ -268,6 +268,12 @@ def test_events_of_the_stream_name_the_study_that_changed(node: Node, otto: Visi
             changed |= set(line.removeprefix("data: ").split()) if line.startswith("data: ") else set()
 
 
+def test_the_head_of_the_stream_is_no_stream(otto: Visitor) -> None:
+    answer = otto.client.head("/live", timeout=10)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert otto.client.get("/", timeout=10).status_code == 200, "the connection is free again"
+
+
 def test_a_new_configuration_takes_the_page_along(tmp_path: Path) -> None:
     config = page_configuration(tmp_path)
     with running(config) as node, logged_in(node, "otto") as otto:
