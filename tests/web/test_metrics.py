@@ -15,10 +15,12 @@ from pulmo_models import registry
 from pulmo_models.errors import WeightsMissing
 from pulmo_node.app import Node
 from pulmo_node.deliver import DicomSender
+from pulmo_node.domain.browsing import Counts, ReceivedCount
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.monitoring.gpu import Gpus
-from pulmo_node.store.counting import count_received
-from pulmo_node.testing import SmallPacs
+from pulmo_node.monitoring.observed import Observed
+from pulmo_node.testing import ManualClock, SmallPacs
+from pulmo_node.web.metrics import NodeCollector, render
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
@@ -109,16 +111,29 @@ def test_what_waits_is_counted_with_its_age_and_what_was_refused_too(tmp_path: P
         assert ("SCANNER", "refused") not in scrape(node)[1]["pulmo_received_bytes_total"]
 
 
-def test_titles_that_somebody_made_up_are_one(tmp_path: Path, pacs: SmallPacs) -> None:
-    with running(page_configuration(tmp_path, pacs), users=False) as node:
-        made_up = {(f"EVE{number}", status): (1, 2) for number in range(50) for status in ("new", "refused")}
-        with node.store._write() as connection:
-            count_received(connection, {**made_up, (pacs.ae_title, "new"): (3, 30)})
-        _, samples = scrape(node)
-    assert samples["pulmo_instances_received_total"] == {
-        (pacs.ae_title, "new"): 3, ("other", "new"): 50, ("other", "refused"): 50,
-    }  # fmt: skip
-    assert samples["pulmo_received_bytes_total"] == {(pacs.ae_title, "new"): 30, ("other", "new"): 100}
+def test_titles_that_somebody_made_up_are_one(tmp_path: Path) -> None:
+    made_up = [(f"EVE{number}", status) for number in range(50) for status in ("new", "refused")]
+    received = tuple(
+        ReceivedCount(calling_ae_title=title, status=status, instances=1, size_bytes=2)
+        for title, status in [*made_up, ("PACS", "new")]
+    )
+    counts = Counts(
+        received=received, series={}, jobs={}, deliveries={}, queues=(), analysis_waiting=0, analysis_oldest_at=None,
+        analysis_running=0,
+    )  # fmt: skip
+    clock = ManualClock()
+    collector = NodeCollector(
+        counts=lambda: counts, observed=Observed(clock), storage=tmp_path, destinations=(), callers=frozenset({"PACS"}),
+        pipelines=(), gpus=Gpus("no-such-program"), clock=clock,
+    )  # fmt: skip
+    lines = [line for line in render(collector).decode().splitlines() if re.match(r"pulmo_(instances|received)_", line)]
+    assert lines == [
+        'pulmo_instances_received_total{calling_ae_title="other",status="new"} 50.0',
+        'pulmo_instances_received_total{calling_ae_title="other",status="refused"} 50.0',
+        'pulmo_instances_received_total{calling_ae_title="PACS",status="new"} 1.0',
+        'pulmo_received_bytes_total{calling_ae_title="other",status="new"} 100.0',
+        'pulmo_received_bytes_total{calling_ae_title="PACS",status="new"} 2.0',
+    ]
 
 
 def _send_refused(node: Node, folder: Path) -> None:
