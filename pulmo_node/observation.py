@@ -140,10 +140,15 @@ class Observation:
 
     def _serve_duties(self) -> None:
         while not self._stopping.wait(_DUTY_SECONDS):
-            try:
-                if self._catalogue is not None:
-                    self._catalogue.update()
-                if self._notifier is not None:
-                    self._notifier.look()
-            except PulmoError as exc:  # a locked database or a full disk: the next second tries again
-                log.warning("observation: %s", exc)
+            if self._catalogue is not None:
+                _tried(self._catalogue.update)
+            if self._notifier is not None:
+                _tried(self._notifier.look)
+
+
+def _tried(duty: Callable[[], object]) -> None:
+    """By itself: a full disk stops the catalogue, and must not keep from anybody that it is full."""
+    try:
+        duty()
+    except PulmoError as exc:  # a locked database or a full disk: the next second tries again
+        log.warning("observation: %s", exc)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 from typing import Any, Protocol
 
 from pulmo_node.config import Config
@@ -75,10 +76,18 @@ class Watch:
         self._clock = clock
         self._path = config.storage / _FILE
         self._memory = self._read()
+        self._found: list[Notice] = []
 
     def new(self) -> tuple[Notice, ...]:
-        """What happened since, in order; each is noticed once."""
-        return (*self._of_studies(), *self._of_destinations(), *self._of_disk())
+        """What happened since, in order; each is noticed once.
+
+        Raises:
+            PulmoError: the database cannot be asked; what was found until then comes with the next answer.
+        """
+        for notice in chain(self._of_studies(), self._of_destinations(), self._of_disk()):
+            self._found.append(notice)
+        found, self._found = tuple(self._found), []
+        return found
 
     def remember(self) -> None:
         """What was noticed so far is told. Raises `Transient`."""
@@ -104,9 +113,9 @@ class Watch:
     def _of_studies(self) -> Iterator[Notice]:
         while events := self._store.events_after(self._memory.event_id):
             for number, event in events:
-                self._memory.event_id = number
                 if event.subject.startswith("job "):
                     yield from self._of_job(event)
+                self._memory.event_id = number
 
     def _of_job(self, event: EventRow) -> Iterator[Notice]:
         uid = event.study_instance_uid

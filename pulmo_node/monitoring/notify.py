@@ -115,7 +115,7 @@ class Webhook:
         try:
             with httpx2.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
                 answer = client.post(self.settings.webhook_url, json=content, headers=headers)
-        except httpx2.HTTPError as exc:  # whose text may name the address, which is a secret
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as exc:  # whose text may name a secret, the address
             raise Transient(type(exc).__name__) from exc
         if not answer.is_success:
             raise Transient(f"it answered {answer.status_code}")
@@ -131,20 +131,24 @@ class Mail:
     def send(self, notices: Sequence[Notice], left_out: int) -> None:
         """To every address with one message."""
         settings = self.settings
-        message = EmailMessage()
-        message["From"], message["To"] = settings.mail_from, ", ".join(settings.mail_to)
-        message["Subject"] = f"Pulmo Node: {_subject(notices)}"
-        message["Auto-Submitted"] = "auto-generated"
-        message.set_content(_text(settings, notices, left_out) + "\n")
         try:
+            message = self._message(notices, left_out)
             with self._server() as server:
                 if settings.smtp_tls == "starttls":
                     server.starttls(context=ssl.create_default_context())
                 if settings.smtp_user:
                     server.login(settings.smtp_user, settings.smtp_password)
                 server.send_message(message)
-        except (OSError, smtplib.SMTPException) as exc:
+        except (OSError, smtplib.SMTPException, ValueError) as exc:  # also of what cannot be sent, an umlaut say
             raise Transient(type(exc).__name__) from exc
+
+    def _message(self, notices: Sequence[Notice], left_out: int) -> EmailMessage:
+        message = EmailMessage()
+        message["From"], message["To"] = self.settings.mail_from, ", ".join(self.settings.mail_to)
+        message["Subject"] = f"Pulmo Node: {_subject(notices)}"
+        message["Auto-Submitted"] = "auto-generated"
+        message.set_content(_text(self.settings, notices, left_out) + "\n")
+        return message
 
     def _server(self) -> smtplib.SMTP:
         host, port = self.settings.smtp_host, self.settings.smtp_port

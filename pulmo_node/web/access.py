@@ -11,7 +11,8 @@ import hmac
 import secrets
 import threading
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -19,6 +20,7 @@ from typing import Protocol
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from starlette.datastructures import Headers
 
 from pulmo_node.domain.accounts import Role, Session, User
 
@@ -137,21 +139,27 @@ class LoginRate:
         self._failures: dict[tuple[str, str], deque[datetime]] = defaultdict(deque)
         self._lock = threading.Lock()
 
-    def allows(self, address: str, name: str, at: datetime) -> bool:
-        """Whether another try is looked at."""
+    def begin(self, address: str, name: str, at: datetime) -> bool:
+        """Whether another try is looked at. It counts as a failure until it turns out right: many at once are many."""
+        keys = _keys(address, name)
         with self._lock:
             self._forget(at)
-            return all(len(self._failures.get(key, ())) < self._limits[key[0]] for key in _keys(address, name))
+            if any(len(self._failures.get(key, ())) >= self._limits[key[0]] for key in keys):
+                return False
+            for key in keys:
+                self._failures[key].append(at)
+            return True
 
-    def failed(self, address: str, name: str, at: datetime) -> None:
-        """One more."""
+    def right(self, address: str, name: str, at: datetime) -> None:
+        """The try that began then was no failure."""
         with self._lock:
             for key in _keys(address, name):
-                self._failures[key].append(at)
+                with suppress(ValueError):  # it is forgotten already
+                    self._failures[key].remove(at)
 
     def _forget(self, at: datetime) -> None:
         for key, times in list(self._failures.items()):
-            while times and at - times[0] > self._span:
+            while times and abs(at - times[0]) > self._span:  # in the future: the clock was set back
                 times.popleft()
             if not times:
                 del self._failures[key]
@@ -196,14 +204,31 @@ class Client:
     forwarded: bool  # somebody says that it was passed on
 
 
-def client_of(peer: str, scheme: str, headers: Mapping[str, str], trusted_proxies: Sequence[str]) -> Client:
-    """The client behind the proxies that are trusted: of X-Forwarded-For, the last that is none of them."""
-    chain = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]
+def client_of(peer: str, scheme: str, headers: Headers, trusted_proxies: Sequence[str]) -> Client:
+    """The client behind the proxies that are trusted: of X-Forwarded-For, the last that is none of them.
+
+    Some proxies add a line of their own below that of the client, so all lines count, in their order.
+    """
+    told = ",".join(headers.getlist("x-forwarded-for")).split(",")
+    chain = [_without_port(part.strip()) for part in told if part.strip()]
     if not within(peer, trusted_proxies):
         return Client(address=peer, secure=scheme == "https", proxy=False, forwarded=bool(chain))
     address = next((hop for hop in reversed(chain) if not within(hop, trusted_proxies)), chain[0] if chain else peer)
-    secure = scheme == "https" or headers.get("x-forwarded-proto", "").strip().lower() == "https"
+    secure = scheme == "https" or only_value(headers, "x-forwarded-proto").lower() == "https"
     return Client(address=address, secure=secure, proxy=True, forwarded=bool(chain))
+
+
+def only_value(headers: Headers, name: str) -> str:
+    """The value of a header that may be there once; empty where it is missing, or somebody else added another."""
+    values = headers.getlist(name)
+    return values[0].strip() if len(values) == 1 else ""
+
+
+def _without_port(hop: str) -> str:
+    """Some proxies name the port too, another one with each connection: `192.0.2.1:4711`, `[2001:db8::1]:4711`."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
 def _digest(token: str) -> str:

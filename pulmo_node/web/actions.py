@@ -6,7 +6,7 @@ What changes something is for operators, and stands in the audit trail before it
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -78,14 +78,16 @@ def log_in(request: Request, form: Form) -> Response:
     address, now = request.state.client.address, parts.clock.now()
     if parts.config.web.access != "login":
         raise NotFound("Nobody logs in here.")
-    if not parts.logins.allows(address, name, now):
-        parts.audit(request, "login refused: too many failures")
+    if not parts.logins.begin(address, name, now):
+        if not parts.refused.knows(address, "login", now):  # a flood of tries is to fill no disk
+            parts.audit(request, "login refused: too many failures")
+            parts.refused.note(address, "login", now)
         return _login_form(request, target, "Too many failed tries. Wait a few minutes.", 429)
     user = parts.store.user(name)
     if not password_fits(user, form.get("password", "")) or user is None:
-        parts.logins.failed(address, name, now)
         parts.audit(request, "login failed", user=user.name if user is not None else "(unknown)")
         return _login_form(request, target, "Name or password are wrong.", 401)
+    parts.logins.right(address, name, now)
     token = parts.sessions.begin(user, now)
     parts.audit(request, "login", user=user.name, role=user.role.value)
     answer = RedirectResponse(_own_path(target), 303)
@@ -103,8 +105,7 @@ def log_out(request: Request, _form: Form) -> Response:
 
 def _own_path(target: str) -> str:
     """A path of this server; another server's address is none."""
-    parsed = urlsplit(target)
-    own = target.startswith("/") and not target.startswith("//") and not parsed.netloc and not parsed.scheme
+    own = target.startswith("/") and not target.startswith("//")
     return target if own and target.isprintable() and "\\" not in target else "/"
 
 

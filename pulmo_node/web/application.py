@@ -35,6 +35,9 @@ def build(parts: Parts) -> tuple[Starlette, Hub]:
         observed=parts.observed,
         storage=parts.config.storage,
         destinations=tuple(parts.config.peers),
+        callers=frozenset(
+            {*parts.config.receive.accept_calling, *(peer.ae_title or "" for peer in parts.config.peers.values())}
+        ),
         pipelines=parts.config.pipelines_of_rules,
         gpus=Gpus(),
         clock=parts.clock,
@@ -45,7 +48,7 @@ def build(parts: Parts) -> tuple[Starlette, Hub]:
             Route("/", studies.studies),
             Route("/search", action(studies.search, operator=False), methods=["POST"]),
             Route(study, studies.study),
-            Route(f"{study}/jobs/{{job:int}}/nodules/{{number:int}}.png", pictures.nodule_picture),
+            Route(f"{study}/jobs/{{job}}/nodules/{{number}}.png", pictures.endpoint()),
             Route(f"{study}/requeue", action(actions.requeue), methods=["POST"]),
             Route(f"{study}/redeliver", action(actions.redeliver), methods=["POST"]),
             Route(f"{study}/cancel", action(actions.cancel), methods=["POST"]),
@@ -74,8 +77,8 @@ def build(parts: Parts) -> tuple[Starlette, Hub]:
     return app, hub
 
 
-def _live(_request: Request) -> Response:
-    """The process answers."""
+async def _live(_request: Request) -> Response:
+    """The process answers, also where every thread waits for something."""
     return PlainTextResponse("alive\n")
 
 

@@ -6,11 +6,11 @@ What is not allowed expressly is refused: without a login there are the login, i
 from __future__ import annotations
 
 import logging
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,7 +19,7 @@ from pulmo_node.config import WebSection
 from pulmo_node.domain.accounts import Role
 from pulmo_node.errors import PulmoError
 from pulmo_node.ports import Clock
-from pulmo_node.web.access import Client, Sessions, Visitor, client_of, new_token, within
+from pulmo_node.web.access import Client, Sessions, Visitor, client_of, new_token, only_value, within
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Guard:
     def __init__(self, inner: ASGIApp, *, settings: WebSection, sessions: Sessions, clock: Clock) -> None:
         self._inner = inner
         self._settings = settings
+        self._hosts = frozenset(host.lower() for host in settings.hosts)  # as browsers write them
         self._sessions = sessions
         self._clock = clock
 
@@ -70,8 +71,9 @@ class Guard:
         headers = Headers(scope=scope)
         peer = (scope.get("client") or ("", 0))[0]
         client = client_of(peer, scope.get("scheme", "http"), headers, self._settings.trusted_proxies)
+        token = HTTPConnection(scope).cookies.get(cookie_name(secure=client.secure), "")
         try:
-            token, visitor = await run_in_threadpool(self._visitor, headers, client)
+            visitor = await self._visitor(scope["path"], token, headers, client)
         except PulmoError as exc:
             log.warning("page: %s", exc)
             await PlainTextResponse("The database does not answer.\n", 503)(scope, receive, self._sending(send, client))
@@ -106,21 +108,25 @@ class Guard:
             if not begun:
                 await PlainTextResponse("Internal error; the log says where.\n", 500)(scope, receive, send)
 
-    def _visitor(self, headers: Headers, client: Client) -> tuple[str, Visitor | None]:
-        """The token of the browser, empty where it has none, and who it belongs to."""
-        token = _cookie(headers, cookie_name(secure=client.secure))
+    async def _visitor(self, path: str, token: str, headers: Headers, client: Client) -> Visitor | None:
+        """Whose the token of the browser is, or whom the proxy names.
+
+        Health is for anybody: it is not to wait for a database or a thread, whatever else is being asked.
+        """
+        if path in _ANYBODY:
+            return None
         match self._settings.access:
             case "open":
-                return token, Visitor(name="anybody", role=Role.OPERATOR)
+                return Visitor(name="anybody", role=Role.OPERATOR)
             case "proxy":
-                return token, self._named_by_proxy(headers, client)
-        return token, self._sessions.visitor(token, self._clock.now())
+                return self._named_by_proxy(headers, client)
+        return await run_in_threadpool(self._sessions.visitor, token, self._clock.now())
 
     def _named_by_proxy(self, headers: Headers, client: Client) -> Visitor | None:
-        name = headers.get(self._settings.proxy_user_header, "").strip()[:_LONGEST_NAME]
+        name = only_value(headers, self._settings.proxy_user_header)[:_LONGEST_NAME]
         if not (client.proxy and name):
             return None
-        operates = headers.get(self._settings.proxy_role_header, "").strip().lower() == Role.OPERATOR.value
+        operates = only_value(headers, self._settings.proxy_role_header).lower() == Role.OPERATOR.value
         return Visitor(name=name, role=Role.OPERATOR if operates else Role.VIEWER)
 
     def _refusal(
@@ -152,8 +158,11 @@ class Guard:
 
     def _is_own_host(self, host: str) -> bool:
         """A page of another site whose name was pointed at this machine must not read what the node shows."""
-        name = urlsplit(f"//{host}").hostname or ""
-        return name in _LOOPBACK_HOSTS or name in self._settings.hosts
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return name in _LOOPBACK_HOSTS or name in self._hosts
 
     def _sending(self, send: Send, client: Client, token: str | None = None) -> Send:
         async def with_headers(message: Message) -> None:
@@ -173,17 +182,9 @@ class Guard:
         return with_headers
 
 
-def _cookie(headers: Headers, name: str) -> str:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(name)
-    except CookieError:
-        return ""
-    return found.value if found is not None else ""
-
-
 def _same_origin(headers: Headers) -> bool:
     """What browsers say of where a form comes from; the CSRF token is asked for all the same."""
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host", "")
+    return origin is None or origin.partition("://")[2] == headers.get("host", "")

@@ -50,8 +50,10 @@ class Hub:
         for listener in self._listeners:
             listener.put_nowait("")
 
-    async def endpoint(self, _request: Request) -> Response:
+    async def endpoint(self, request: Request) -> Response:
         """A stream of the Study Instance UIDs that changed, with `destinations` where one of those did."""
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         if self.closed or len(self._listeners) >= _MOST_LISTENERS:
             return PlainTextResponse("Too many listeners.\n", 503)
         return StreamingResponse(

@@ -31,6 +31,7 @@ from pulmo_node.monitoring.observed import BUCKETS_SECONDS, Durations, Observed,
 from pulmo_node.monitoring.readiness import disk_of
 from pulmo_node.ports import Clock
 
+OTHER_CALLERS = "other"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -42,6 +43,7 @@ class NodeCollector(Collector):
     observed: Observed
     storage: Path
     destinations: tuple[str, ...]
+    callers: frozenset[str]  # the AE titles that are labels of their own
     pipelines: tuple[str, ...]
     gpus: Gpus
     clock: Clock
@@ -50,6 +52,7 @@ class NodeCollector(Collector):
         """Families of samples. Raises `PulmoError` where the database cannot be asked."""
         counts, seen = self.counts(), self.observed.now()
         yield InfoMetricFamily("pulmo_node", "Version of the node", {"version": __version__})
+        yield from _received(counts, self.callers)
         yield from _of_database(counts)
         yield from self._queues(counts)
         yield from self._of_process(seen)
@@ -140,18 +143,26 @@ class _Described(Collector):
         return self._collector.collect()
 
 
-def _of_database(counts: Counts) -> Iterator[Metric]:
+def _received(counts: Counts, callers: frozenset[str]) -> Iterator[Metric]:
+    """By AE title, of which anybody may make up any number: those that the configuration does not name are one."""
+    sums: dict[tuple[str, str], tuple[int, int]] = {}
+    for one in counts.received:
+        labels = (one.calling_ae_title if one.calling_ae_title in callers else OTHER_CALLERS, one.status)
+        number, size_bytes = sums.get(labels, (0, 0))
+        sums[labels] = (number + one.instances, size_bytes + one.size_bytes)
     instances = CounterMetricFamily(
         "pulmo_instances_received", "Instances that peers sent", labels=["calling_ae_title", "status"]
     )
     size = CounterMetricFamily("pulmo_received_bytes", "Their size", labels=["calling_ae_title", "status"])
-    for received in counts.received:
-        labels = [received.calling_ae_title, received.status]
-        instances.add_metric(labels, received.instances)
-        if received.status != "refused":  # of which nobody knows how much it would have been
-            size.add_metric(labels, received.size_bytes)
+    for labels, (number, size_bytes) in sums.items():
+        instances.add_metric(labels, number)
+        if labels[1] != "refused":  # of which nobody knows how much it would have been
+            size.add_metric(labels, size_bytes)
     yield instances
     yield size
+
+
+def _of_database(counts: Counts) -> Iterator[Metric]:
     series = _gauge("pulmo_series", "Series by state", "state")
     for name in (state.value for state in SeriesState):
         series.add_metric([name], counts.series.get(name, 0))

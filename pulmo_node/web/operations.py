@@ -25,7 +25,7 @@ def destinations(request: Request) -> Response:
     return page(
         request,
         "destinations.html",
-        {"destinations": _destinations(parts), "message": parts.messages.take(request.state.token)},
+        {"destinations": _destinations(parts), "message": parts.message(request)},
     )
 
 

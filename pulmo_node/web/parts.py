@@ -22,7 +22,9 @@ from pulmo_node.monitoring.readiness import Readiness
 from pulmo_node.ports import AdminStore, Clock, EventRow, InstanceStore, Journal, ResultSender
 from pulmo_node.web.access import AccountStore, LoginRate, Sessions, Visitor
 
+LIVE_HEADER = "x-live"  # of what the script of the page asks for by itself
 _MOST_MESSAGES = 1000
+_REFUSED_SECONDS = 60.0
 
 
 class PageStore(AdminStore, AccountStore, Protocol):
@@ -89,17 +91,19 @@ class Recently:
         self._noted: OrderedDict[tuple[str, str], datetime] = OrderedDict()
         self._lock = Lock()
 
-    def is_new(self, who: str, what: str, at: datetime) -> bool:
-        """Whether it was not noted lately; it is now."""
+    def knows(self, who: str, what: str, at: datetime) -> bool:
+        """Whether it was noted lately."""
         with self._lock:
             before = self._noted.get((who, what))
-            if before is not None and at - before < self._span:
-                return False
+            return before is not None and abs(at - before) < self._span
+
+    def note(self, who: str, what: str, at: datetime) -> None:
+        """It is noted now."""
+        with self._lock:
             self._noted[who, what] = at
             self._noted.move_to_end((who, what))
             while len(self._noted) > _MOST_MESSAGES:
                 self._noted.popitem(last=False)
-            return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +123,17 @@ class Parts:
     logins: LoginRate = field(default_factory=LoginRate)
     messages: Messages = field(default_factory=Messages)
     shown: Recently = field(default_factory=Recently)
+    refused: Recently = field(default_factory=lambda: Recently(_REFUSED_SECONDS))
 
     def audit(self, request: Request, action: str, **more: object) -> None:
         """Who did what; raises `PulmoError` where it cannot be written, so that nothing is done unseen."""
         visitor: Visitor | None = request.state.visitor
         who = f"page {visitor.name}" if visitor is not None else "page"
         self.journal.record([{"who": who, "action": action, "address": request.state.client.address, **more}])
+
+    def message(self, request: Request) -> str:
+        """What waits to be told; not to a page that only brings itself up to date, perhaps while it is being left."""
+        return "" if LIVE_HEADER in request.headers else self.messages.take(request.state.token)
 
     def sees_names(self, visitor: Visitor | None) -> bool:
         """Whether patient names are for them."""

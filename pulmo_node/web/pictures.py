@@ -6,9 +6,10 @@ the volume is read for them; kept in memory for a while.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -39,19 +41,32 @@ _WINDOW_HU = (-1350.0, 150.0)
 _OUTLINE_RGB = (255, 90, 60)
 _MOST_VOXELS = 400_000_000
 _JOBS_KEPT = 32
+_AT_ONCE = 4
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # towards smaller and larger x, y, z of LPS
 
 _drawing = threading.Lock()  # one volume in memory at a time
 _kept: OrderedDict[tuple[str, int, str], Mapping[int, bytes]] = OrderedDict()
 
 
-def nodule_picture(request: Request) -> Response:
+def endpoint() -> Callable[[Request], Awaitable[Response]]:
+    """The pictures, a few at once: a study may have many, and those that wait must not hold every thread."""
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def in_turn(request: Request) -> Response:
+        async with turns:
+            return await run_in_threadpool(_nodule_picture, request)
+
+    return in_turn
+
+
+def _nodule_picture(request: Request) -> Response:
     """PNG of one nodule of a job."""
     detail = detail_of(request)
-    job = next((job for job in detail.jobs if job.id == request.path_params["job"]), None)
+    job = next((job for job in detail.jobs if str(job.id) == request.path_params["job"]), None)
     if job is None:
         raise NotFound("There is no such job.")
-    picture = _pictures(parts_of(request), job).get(int(request.path_params["number"]))
+    pictures = _pictures(parts_of(request), job)
+    picture = next((pictures[number] for number in pictures if str(number) == request.path_params["number"]), None)
     if picture is None:
         raise NotFound("There is no picture of that.")
     return Response(picture, media_type="image/png")

@@ -104,7 +104,7 @@ def studies(request: Request) -> Response:
             "names": names,
             "patients": patients,
             "nobody": Patient(),
-            "message": parts.messages.take(request.state.token),
+            "message": parts.message(request),
         },
         status=400 if query.problems else 200,
     )
@@ -143,8 +143,11 @@ def study(request: Request) -> Response:
     if names:
         path = parts.store.first_paths([uid]).get(uid)
         patient = read_patient(parts.instances.absolute(path)) if path else patient
-        if parts.shown.is_new(request.state.token, uid, parts.clock.now()):
+        # By name too: where a proxy says who it is, the next person at a browser has the same token.
+        seen = (f"{request.state.visitor.name} {request.state.token}", uid, parts.clock.now())
+        if not parts.shown.knows(*seen):
             parts.audit(request, "study shown with the patient's name", study_instance_uid=uid)
+            parts.shown.note(*seen)
     timeline = _timeline(detail.events)
     return page(
         request,
@@ -161,7 +164,7 @@ def study(request: Request) -> Response:
             "can_redeliver": bool(detail.deliveries),
             "purged": parts.store.purged_series(uid),
             "ohif": ohif_link(parts, uid),
-            "message": parts.messages.take(request.state.token),
+            "message": parts.message(request),
         },
     )
 

@@ -149,6 +149,41 @@ def test_prometheus_takes_the_rules() -> None:
     run(promtool, "check", "config", DEPLOY / "prometheus" / "scrape.yml")
 
 
+FAILURES = """
+rule_files: [alerts.yml]
+evaluation_interval: 1m
+tests:
+  - name: the first failure of its kind, an hour and a half after the start
+    interval: 1m
+    input_series:
+      - {series: pulmo_node_info, values: "1x400"}
+      - {series: 'pulmo_jobs{state="DONE",code=""}', values: "5x400"}
+      - {series: 'pulmo_jobs{state="FAILED",code="ANALYSIS_FAILED"}', values: "_x90 1x300"}
+    alert_rule_test:
+      - {alertname: PulmoJobsFail, eval_time: 80m}
+      - alertname: PulmoJobsFail
+        eval_time: 100m
+        exp_alerts:
+          - exp_labels: {severity: warning}
+            exp_annotations: {summary: Jobs failed within the last hour}
+      - {alertname: PulmoJobsFail, eval_time: 200m}
+  - name: failures of long ago, seen for the first time
+    interval: 1m
+    input_series:
+      - {series: pulmo_node_info, values: "1x400"}
+      - {series: 'pulmo_jobs{state="FAILED",code="ANALYSIS_FAILED"}', values: "3x400"}
+    alert_rule_test:
+      - {alertname: PulmoJobsFail, eval_time: 10m}
+      - {alertname: PulmoJobsFail, eval_time: 100m}
+"""
+
+
+def test_the_first_failure_is_an_alert_and_an_old_one_is_none(tmp_path: Path) -> None:
+    shutil.copy(DEPLOY / "prometheus" / "alerts.yml", tmp_path)
+    (tmp_path / "failures.yml").write_text(FAILURES, encoding="utf-8")
+    run(program("promtool", "Debian package prometheus"), "test", "rules", tmp_path / "failures.yml")
+
+
 def test_dashboard_and_rules_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
     dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
@@ -185,6 +220,7 @@ def _metrics(folder: Path) -> set[str]:
             observed=Observed(clock),
             storage=folder,
             destinations=("pacs",),
+            callers=frozenset(),
             pipelines=("ct-nodules",),
             gpus=Gpus("none"),
             clock=clock,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from pydicom.sr.coding import Code
 from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import _STORAGE_CLASSES, _VERIFICATION_CLASSES
@@ -12,6 +14,7 @@ from pulmo_node.app import Node
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import STORAGE_COMMITMENT, VERIFICATION
 from pulmo_node.domain.deliveries import Peer
+from pulmo_node.encode import codes
 from tests.integration.test_node import configuration
 from tools import conformance
 
@@ -35,6 +38,13 @@ def table(heading: str, after: str = "") -> list[list[str]]:
 def test_the_document_is_what_the_code_says() -> None:
     assert conformance.TARGET.read_text(encoding="utf-8") == conformance.statement(), "run python -m tools.conformance"
     assert "@" not in conformance.statement()
+
+
+def test_every_code_system_of_the_results_is_named() -> None:
+    (section,) = re.findall(r"^### 8\.3 .*?(?=^### )", conformance.statement(), re.MULTILINE | re.DOTALL)
+    named = [value.scheme_designator for value in vars(codes).values() if isinstance(value, Code)]
+    assert {"SCT", "UMLS", "99PULMO"} <= set(named)
+    assert [scheme for scheme in sorted(set(named)) if not re.search(rf"\b{scheme}\b", section)] == []
 
 
 def test_the_receiver_accepts_what_the_document_says_and_nothing_else(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import ssl
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +16,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.datastructures import Headers
+from starlette.responses import Response
 from typer.testing import CliRunner
 
 from pulmo_models import registry
@@ -23,7 +28,9 @@ from pulmo_node.domain.accounts import Role, User
 from pulmo_node.errors import ConfigError
 from pulmo_node.store import SqlStore
 from pulmo_node.testing import SmallPacs
+from pulmo_node.web import pictures
 from pulmo_node.web.access import LoginRate, Sessions, client_of, csrf_token, within
+from pulmo_node.web.parts import Recently
 from pulmo_node.web.show import printable
 from tests.certificates import authority
 from tests.fake_pipeline import _replaced, fake_pipeline
@@ -37,6 +44,7 @@ from tests.web.served import (
     page_configuration,
     running,
     send,
+    wait_for,
     wait_for_state,
 )
 
@@ -59,7 +67,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     folder = tmp_path_factory.mktemp("node")
     with pytest.MonkeyPatch.context() as patch, SmallPacs(folder / "pacs") as pacs:
         patch.setitem(registry._ENTRIES, "ct-nodules", _replaced())
-        with running(page_configuration(folder, pacs)) as started:
+        with running(page_configuration(folder, pacs, web={"hosts": ["Pulmo.Example"]})) as started:
             yield started
 
 
@@ -89,7 +97,7 @@ def test_every_route_that_there_is_is_among_those(node: Node) -> None:
     """A page that somebody adds is asked for here without a login too."""
     routes = {route.path for route in node.observation._web._serving.config.app.routes}  # type: ignore[union-attr]
     asked = {re.sub(r"^/studies/[\d.]+", "/studies/{uid}", path) for path in (*PAGES, *ACTIONS, SEARCH)}
-    asked = {re.sub(r"jobs/1/nodules/1", "jobs/{job:int}/nodules/{number:int}", path) for path in asked}
+    asked = {re.sub(r"jobs/1/nodules/1", "jobs/{job}/nodules/{number}", path) for path in asked}
     asked = {path.replace("pacs0", "{name}") for path in asked}
     assert routes - asked == {"/login", "/logout", "/static", "/healthz", "/readyz", "/metrics"}
 
@@ -178,25 +186,43 @@ def test_a_session_ends(tmp_path: Path) -> None:
 
 
 def test_too_many_failures_are_not_looked_at(tmp_path: Path) -> None:
+    guess = "wrong password"
     with running(page_configuration(tmp_path)) as node, Visitor(node) as attacker:
-        for _ in range(10):
-            answer = attacker.log_in("otto", "wrong password")
-            assert (answer.status_code, "wrong" in answer.text) == (401, True)
+        attacker.get("/login")
+        with ThreadPoolExecutor(20) as pool:  # at the same time, so that none is refused for one that is over
+            tries = [pool.submit(attacker.post, "/login", name="otto", password=guess) for _ in range(20)]
+        answers = [each.result() for each in tries]
+        assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 10
+        assert all("wrong" in answer.text for answer in answers if answer.status_code == 401)
         assert attacker.log_in("otto").status_code == 429, "even with the right password"
-        assert [line["action"] for line in audit(node)].count("login failed") == 10
-        assert "wrong password" not in node.config.audit_file.read_text()
+        actions = [line["action"] for line in audit(node)]
+        assert actions.count("login failed") == 10
+        assert actions.count("login refused: too many failures") == 1, "a flood of tries fills no disk"
+        assert guess not in node.config.audit_file.read_text()
 
 
 def test_the_rate_is_by_address_and_by_name_and_forgets() -> None:
     rate, at = LoginRate(per_address=2, per_name=3, seconds=60), datetime(2026, 1, 1, tzinfo=UTC)
-    rate.failed("a", "x", at)
-    assert rate.allows("a", "x", at)
-    rate.failed("a", "x", at)
-    assert not rate.allows("a", "y", at)
-    assert rate.allows("b", "x", at)
-    rate.failed("b", "x", at)
-    assert not rate.allows("c", "x", at)
-    assert rate.allows("a", "x", at + timedelta(seconds=61))
+    for _ in range(5):
+        assert rate.begin("a", "x", at)
+        rate.right("a", "x", at)
+    assert rate.begin("a", "x", at)
+    assert rate.begin("a", "x", at)
+    assert not rate.begin("a", "y", at)
+    assert rate.begin("b", "x", at)
+    assert not rate.begin("c", "x", at)
+    assert rate.begin("a", "x", at + timedelta(seconds=61))
+
+
+def test_a_clock_that_is_set_back_locks_nobody_out_and_hides_nothing() -> None:
+    rate, noted, at = LoginRate(per_address=1), Recently(), datetime(2026, 1, 1, tzinfo=UTC)
+    assert rate.begin("a", "x", at)
+    assert not rate.begin("a", "x", at)
+    assert rate.begin("a", "x", at - timedelta(days=1))
+    noted.note("otto", "1.2.3", at)
+    assert noted.knows("otto", "1.2.3", at + timedelta(minutes=9))
+    assert not noted.knows("otto", "1.2.3", at + timedelta(minutes=11))
+    assert not noted.knows("otto", "1.2.3", at - timedelta(days=1))
 
 
 HOSTILE = "<script>alert(1)</script>^\"'><img src=x onerror=alert(2)>"
@@ -262,7 +288,8 @@ def test_no_file_but_those_of_the_page_is_served(node: Node, visitor: Visitor) -
 
 
 @pytest.mark.parametrize(
-    "target", ["//evil.example/", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y"]
+    "target",
+    ["//evil.example/", "//[", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\r\nX: y"],
 )
 def test_a_login_leads_to_this_server_only(node: Node, visitor: Visitor, target: str) -> None:
     visitor.get("/login", params={"next": target})
@@ -273,6 +300,78 @@ def test_a_login_leads_to_this_server_only(node: Node, visitor: Visitor, target:
 def test_another_name_of_this_machine_is_refused(visitor: Visitor) -> None:
     assert visitor.get("/login", headers={"Host": "evil.example"}).status_code == 421
     assert visitor.get("/healthz", headers={"Host": "10.1.2.3:8050"}).status_code == 200, "a probe calls by address"
+
+
+def test_a_name_is_the_same_in_capitals(visitor: Visitor) -> None:
+    assert visitor.get("/login", headers={"Host": "pulmo.example:8050"}).status_code == 200
+
+
+def test_what_is_malformed_is_refused_as_anything_else(
+    node: Node, visitor: Visitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert visitor.get("/login", headers={"Host": "["}).status_code == 421
+    assert visitor.client.post("/login", headers={"Origin": "http://["}).status_code == 403
+    assert visitor.get("/login", params={"next": "//["}).status_code == 200
+    with logged_in(node, "vera") as vera:
+        for number in ("1" * 5000, "-1", "1.0", "\u0661"):
+            assert vera.get(f"/studies/{STUDY}/jobs/{number}/nodules/{number}.png").status_code == 404, number[:9]
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_cookie_of_another_program_on_the_same_machine_hides_no_session(node: Node) -> None:
+    """Browsers send cookies to every port of a host, and not all programs write them by the book."""
+    with logged_in(node, "vera") as vera:
+        for strange in ('theme={"dark": 1, "size": 2}', "a b=c", "\xe9=1", "nonsense"):
+            cookies = f"{strange}; pulmo={vera.token}"
+            with Visitor(node, headers={"Cookie": cookies.encode("latin-1")}) as same:
+                assert same.get("/").status_code == 200, strange
+
+
+class Held:
+    """Stands in the place of what a thread does; nothing goes on until the end of the block."""
+
+    def __init__(self) -> None:
+        self.entered: list[None] = []
+        self._released = threading.Event()
+
+    def __call__(self, *_: object) -> Response:
+        self.entered.append(None)
+        self._released.wait(60)
+        return Response()
+
+    @contextmanager
+    def asked(self, node: Node, path: str, token: str, number: int) -> Iterator[None]:
+        """Many requests at once."""
+        with (
+            httpx2.Client(base_url=base_url(node), cookies={"pulmo": token}, timeout=60, trust_env=False) as client,
+            ThreadPoolExecutor(number) as pool,
+        ):
+            try:
+                for _ in range(number):
+                    pool.submit(client.get, path)
+                yield
+            finally:
+                self._released.set()
+
+
+def test_the_process_is_alive_while_every_thread_waits(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held()
+    monkeypatch.setattr(node.store, "counts", held)
+    threads = 40  # as many as Starlette has
+    with logged_in(node, "vera") as vera, held.asked(node, "/destinations", vera.token, threads + 1):
+        wait_for(lambda: len(held.entered) == threads)
+        with Visitor(node, cookies={"pulmo": vera.token}) as probe:
+            assert probe.get("/healthz").text == "alive\n"
+
+
+def test_pictures_that_are_drawn_leave_threads_to_the_other_pages(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held()
+    monkeypatch.setattr(pictures, "_nodule_picture", held)
+    picture = f"/studies/{STUDY}/jobs/1/nodules/1.png"
+    with logged_in(node, "vera") as vera, held.asked(node, picture, vera.token, 60):
+        wait_for(lambda: len(held.entered) == 4)
+        assert vera.get("/").status_code == 200
+        assert len(held.entered) == 4
 
 
 def test_every_answer_says_what_the_browser_may_do(node: Node, visitor: Visitor) -> None:
@@ -286,6 +385,13 @@ def test_every_answer_says_what_the_browser_may_do(node: Node, visitor: Visitor)
         assert "server" not in headers, path
     page = visitor.get("/login").text
     assert re.findall(r" (?:style|on\w+)=", page) == []
+
+
+def test_the_head_of_the_stream_is_no_stream(node: Node) -> None:
+    with logged_in(node, "vera") as vera:
+        answer = vera.client.head("/live", timeout=10)
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert vera.client.get("/", timeout=10).status_code == 200, "the connection is free again"
 
 
 def test_a_form_that_is_too_large_is_not_read(node: Node, visitor: Visitor) -> None:
@@ -305,6 +411,10 @@ def test_a_trusted_proxy_says_who_it_is(tmp_path: Path) -> None:
             "__Host-pulmo="
             in proxy.get("/", headers={"X-Remote-User": "v", "X-Forwarded-Proto": "https"}).headers["set-cookie"]
         )
+        # What a client puts beside the headers of the proxy makes nobody of them.
+        user, role = ("X-Remote-User", "vera"), ("X-Remote-Role", "viewer")
+        assert "vera (viewer)" in proxy.get("/", headers=[user, ("X-Remote-Role", "operator"), role]).text
+        assert proxy.get("/", headers=[("X-Remote-User", "otto"), user, role]).status_code == 403
 
 
 def test_nobody_else_says_who_they_are(node: Node, visitor: Visitor) -> None:
@@ -313,11 +423,20 @@ def test_nobody_else_says_who_they_are(node: Node, visitor: Visitor) -> None:
 
 def test_the_address_behind_proxies_is_the_last_that_is_none_of_them() -> None:
     trusted = ("10.0.0.0/8",)
-    headers = {"x-forwarded-for": "6.6.6.6, 203.0.113.9, 10.1.1.1", "x-forwarded-proto": "https"}
+    headers = Headers({"x-forwarded-for": "6.6.6.6, 203.0.113.9, 10.1.1.1", "x-forwarded-proto": "https"})
     client = client_of("10.0.0.1", "http", headers, trusted)
     assert (client.address, client.secure, client.proxy) == ("203.0.113.9", True, True)
     client = client_of("198.51.100.1", "http", headers, trusted)
     assert (client.address, client.secure, client.proxy, client.forwarded) == ("198.51.100.1", False, False, True)
+    lines = [(b"x-forwarded-for", b"10.1.1.1"), (b"x-forwarded-for", b"203.0.113.9")]  # the second by the proxy
+    assert client_of("10.0.0.1", "http", Headers(raw=lines), trusted).address == "203.0.113.9"
+    for told, address in {
+        "203.0.113.9:4711": "203.0.113.9",
+        "[2001:db8::1]:4711": "2001:db8::1",
+        "2001:db8::1": "2001:db8::1",
+        "203.0.113.9, 10.1.1.1:80": "203.0.113.9",
+    }.items():
+        assert client_of("10.0.0.1", "http", Headers({"x-forwarded-for": told}), trusted).address == address
     assert within("::ffff:127.0.0.1", ["127.0.0.0/8"])
     assert not within("nonsense", ["0.0.0.0/0"])
 

@@ -15,9 +15,12 @@ from pulmo_models import registry
 from pulmo_models.errors import WeightsMissing
 from pulmo_node.app import Node
 from pulmo_node.deliver import DicomSender
+from pulmo_node.domain.browsing import Counts, ReceivedCount
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.monitoring.gpu import Gpus
-from pulmo_node.testing import SmallPacs
+from pulmo_node.monitoring.observed import Observed
+from pulmo_node.testing import ManualClock, SmallPacs
+from pulmo_node.web.metrics import NodeCollector, render
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
@@ -62,7 +65,7 @@ def _checked(samples: Samples, node: Node) -> None:
 
 
 def test_the_counts_are_those_of_the_database_also_after_a_restart(tmp_path: Path, pacs: SmallPacs) -> None:
-    config = page_configuration(tmp_path, pacs)
+    config = page_configuration(tmp_path, pacs, receive={"accept_calling": ["SCANNER"]})
     with running(config, users=False) as node:
         study = send(node, tmp_path / "good")
         deliver(node, sorted((tmp_path / "good").iterdir()))  # the same again: duplicates
@@ -94,7 +97,8 @@ def test_the_counts_are_those_of_the_database_also_after_a_restart(tmp_path: Pat
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_what_waits_is_counted_with_its_age_and_what_was_refused_too(tmp_path: Path, pacs: SmallPacs) -> None:
     pacs.stop()
-    with running(page_configuration(tmp_path, pacs), users=False) as node:
+    config = page_configuration(tmp_path, pacs, receive={"accept_calling": ["SCANNER"]})
+    with running(config, users=False) as node:
         study = send(node, tmp_path / "ct")
         wait_for_state(node, study, "ENCODED")
         wait_for(lambda: scrape(node)[1].get("pulmo_destination_up") == {("pacs0",): 0})
@@ -105,6 +109,31 @@ def test_what_waits_is_counted_with_its_age_and_what_was_refused_too(tmp_path: P
         _send_refused(node, tmp_path / "refused")
         wait_for(lambda: scrape(node)[1]["pulmo_instances_received_total"].get(("SCANNER", "refused")) == 1)
         assert ("SCANNER", "refused") not in scrape(node)[1]["pulmo_received_bytes_total"]
+
+
+def test_titles_that_somebody_made_up_are_one(tmp_path: Path) -> None:
+    made_up = [(f"EVE{number}", status) for number in range(50) for status in ("new", "refused")]
+    received = tuple(
+        ReceivedCount(calling_ae_title=title, status=status, instances=1, size_bytes=2)
+        for title, status in [*made_up, ("PACS", "new")]
+    )
+    counts = Counts(
+        received=received, series={}, jobs={}, deliveries={}, queues=(), analysis_waiting=0, analysis_oldest_at=None,
+        analysis_running=0,
+    )  # fmt: skip
+    clock = ManualClock()
+    collector = NodeCollector(
+        counts=lambda: counts, observed=Observed(clock), storage=tmp_path, destinations=(), callers=frozenset({"PACS"}),
+        pipelines=(), gpus=Gpus("no-such-program"), clock=clock,
+    )  # fmt: skip
+    lines = [line for line in render(collector).decode().splitlines() if re.match(r"pulmo_(instances|received)_", line)]
+    assert lines == [
+        'pulmo_instances_received_total{calling_ae_title="other",status="new"} 50.0',
+        'pulmo_instances_received_total{calling_ae_title="other",status="refused"} 50.0',
+        'pulmo_instances_received_total{calling_ae_title="PACS",status="new"} 1.0',
+        'pulmo_received_bytes_total{calling_ae_title="other",status="new"} 100.0',
+        'pulmo_received_bytes_total{calling_ae_title="PACS",status="new"} 2.0',
+    ]
 
 
 def _send_refused(node: Node, folder: Path) -> None:

@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pulmo_node.config import Config, resolve
+from pulmo_node.errors import DiskFull, Transient
 from pulmo_node.monitoring import notices
 from pulmo_node.monitoring.notices import Notice, Watch
 from pulmo_node.monitoring.notify import Notifier, build_channels
 from pulmo_node.monitoring.observed import Observed
 from pulmo_node.monitoring.readiness import Disk
+from pulmo_node.observation import Observation
 from pulmo_node.store import SqlStore
 from tests.integration.store_scene import STUDY, Scene, SetClock, new_database
 
@@ -66,6 +69,9 @@ def mail_server() -> Iterator[tuple[int, list[str]]]:
             self.wfile.write(b"220 test\r\n")
             while line := self.rfile.readline():
                 verb = line[:4].upper()
+                if verb == b"EHLO":
+                    self.wfile.write(b"250-test\r\n250 AUTH PLAIN\r\n")
+                    continue
                 if verb == b"DATA":
                     self.wfile.write(b"354 go on\r\n")
                     taken.append(b"".join(iter(self.rfile.readline, b".\r\n")).decode())
@@ -182,6 +188,70 @@ def test_what_could_not_be_told_is_told_later(tmp_path: Path, hook: Hook) -> Non
     assert [keys(each) for each in hook.posted] == [
         [("study failed", "1.2.840.1", False), ("study failed", "1.2.840.2", False)]
     ]
+
+
+def test_what_was_seen_before_the_database_refused_is_told(
+    tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told(tmp_path, webhook_url=hook.url)
+    for study in ("1.2.840.1", "1.2.840.2", "1.2.840.3"):
+        told.fail(study)
+    asked = [Transient("locked"), *map(told.store.study, ("1.2.840.1", "1.2.840.2")), Transient("locked")]
+    asked += map(told.store.study, ("1.2.840.3",))
+
+    def study(_: str) -> Any:
+        answer = asked.pop(0)
+        if isinstance(answer, Transient):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(told.store, "study", study)
+    for _ in range(2):
+        with pytest.raises(Transient):
+            told.notifier.look()
+    told.minute()
+    assert [subject for _, subject, _ in keys(hook.posted[0])] == ["1.2.840.1", "1.2.840.2", "1.2.840.3"]
+
+
+UNUSABLE = {
+    "a port that is none": {"webhook_url": "http://127.0.0.1:abc/hook"},
+    "an authorization that no header can hold": {"webhook_authorization": "Bearer \u00fc"},
+    "a sender of two lines": {"mail_from": "a@x.example\nX: y"},
+    "a password that SMTP cannot send": {"smtp_user": "u", "smtp_password": "p\u00e4ssword"},
+    "a host that is none": {"smtp_host": "a..b"},
+}
+
+
+@pytest.mark.parametrize("unusable", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_channel_that_cannot_be_used_is_in_the_log_and_stops_no_other(
+    tmp_path: Path, hook: Hook, caplog: pytest.LogCaptureFixture, unusable: dict[str, Any]
+) -> None:
+    with mail_server() as (port, taken):
+        mail = {"mail_from": "n@x.example", "smtp_host": "127.0.0.1", "smtp_port": port, "smtp_tls": "off"}
+        told = Told(tmp_path, **{"webhook_url": hook.url, "mail_to": ["a@x.example"], **mail, **unusable})
+        told.fail()
+        told.minute()
+    assert (len(hook.posted), len(taken)) in ((1, 0), (0, 1))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "is not told of 1 notices" in record.getMessage()
+    assert not any(str(value) in record.getMessage() for value in unusable.values())
+
+
+def test_what_stops_the_catalogue_does_not_stop_notifications(tmp_path: Path) -> None:
+    told, looked = Told(tmp_path), threading.Event()
+
+    def full() -> None:
+        raise DiskFull("no space left")
+
+    observation = Observation(told.config, told.clock, told.store)
+    observation._catalogue = SimpleNamespace(update=full)  # type: ignore[assignment]
+    observation._notifier = SimpleNamespace(look=looked.set)  # type: ignore[assignment]
+    observation.start()
+    try:
+        assert looked.wait(30)
+    finally:
+        observation.stop()
+        observation.join()
 
 
 def test_a_restart_tells_nothing_twice_and_forgets_nothing(tmp_path: Path, hook: Hook) -> None:

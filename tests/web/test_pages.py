@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from pulmo_models.network_sets import read_networks
+from pulmo_node import web
 from pulmo_node.app import Node, replaced
 from pulmo_node.domain.browsing import StudyFilter
+from pulmo_node.errors import Transient
 from pulmo_node.testing import SmallPacs
 from tests.fake_pipeline import REJECTED_DESCRIPTION, fake_pipeline
 from tests.made_up_sets import drawing_regressor, write_network_set
@@ -53,9 +55,20 @@ def _named(dataset: object) -> None:
     dataset.StudyDate = "20260203"  # type: ignore[attr-defined]
 
 
-def test_a_study_from_the_list_to_its_nodule(node: Node, otto: Visitor, tmp_path: Path) -> None:
+def _refuses(*_: object, **__: object) -> None:
+    raise Transient("the disk is full")
+
+
+def test_a_study_from_the_list_to_its_nodule(
+    node: Node, otto: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = send(node, tmp_path / "ct", _named)
     wait_for_state(node, study, "DONE")
+    with monkeypatch.context() as full:
+        full.setattr(node.observation.journal, "record", _refuses)
+        for _ in range(2):  # nor at the second try
+            answer = otto.get(f"/studies/{study}")
+            assert (answer.status_code, "Doe" in answer.text) == (503, False), "it could not be in the audit trail"
     wait_for(lambda: node.store.browse(StudyFilter(date_from="20260203"), page=0, page_size=5).total)
     listed = otto.get("/").text
     for shown in (study, "Doe, Jane", "ACC 17", "2026-02-03", "DONE"):
@@ -87,6 +100,18 @@ def test_a_study_from_the_list_to_its_nodule(node: Node, otto: Visitor, tmp_path
         assert len(found) > 8
         assert np.abs(found.mean(axis=0) - 120).max() < 40
     assert otto.get(f"/studies/{study}/jobs/{job.id}/nodules/2.png").status_code == 404
+    assert node.config.audit_file.read_text().count("shown with the patient's name") == 1
+
+
+def test_two_people_at_one_browser_are_both_in_the_audit_trail(tmp_path: Path) -> None:
+    web = {"access": "proxy", "trusted_proxies": ["127.0.0.1/32"], "patient_names": ["viewer"]}
+    with running(page_configuration(tmp_path, web=web), users=False) as node, Visitor(node) as browser:
+        study = send(node, tmp_path / "ct", _named)
+        wait_for_state(node, study, "DONE")
+        for name in ("ada", "bob", "bob"):
+            assert "Doe, Jane" in browser.get(f"/studies/{study}", headers={"X-Remote-User": name}).text
+        lines = [json.loads(line) for line in node.config.audit_file.read_text().splitlines()]
+        assert [line["who"] for line in lines if line["action"].startswith("study shown")] == ["page ada", "page bob"]
 
 
 def test_findings_without_masks_and_without_nodules_are_shown(node: Node, otto: Visitor, tmp_path: Path) -> None:
@@ -177,6 +202,10 @@ def test_requeue_redeliver_cancel(node: Node, otto: Visitor, pacs: SmallPacs, tm
         assert event in [one.event for one in detail.events]
         wait_for_state(node, study, "DONE")
     otto.post(f"/studies/{study}/cancel")
+    script = (Path(web.__file__).parent / "static" / "live.js").read_text()
+    (header,) = re.findall(r'headers: \{ "([^"]+)": "1" \}', script)
+    left = otto.get(f"/studies/{study}", headers={header: "1"}).text
+    assert "jobs cancelled" not in left, "the page that is being left takes no message from the one that comes"
     assert "0 jobs cancelled" in otto.get(f"/studies/{study}").text
     lines = [json.loads(line) for line in node.config.audit_file.read_text().splitlines()]
     mine = {line["action"]: line for line in lines if line["who"] == "page otto"}

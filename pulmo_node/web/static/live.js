@@ -31,7 +31,9 @@
     if (busy) { again = true; return; }
     busy = true;
     try {
-      const answer = await fetch(location.href, { credentials: "same-origin", redirect: "manual" });
+      const answer = await fetch(location.href, {
+        credentials: "same-origin", redirect: "manual", headers: { "X-Live": "1" },
+      });
       if (answer.type === "opaqueredirect" || answer.status === 401) { location.reload(); return; }
       if (!answer.ok) return;
       const next = new DOMParser().parseFromString(await answer.text(), "text/html");
