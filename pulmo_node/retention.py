@@ -36,11 +36,15 @@ def erase_study(storage: Path, store: MaintenanceStore, journal: Journal, study_
     entry = {"study_instance_uid": study_instance_uid, "series": files.series}
     counts = {"images": len(files.instances), "results": len(files.results)}
     journal.record([{"action": "delete requested", **entry, **counts}], durable=True)
-    folders = {_folder(storage, path) for path in (*files.instances, *files.results)}
-    folders |= _forgotten(storage, store, study_instance_uid)
+    forgotten = _forgotten(storage, store, study_instance_uid)
+    gone: list[Path] = []
+
+    def set_aside(now: StudyFiles) -> None:
+        folders = {_folder(storage, path) for path in (*now.instances, *now.results)} | forgotten
+        gone.extend(_set_aside(storage, folder) for folder in sorted(folders) if folder.is_dir())
+
     try:
-        gone = [_set_aside(storage, folder) for folder in sorted(folders) if folder.is_dir()]
-        store.erase(study_instance_uid)
+        store.erase(study_instance_uid, set_aside)
         for folder in gone:
             shutil.rmtree(folder)
     except OSError as exc:
@@ -138,10 +142,20 @@ class Purge:
         for study in studies:
             paths = self._store.purge(study)
             try:
-                for folder in sorted({_folder(self._storage, path) for path in paths}):
-                    if folder.is_dir():
-                        shutil.rmtree(_set_aside(self._storage, folder))
+                for folder in self._remove(study):
+                    shutil.rmtree(folder)
             except OSError as exc:
                 raise Transient(f"purge of study {study}: {exc.strerror}") from exc
             log.info("study %s: %d images purged", study, len(paths))
         return len(studies)
+
+    def _remove(self, study: str) -> list[Path]:
+        """Take the files of a purged study away, those that were kept aside with them; folders that remain to be
+        removed. Where images have come since the rows were marked, nothing but what is marked still."""
+        with self._store.removing_purged(study) as purged:
+            if not purged.all_gone:
+                for path in purged.paths:
+                    (self._storage / path).unlink(missing_ok=True)
+                return []
+            folders = sorted({_folder(self._storage, path) for path in purged.paths})
+            return [_set_aside(self._storage, folder) for folder in folders if folder.is_dir()]

@@ -66,7 +66,7 @@ class SqlReceiveStore(Database):
         series = _series(connection, instance.series_instance_uid)
         if known is not None:
             if _is_same(known, instance):
-                _present_again(connection, known)
+                _present_again(connection, known, instance)
                 return InstanceOutcome.DUPLICATE
             self._add_conflict(connection, instance, known.study_instance_uid, known.series_instance_uid)
             return InstanceOutcome.CONFLICT
@@ -278,11 +278,24 @@ def _series(connection: Connection, series_instance_uid: str) -> Series | None:
     return None if row is None else to_series(row)
 
 
-def _present_again(connection: Connection, known: AnyRow) -> None:
-    """A purged instance that was sent again has its file again; that alone is no reason to analyse it again."""
+def _present_again(connection: Connection, known: AnyRow, instance: StoredInstance) -> None:
+    """A purged instance that was sent again has its file again; that alone is no reason to analyse it again.
+
+    Other bytes may have come in between and have the name that it had.
+    """
     if known.purged_at is not None:
         table = schema.instances
-        connection.execute(table.update().where(table.c.id == known.id).values(purged_at=None))
+        again = {"purged_at": None, "path": instance.path}
+        connection.execute(table.update().where(table.c.id == known.id).values(again))
+
+
+def conflict_paths(connection: Connection, study_instance_uid: str | None = None) -> set[str]:
+    """Paths of the bytes that were kept aside, of all studies or of one; relative to storage."""
+    events = schema.events
+    query = sa.select(events.c.detail).where(events.c.event == "conflict")
+    if study_instance_uid is not None:
+        query = query.where(events.c.study_instance_uid == study_instance_uid)
+    return {detail.rpartition(KEPT_ASIDE)[2] for detail in connection.scalars(query) if detail}
 
 
 def _is_same(known: AnyRow, instance: StoredInstance) -> bool:
