@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -140,6 +141,17 @@ class SqlReceiveStore(Database):
         )
         with self._read() as connection:
             return tuple(connection.scalars(query))
+
+    def images_sha256(self, series_instance_uid: str) -> str:
+        """One digest of the data sets of all instances in use, whatever their order; purged ones are part of it."""
+        query = (
+            sa.select(schema.instances.c.sha256)
+            .join_from(schema.instances, schema.series)
+            .where(schema.series.c.series_instance_uid == series_instance_uid)
+        )
+        with self._read() as connection:
+            digests = sorted(connection.scalars(query))
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def study_paths(self, series_instance_uid: str) -> tuple[str, ...]:
         """Path of the first instance of every series of the same study, relative to the storage directory."""

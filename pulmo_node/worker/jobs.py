@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import threading
@@ -127,13 +128,13 @@ class JobDuty:
         """The context of what a job makes; `key_of` gives its key in the outbox.
 
         Its predecessor is the latest report on the series that is not this very result of an earlier run. So the same
-        series, weights and settings give the same UIDs again, and anything else names what it replaces.
+        images, weights and settings give the same UIDs again, and anything else names what it replaces.
         """
         context = encode.ResultContext(
             series_instance_uid=job.series_instance_uid,
             revision=job.revision,
             pipeline=job.pipeline,
-            settings_sha256=self._analysis.settings_sha256(job.pipeline),
+            settings_sha256=self._settings_sha256(job),
             content_datetime=self._ports.clock.now(),
             options=encode.ResultOptions(**self._config.results.options),
         )
@@ -147,6 +148,14 @@ class JobDuty:
                 )
                 context = replace(context, predecessors=(predecessor,))
         return context
+
+    def _settings_sha256(self, job: Job) -> str:
+        """Digest of the pipeline's settings and of the images.
+
+        The revision alone does not tell these apart: a study that was deleted and is sent again begins with the first.
+        """
+        parts = self._analysis.settings_sha256(job.pipeline), self._ports.series.images_sha256(job.series_instance_uid)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def _attempt_failed(self, job: Job, error: PulmoError) -> None:
         policy, attempts = self._config.analysis.retry, job.attempts + 1

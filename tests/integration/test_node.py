@@ -180,6 +180,21 @@ def test_a_late_slice_gives_a_new_revision_with_new_uids(tmp_path: Path, pacs: S
     assert len({stored.sop_instance_uid for stored in pacs.stored}) == 4
 
 
+def test_other_images_after_a_deletion_have_other_uids(tmp_path: Path, pacs: SmallPacs) -> None:
+    """The PACS has the old results, and keeps what it has under a UID; of the same images they are the same."""
+    study, files = series_files(tmp_path / "ct")
+    files = sorted(files, key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    made: list[set[str]] = []
+    with running(tmp_path, pacs) as node:
+        for sent in (files[:-1], files[:-1], files):
+            send(node, sent)
+            detail = wait_for(node, study, in_state("DONE"))
+            made.append({delivery.result.sop_instance_uid for delivery in detail.deliveries})
+            erase_study(node.config.storage, node.store, open_audit(node.config), study)
+    assert made[0] == made[1]
+    assert not made[0] & made[2]
+
+
 def reports(pacs: SmallPacs) -> list[Dataset]:
     """The SR of the PACS in order of arrival."""
     return [found for found in map(dcmread, [stored.path for stored in pacs.stored]) if found.Modality == "SR"]
