@@ -17,7 +17,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
-from pulmo_node.app import Node, SystemClock, open_audit, open_store
+from pulmo_node.app import Node, SystemClock, open_audit, open_store, replaced
 from pulmo_node.config import Config, resolve
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import DimseStatus
@@ -518,6 +518,27 @@ def test_an_outcome_that_the_database_does_not_take_costs_no_attempt(
     assert [job.attempts for job in detail.jobs] == [0]
     assert [delivery.attempts for delivery in detail.deliveries] == [0, 0]
     assert refusals["job_encoded"] == refusals["delivery_sent"] == 0
+
+
+def test_a_database_that_takes_no_leases_back_ends_no_node_that_is_replaced(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full just when the analysis of the node before was broken off: its leases expire then."""
+
+    def refused(*_args: object, **_kwargs: object) -> int:
+        raise DiskFull("database: disk is full")
+
+    study, files = series_files(tmp_path / "ct")
+    config = configuration(tmp_path, pacs)
+    node = Node(config).__enter__()
+    try:
+        with monkeypatch.context() as full:
+            full.setattr(SqlStore, "release_leases", refused)
+            node = replaced(node, lambda: config)
+        send(node, files)
+        wait_for(node, study, in_state("DONE"))
+    finally:
+        node.__exit__(None, None, None)
 
 
 def test_a_study_that_is_deleted_while_it_is_analysed_leaves_nothing(
