@@ -78,7 +78,8 @@ class JobDuty:
         except Rejected as exc:
             wanted = self._config.results.report_rejected
             report = self._report(job, exc.code, exc.reason) if wanted else ()
-            self._ports.jobs.job_rejected(job, exc.code, exc.reason, report)
+            with self._kept_by(job, report):
+                self._ports.jobs.job_rejected(job, exc.code, exc.reason, report)
             log.info("job %d of series %s rejected: %s", job.id, job.series_instance_uid, exc)
         except PulmoError as exc:
             self._attempt_failed(job, exc)
@@ -87,17 +88,20 @@ class JobDuty:
             log.error("job %d of series %s: unexpected %s", job.id, job.series_instance_uid, logs.places(exc))
             self._attempt_failed(job, Permanent(f"unexpected {type(exc).__name__}; the log has the details"))
         else:
-            self._record(job, result)
+            with self._kept_by(job, result.objects):
+                self._ports.jobs.job_encoded(job, result.objects, result.findings_json)
             spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings_seconds.items())
             number = len(result.objects)
             log.info("job %d of series %s encoded: %d objects; %s", job.id, job.series_instance_uid, number, spent)
 
-    def _record(self, job: Job, result: SeriesResult) -> None:
+    @contextmanager
+    def _kept_by(self, job: Job, objects: Sequence[ResultObject]) -> Iterator[None]:
+        """While the outcome of a job is recorded: where its study was erased, no object of it may stay."""
         try:
-            self._ports.jobs.job_encoded(job, result.objects, result.findings_json)
+            yield
         except StaleJob:
-            if result.objects and not self._ports.jobs.job_exists(job):  # erased: no object of it may stay
-                self._ports.outbox.discard(Path(result.objects[0].path).parent.name)
+            if objects and not self._ports.jobs.job_exists(job):
+                self._ports.outbox.discard(Path(objects[0].path).parent.name)
             raise
 
     def _results(self, job: Job) -> SeriesResult:
@@ -172,7 +176,8 @@ class JobDuty:
         code = "GAVE_UP" if isinstance(error, Transient) else "ANALYSIS_FAILED"
         wanted = self._config.results.report_failed
         report = self._report(job, code, decision.reason) if wanted else ()
-        self._ports.jobs.job_failed(job, code, decision.reason, report)
+        with self._kept_by(job, report):
+            self._ports.jobs.job_failed(job, code, decision.reason, report)
         log.error("job %d of series %s failed: %s", job.id, job.series_instance_uid, decision.reason)
 
     def _report(self, job: Job, code: str, reason: str) -> Sequence[ResultObject]:

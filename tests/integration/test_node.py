@@ -23,6 +23,7 @@ from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import DimseStatus
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.errors import DiskFull
+from pulmo_node.files import FileOutbox
 from pulmo_node.ports import StudyDetail
 from pulmo_node.retention import erase_study
 from pulmo_node.store import SqlStore
@@ -564,3 +565,21 @@ def test_a_study_that_is_deleted_while_it_is_analysed_leaves_nothing(
         assert store.study(study) is None
     assert not [path for folder in ("instances", "outbox", "incoming") for path in (storage / folder).rglob("*.dcm")]
     assert pacs.stored == ()
+
+
+def test_a_study_that_is_deleted_while_its_rejection_is_told_leaves_nothing(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, files = series_files(tmp_path / "ct", SeriesDescription=REJECTED_DESCRIPTION)
+    ended, put = threading.Event(), FileOutbox.put
+
+    def put_too_late(self: FileOutbox, *args: Any) -> Any:
+        erase_study(node.config.storage, node.store, open_audit(node.config), study)
+        ended.set()
+        return put(self, *args)
+
+    monkeypatch.setattr(FileOutbox, "put", put_too_late)
+    with running(tmp_path, pacs, results={"report_rejected": True}) as node:
+        send(node, files)
+        assert ended.wait(WAIT_SECONDS)
+    assert not list(node.config.storage.rglob("*.dcm"))
