@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -296,6 +297,23 @@ class TestAudit:
         (tmp_path / "audit.jsonl").rename(tmp_path / "audit.jsonl.1")
         audit.record([{"action": "two"}], durable=True)
         assert [entry["action"] for entry in lines(tmp_path)] == ["two"]
+
+    def test_a_disk_that_is_full_within_a_batch_is_told_and_spoils_no_later_line(
+        self, tmp_path: Path, audit: AuditTrail
+    ) -> None:
+        batch = [{"action": f"number {number}"} for number in range(50)]
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(Transient, match="audit"):
+                audit.record(batch)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        audit.record([{"action": "after"}])
+        audit.record([{"action": "last"}])
+        *_, cut, after, last = (tmp_path / "audit.jsonl").read_text().splitlines()
+        assert not cut.endswith("}")
+        assert [json.loads(line)["action"] for line in (after, last)] == ["after", "last"]
 
     def test_an_audit_that_cannot_be_written_stops_no_transition(self, scene: Scene, tmp_path: Path) -> None:
         (tmp_path / "audit.jsonl").mkdir()
