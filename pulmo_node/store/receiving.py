@@ -30,6 +30,7 @@ _KNOWN_INSTANCE = (
         schema.instances.c.id,
         schema.instances.c.sha256,
         schema.instances.c.purged_at,
+        schema.instances.c.series_id,
         schema.series.c.study_instance_uid,
         schema.series.c.series_instance_uid,
     )
@@ -67,7 +68,7 @@ class SqlReceiveStore(Database):
         series = _series(connection, instance.series_instance_uid)
         if known is not None:
             if _is_same(known, instance):
-                _present_again(connection, known, instance)
+                self._present_again(connection, known, instance)
                 return InstanceOutcome.DUPLICATE
             self._add_conflict(connection, instance, known.study_instance_uid, known.series_instance_uid)
             return InstanceOutcome.CONFLICT
@@ -249,6 +250,19 @@ class SqlReceiveStore(Database):
             detail=f"{job.pipeline} for {', '.join(job.destinations) or 'no destination'}",
         )
 
+    def _present_again(self, connection: Connection, known: AnyRow, instance: StoredInstance) -> None:
+        """A purged instance that was sent again has its file again; that alone is no reason to analyse it again.
+
+        Other bytes may have come in between and have the name that it had. Its series counts as touched, or the next
+        purge would take it at once.
+        """
+        if known.purged_at is None:
+            return
+        table, series = schema.instances, schema.series
+        again = {"purged_at": None, "path": instance.path}
+        connection.execute(table.update().where(table.c.id == known.id).values(again))
+        connection.execute(series.update().where(series.c.id == known.series_id).values(updated_at=self._clock.now()))
+
     def _add_conflict(
         self, connection: Connection, instance: StoredInstance, study_instance_uid: str, series_instance_uid: str
     ) -> None:
@@ -288,17 +302,6 @@ def _known_instance(connection: Connection, sop_instance_uid: str) -> AnyRow | N
 def _series(connection: Connection, series_instance_uid: str) -> Series | None:
     row = connection.execute(_SERIES, {"uid": series_instance_uid}).first()
     return None if row is None else to_series(row)
-
-
-def _present_again(connection: Connection, known: AnyRow, instance: StoredInstance) -> None:
-    """A purged instance that was sent again has its file again; that alone is no reason to analyse it again.
-
-    Other bytes may have come in between and have the name that it had.
-    """
-    if known.purged_at is not None:
-        table = schema.instances
-        again = {"purged_at": None, "path": instance.path}
-        connection.execute(table.update().where(table.c.id == known.id).values(again))
 
 
 def conflict_paths(connection: Connection, study_instance_uid: str | None = None) -> set[str]:

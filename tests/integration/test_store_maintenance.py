@@ -228,6 +228,21 @@ class TestPurge:
         assert scene.store.requeue(study_instance_uid="1") == 1
         assert scene.job("1").state is JobState.QUEUED
 
+    def test_what_was_sent_again_stays_as_long_as_what_is_new(self, scene: Scene, tmp_path: Path) -> None:
+        """Otherwise the next purge, a minute later, would take it from who was told to send it again."""
+        done(scene, "1", "1.1")
+        scene.clock.advance(days=8)
+        purge = self.purge(scene, tmp_path, days=7)
+        assert purge.run() == 1
+        scene.clock.advance(days=30)
+        done(scene, "2", "2.1")
+        scene.clock.advance(hours=1)
+        scene.receive(study="1", series="1.1")
+        assert purge.due() == ()
+        assert self.purge(scene, tmp_path, gib=1.5 * scene.store.stored_bytes() / 2 / 1024**3).due() == ("2",)
+        scene.clock.advance(days=7.1)
+        assert purge.due() == ("2", "1")
+
     def test_one_that_was_requeued_meanwhile_is_left(self, scene: Scene) -> None:
         done(scene, "1", "1.1")
         assert scene.store.requeue(study_instance_uid="1") == 1
