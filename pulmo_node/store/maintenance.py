@@ -172,15 +172,16 @@ class SqlMaintenanceStore(Database):
 def _study_files(connection: Connection, study_instance_uid: str) -> StudyFiles | None:
     series, instances, jobs, results = schema.series, schema.instances, schema.jobs, schema.results
     of_study = series.c.study_instance_uid == study_instance_uid
-    states = connection.scalars(sa.select(series.c.state).where(of_study)).all()
-    if not states:
+    found = connection.execute(sa.select(series.c.state, series.c.number_of_instances).where(of_study)).all()
+    if not found:
         return None
-    if SeriesState.RECEIVING.value in states:
+    # One without any image has lost all of them: none need ever come.
+    if any(row.state == SeriesState.RECEIVING.value and row.number_of_instances for row in found):
         raise Transient(f"study {study_instance_uid} is still being received")
     images = sa.select(instances.c.path).join_from(instances, series).where(of_study)
     objects = sa.select(results.c.path).join_from(results, jobs).join(series, jobs.c.series_id == series.c.id)
     return StudyFiles(
-        series=len(states),
+        series=len(found),
         instances=tuple(connection.scalars(images)),
         results=tuple(connection.scalars(objects.where(of_study))),
     )

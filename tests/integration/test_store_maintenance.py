@@ -123,6 +123,17 @@ class TestErase:
             erase_study(tmp_path, scene.store, audit, scene.study().summary.study_instance_uid)
         assert scene.study().summary.instances == 1
 
+    def test_one_whose_files_are_gone_already(self, scene: Scene, tmp_path: Path, audit: AuditTrail) -> None:
+        """As after a power cut within an erasure: the next start drops the rows, and the series waits for images."""
+        done(scene, "1", "1.1")
+        image, sr = on_disk(scene, tmp_path, "1")
+        image.unlink()
+        scene.store.drop_lost([image.relative_to(tmp_path).as_posix()])
+        assert scene.state("1") == "RECEIVING"
+        assert erase_study(tmp_path, scene.store, audit, "1") is not None
+        assert scene.store.study("1") is None
+        assert not sr.exists()
+
     def test_whoever_works_on_it_is_too_late(self, scene: Scene, tmp_path: Path, audit: AuditTrail) -> None:
         job = scene.queued(study="1", series="1.1")
         encoded = scene.queued(study="2", series="2.1")
