@@ -8,6 +8,7 @@ leaves files that are found again.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,9 @@ from uuid import uuid4
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
+from pulmo_node.durable import disk_refusal
 from pulmo_node.errors import Permanent, Transient
+from pulmo_node.files import remove_abandoned
 from pulmo_node.ports import Clock, Journal, MaintenanceStore, StudyFiles
 
 log = logging.getLogger(__name__)
@@ -90,6 +93,7 @@ def _set_aside(storage: Path, folder: Path) -> Path:
     target = storage / "incoming" / f"{uuid4().hex}.part"
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
+    os.utime(target)  # it is not abandoned
     return target
 
 
@@ -133,11 +137,13 @@ class Purge:
         return tuple(due)
 
     def run(self) -> int:
-        """Purge what is due; the number of studies.
+        """Purge what is due; the number of studies. Also removes what a killed process left half written.
 
         Raises:
             Transient: disk or database refuse.
         """
+        with disk_refusal(f"clearing {self._storage / 'incoming'}"):
+            remove_abandoned(self._storage)
         studies = self.due()
         for study in studies:
             paths = self._store.purge(study)

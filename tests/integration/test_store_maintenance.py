@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -210,6 +212,18 @@ class TestPurge:
         scene.store.purge("1")  # and no file is removed
         self.purge(scene, tmp_path).sweep()
         assert (image.exists(), kept.exists()) == (False, True)
+
+    def test_what_a_kill_left_half_written_goes_while_the_node_runs(self, scene: Scene, tmp_path: Path) -> None:
+        """At the start that follows at once it is too young to be told from what another process is writing."""
+        incoming = tmp_path / "incoming"
+        incoming.mkdir()
+        (incoming / "image.part").write_bytes(b"x")
+        FileOutbox(tmp_path)
+        (incoming / "young.part").write_bytes(b"x")
+        an_hour_ago = time.time() - 3601
+        os.utime(incoming / "image.part", (an_hour_ago, an_hour_ago))
+        self.purge(scene, tmp_path).run()
+        assert [path.name for path in incoming.iterdir()] == ["young.part"]
 
     def test_by_size_the_longest_untouched_first(self, scene: Scene, tmp_path: Path) -> None:
         for study in ("1", "2", "3"):
