@@ -88,8 +88,12 @@ class JobDuty:
             log.error("job %d of series %s: unexpected %s", job.id, job.series_instance_uid, logs.places(exc))
             self._attempt_failed(job, Permanent(f"unexpected {type(exc).__name__}; the log has the details"))
         else:
-            with self._kept_by(job, result.objects):
-                self._ports.jobs.job_encoded(job, result.objects, result.findings_json)
+            try:
+                with self._kept_by(job, result.objects):
+                    self._ports.jobs.job_encoded(job, result.objects, result.findings_json)
+            except Permanent as exc:  # it would come back at once, before all others
+                self._attempt_failed(job, exc)
+                return
             spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings_seconds.items())
             number = len(result.objects)
             log.info("job %d of series %s encoded: %d objects; %s", job.id, job.series_instance_uid, number, spent)

@@ -521,6 +521,19 @@ def test_an_outcome_that_the_database_does_not_take_costs_no_attempt(
     assert refusals["job_encoded"] == refusals["delivery_sent"] == 0
 
 
+def test_damaged_findings_in_the_outbox_end_their_job(tmp_path: Path, pacs: SmallPacs) -> None:
+    """It would be the oldest of all jobs for ever, and none behind it would have its turn."""
+    study, files = series_files(tmp_path / "ct")
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        wait_for(node, study, in_state("DONE"))
+        for damaged in (node.config.storage / "outbox").glob("*/findings.json"):
+            damaged.write_text("{")
+        assert node.store.requeue(study_instance_uid=study) == 1
+        (job,) = wait_for(node, study, in_state("FAILED")).jobs
+        assert "findings.json" in (job.reason or "")
+
+
 def test_a_database_that_takes_no_leases_back_ends_no_node_that_is_replaced(
     tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
