@@ -139,8 +139,14 @@ def write_deidentified(source: Path, target: Path, *, keep_dates: bool) -> None:
         raise LeftOut(f"{sop_class.name} cannot be de-identified")
     try:
         deidentify(dataset, keep_dates=keep_dates)
+        dataset.file_meta = _meta_without_sender(dataset.file_meta)
     except (ValueError, TypeError, NotImplementedError, AttributeError, LookupError) as exc:  # of a value's decoding
         raise Permanent(f"{source.name} cannot be de-identified: {type(exc).__name__}") from exc
+    dataset.preamble = b"\0" * 128
+    dataset.save_as(target, enforce_file_format=True)
+
+
+def _meta_without_sender(found: FileMetaDataset) -> FileMetaDataset:
     meta = FileMetaDataset()
     for keyword in (
         "MediaStorageSOPClassUID",
@@ -149,11 +155,9 @@ def write_deidentified(source: Path, target: Path, *, keep_dates: bool) -> None:
         "ImplementationClassUID",
         "ImplementationVersionName",
     ):
-        if keyword in dataset.file_meta:
-            meta[keyword] = dataset.file_meta[keyword]
-    dataset.file_meta = meta
-    dataset.preamble = b"\0" * 128
-    dataset.save_as(target, enforce_file_format=True)
+        if keyword in found:
+            meta[keyword] = found[keyword]
+    return meta
 
 
 def deidentify(dataset: Dataset, *, keep_dates: bool) -> None:

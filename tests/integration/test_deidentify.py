@@ -13,7 +13,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import EncapsulatedPDFStorage, SecondaryCaptureImageStorage
+from pydicom.uid import Comprehensive3DSRStorage, EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 from typer.testing import CliRunner
 
 from pulmo_models.types import Volume
@@ -30,6 +30,7 @@ from tests.fake_pipeline import fake_pipeline
 from tests.faults.test_privacy import BIRTH_DATES, MARK, marked_datasets
 from tests.integration.test_node import in_state, running, send, wait_for
 from tests.iod_check import iod_errors
+from tests.network_factory import ct_slice, part10
 from tests.validators import complaints, dcmpschk_errors, dsrdump_errors
 
 SITE_CODE = ("ZQXV9", "99ZQXV", "ZQXV chest")  # a code that the site made up
@@ -268,5 +269,10 @@ def test_a_disk_that_refuses_is_no_fault_of_the_object(
 
 def test_what_is_no_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.dcm").write_bytes(b"no DICOM at all")
-    with pytest.raises(Permanent, match=r"broken\.dcm cannot be read"):
-        write_deidentified(tmp_path / "broken.dcm", tmp_path / "target.dcm", keep_dates=False)
+    report = ct_slice()
+    report.SOPClassUID = Comprehensive3DSRStorage
+    whole = part10(tmp_path / "damaged.dcm", report).read_bytes()
+    (tmp_path / "damaged.dcm").write_bytes(whole.replace(b"\x02\x00\x02\x00UI", b"\x02\x00\x02\x00UJ"))
+    for name in ("broken", "damaged", "missing"):
+        with pytest.raises(Permanent, match=rf"{name}\.dcm cannot be"):
+            write_deidentified(tmp_path / f"{name}.dcm", tmp_path / "target.dcm", keep_dates=False)
