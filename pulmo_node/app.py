@@ -312,7 +312,7 @@ def replaced(node: Node, reread: Callable[[], Config]) -> Node:
     successor.start_working()
     logs.configure(config.log.level)
     log.info("the configuration was replaced")
-    successor.audit.record([{"action": "configuration replaced"}])
+    successor._note("configuration replaced")
     return successor
 
 

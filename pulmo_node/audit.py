@@ -10,6 +10,7 @@ import getpass
 import json
 import os
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,8 @@ class AuditTrail:
         self._path = path
         self._who = who
         self._clock = clock
+        self._writing = threading.Lock()
+        self._cut = False  # the last line was, by a disk that was full
 
     def record(self, entries: Sequence[Mapping[str, object]], *, durable: bool = False) -> None:
         """Append one line an entry; `at` is now where the entry does not say. With `durable` it is on disk on return.
@@ -38,13 +41,21 @@ class AuditTrail:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
             try:
-                os.write(descriptor, "".join(lines).encode())
+                self._append(descriptor, "".join(lines).encode())
                 if durable:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as exc:
             raise Transient(f"audit {self._path}: {exc.strerror}") from exc
+
+    def _append(self, descriptor: int, lines: bytes) -> None:
+        """All of it, which one call need not write; what follows a line that was cut begins a new one."""
+        with self._writing:
+            rest = memoryview(b"\n" + lines if self._cut else lines)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+                self._cut = bool(rest)
 
     def close(self) -> None:
         """Nothing is open between two batches."""

@@ -9,7 +9,7 @@ looks at the top level only and gives UIDs at random, so going down and keeping 
 UIDs stay: report and segmentation refer to images that somebody else sends, and to each other. Only kinds of objects
 whose content is known to the node go out. Pictures, and documents of pages, cannot be judged and are left out.
 
-Errors: `LeftOut` for these; `Permanent` where a value cannot be read.
+Errors: `LeftOut` for these; `Permanent` where a value cannot be read; `Transient` where the disk refuses.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from pydicom.uid import (
 )
 
 from pulmo_node.domain.deliveries import Peer, ResultObject
+from pulmo_node.durable import disk_refusal
 from pulmo_node.encode import codes
 from pulmo_node.errors import LeftOut, Permanent
 from pulmo_node.ports import ResultLink, ResultSender
@@ -112,7 +113,10 @@ class _DeidentifyingLink:
         self._inner.request_commitment(transaction_uid, instances)
 
     def store(self, file: Path, result: ResultObject) -> str:
-        with tempfile.TemporaryDirectory(prefix="pulmo-") as folder:
+        with (
+            disk_refusal(f"de-identifying {file.name}"),
+            tempfile.TemporaryDirectory(prefix="pulmo-") as folder,
+        ):
             copy = Path(folder) / file.name
             write_deidentified(file, copy, keep_dates=self._keep_dates)
             return self._inner.store(copy, result)
@@ -124,18 +128,25 @@ def write_deidentified(source: Path, target: Path, *, keep_dates: bool) -> None:
     Raises:
         LeftOut: its kind cannot be de-identified.
         Permanent: it cannot be read.
+        OSError: the disk refuses.
     """
     try:
         dataset = dcmread(source)
         sop_class = dataset.SOPClassUID
-    except (OSError, InvalidDicomError, ValueError, AttributeError, EOFError) as exc:
+    except (FileNotFoundError, InvalidDicomError, ValueError, AttributeError, EOFError) as exc:
         raise Permanent(f"{source.name} cannot be read: {type(exc).__name__}") from exc
     if sop_class not in _KNOWN:
         raise LeftOut(f"{sop_class.name} cannot be de-identified")
     try:
         deidentify(dataset, keep_dates=keep_dates)
+        dataset.file_meta = _meta_without_sender(dataset.file_meta)
     except (ValueError, TypeError, NotImplementedError, AttributeError, LookupError) as exc:  # of a value's decoding
         raise Permanent(f"{source.name} cannot be de-identified: {type(exc).__name__}") from exc
+    dataset.preamble = b"\0" * 128
+    dataset.save_as(target, enforce_file_format=True)
+
+
+def _meta_without_sender(found: FileMetaDataset) -> FileMetaDataset:
     meta = FileMetaDataset()
     for keyword in (
         "MediaStorageSOPClassUID",
@@ -144,11 +155,9 @@ def write_deidentified(source: Path, target: Path, *, keep_dates: bool) -> None:
         "ImplementationClassUID",
         "ImplementationVersionName",
     ):
-        if keyword in dataset.file_meta:
-            meta[keyword] = dataset.file_meta[keyword]
-    dataset.file_meta = meta
-    dataset.preamble = b"\0" * 128
-    dataset.save_as(target, enforce_file_format=True)
+        if keyword in found:
+            meta[keyword] = found[keyword]
+    return meta
 
 
 def deidentify(dataset: Dataset, *, keep_dates: bool) -> None:

@@ -369,9 +369,15 @@ def _prepare(storage: Path, folder: str) -> Path:
         for needed in (storage / folder, incoming):
             needed.mkdir(parents=True, exist_ok=True)
         fsync_upwards(storage, storage.parent)
-        for part in incoming.iterdir():
-            _remove_abandoned(part)
+        remove_abandoned(storage)
     return incoming
+
+
+def remove_abandoned(storage: Path) -> None:
+    """Remove what processes that ended an hour ago and more left half written. Raises `OSError`."""
+    incoming = storage / "incoming"
+    for part in incoming.iterdir() if incoming.is_dir() else ():
+        _remove_abandoned(part)
 
 
 def _remove_abandoned(part: Path) -> None:

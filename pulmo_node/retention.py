@@ -8,6 +8,7 @@ leaves files that are found again.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,9 @@ from uuid import uuid4
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
+from pulmo_node.durable import disk_refusal
 from pulmo_node.errors import Permanent, Transient
+from pulmo_node.files import remove_abandoned
 from pulmo_node.ports import Clock, Journal, MaintenanceStore, StudyFiles
 
 log = logging.getLogger(__name__)
@@ -36,11 +39,15 @@ def erase_study(storage: Path, store: MaintenanceStore, journal: Journal, study_
     entry = {"study_instance_uid": study_instance_uid, "series": files.series}
     counts = {"images": len(files.instances), "results": len(files.results)}
     journal.record([{"action": "delete requested", **entry, **counts}], durable=True)
-    folders = {_folder(storage, path) for path in (*files.instances, *files.results)}
-    folders |= _forgotten(storage, store, study_instance_uid)
+    forgotten = _forgotten(storage, store, study_instance_uid)
+    gone: list[Path] = []
+
+    def set_aside(now: StudyFiles) -> None:
+        folders = {_folder(storage, path) for path in (*now.instances, *now.results)} | forgotten
+        gone.extend(_set_aside(storage, folder) for folder in sorted(folders) if folder.is_dir())
+
     try:
-        gone = [_set_aside(storage, folder) for folder in sorted(folders) if folder.is_dir()]
-        store.erase(study_instance_uid)
+        store.erase(study_instance_uid, set_aside)
         for folder in gone:
             shutil.rmtree(folder)
     except OSError as exc:
@@ -86,6 +93,7 @@ def _set_aside(storage: Path, folder: Path) -> Path:
     target = storage / "incoming" / f"{uuid4().hex}.part"
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
+    os.utime(target)  # it is not abandoned
     return target
 
 
@@ -129,19 +137,31 @@ class Purge:
         return tuple(due)
 
     def run(self) -> int:
-        """Purge what is due; the number of studies.
+        """Purge what is due; the number of studies. Also removes what a killed process left half written.
 
         Raises:
             Transient: disk or database refuse.
         """
+        with disk_refusal(f"clearing {self._storage / 'incoming'}"):
+            remove_abandoned(self._storage)
         studies = self.due()
         for study in studies:
             paths = self._store.purge(study)
             try:
-                for folder in sorted({_folder(self._storage, path) for path in paths}):
-                    if folder.is_dir():
-                        shutil.rmtree(_set_aside(self._storage, folder))
+                for folder in self._remove(study):
+                    shutil.rmtree(folder)
             except OSError as exc:
                 raise Transient(f"purge of study {study}: {exc.strerror}") from exc
             log.info("study %s: %d images purged", study, len(paths))
         return len(studies)
+
+    def _remove(self, study: str) -> list[Path]:
+        """Take the files of a purged study away, those that were kept aside with them; folders that remain to be
+        removed. Where images have come since the rows were marked, nothing but what is marked still."""
+        with self._store.removing_purged(study) as purged:
+            if not purged.all_gone:
+                for path in purged.paths:
+                    (self._storage / path).unlink(missing_ok=True)
+                return []
+            folders = sorted({_folder(self._storage, path) for path in purged.paths})
+            return [_set_aside(self._storage, folder) for folder in folders if folder.is_dir()]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.dsutils import encode_file_meta, split_dataset
@@ -35,10 +34,13 @@ def check_identity(file: Path, result: ResultObject) -> UID:
         meta = read_file_meta_info(file)
         named = meta.get("MediaStorageSOPClassUID"), meta.get("MediaStorageSOPInstanceUID")
         transfer_syntax_uid = UID(meta.TransferSyntaxUID)
-    except (FileNotFoundError, InvalidDicomError, AttributeError, EOFError) as exc:
+    except FileNotFoundError as exc:
         raise Permanent(f"{file.name} cannot be read: {reason(exc)}") from exc
     except OSError as exc:
         raise Transient(f"{file.name} cannot be read: {reason(exc)}") from exc
+    except Exception as exc:
+        # Boundary: a damaged file. Whatever the parser raises on it, another attempt changes nothing.
+        raise Permanent(f"{file.name} cannot be read: {reason(exc)}") from exc
     if named != (result.sop_class_uid, result.sop_instance_uid):
         raise Permanent(f"{file.name} is not {result.sop_instance_uid}")
     return transfer_syntax_uid

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pulmo_node.ports.administration import AdminStore, EventRow, PurgedSeries, StudyDetail, StudySummary
 from pulmo_node.ports.commitment import AwaitingStore, CommitmentReports, CommitmentSender, CommitmentStore
 from pulmo_node.ports.delivering import ResultLink, ResultSender
-from pulmo_node.ports.maintenance import MaintenanceStore, PurgeableStudy, StudyFiles
+from pulmo_node.ports.maintenance import MaintenanceStore, PurgeableStudy, PurgedFiles, StudyFiles
 from pulmo_node.ports.node import Clock, Journal
 from pulmo_node.ports.receiving import (
     IncomingInstance,
@@ -37,6 +37,7 @@ __all__ = [
     "Outbox",
     "OutboxItem",
     "PurgeableStudy",
+    "PurgedFiles",
     "PurgedSeries",
     "ReceiveStore",
     "ReconcileStore",

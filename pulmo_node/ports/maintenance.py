@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -25,6 +27,14 @@ class PurgeableStudy:
     touched_at: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class PurgedFiles:
+    """What is to be removed of a purged study. Paths are relative to the storage directory."""
+
+    paths: tuple[str, ...]
+    all_gone: bool  # False: some of its images have come since
+
+
 class MaintenanceStore(Protocol):
     """What erasure and purge need."""
 
@@ -32,8 +42,8 @@ class MaintenanceStore(Protocol):
         """What lies on disk of a study; None where it is unknown. Raises `Transient` while it is being received."""
         ...
 
-    def erase(self, study_instance_uid: str) -> None:
-        """Remove every row of a study. Raises `Transient` while it is being received."""
+    def erase(self, study_instance_uid: str, set_aside: Callable[[StudyFiles], None]) -> None:
+        """Remove every row of a study, its files with `set_aside`. Raises `Transient` while it is being received."""
         ...
 
     def known_outbox_paths(self) -> set[str]:
@@ -45,7 +55,11 @@ class MaintenanceStore(Protocol):
         ...
 
     def purge(self, study_instance_uid: str) -> tuple[str, ...]:
-        """Mark the images of a study as purged; the paths to be removed, none where that is no longer allowed."""
+        """Mark the images of a study as purged; their paths, none where that is no longer allowed."""
+        ...
+
+    def removing_purged(self, study_instance_uid: str) -> AbstractContextManager[PurgedFiles]:
+        """What of a purged study is still to be removed; no instance can be recorded until the block ends."""
         ...
 
     def purged_paths(self) -> tuple[str, ...]:

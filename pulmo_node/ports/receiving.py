@@ -104,6 +104,10 @@ class ReceiveStore(Protocol):
         """Paths of the instances in use (no conflicts), relative to the storage directory, in order of arrival."""
         ...
 
+    def images_sha256(self, series_instance_uid: str) -> str:
+        """One digest of the data sets of all instances in use, whatever their order."""
+        ...
+
     def study_paths(self, series_instance_uid: str) -> tuple[str, ...]:
         """Path of the first instance of every series of the same study, the series itself among them."""
         ...

@@ -12,7 +12,7 @@ from pydicom.uid import UID
 
 from pulmo_node.dimse import DimseStatus, error_comment, is_uid
 from pulmo_node.domain.series import InstanceOutcome, StoredInstance
-from pulmo_node.errors import PulmoError, StorageFull
+from pulmo_node.errors import PulmoError, StorageFull, Transient
 from pulmo_node.network.storing import StoreAnswer, StoreRequest
 from pulmo_node.ports import Clock, IncomingInstance, InstanceStore
 from pulmo_node.receive.head import InstanceHead, Refused, describe, encode_meta, find_head, read_head
@@ -120,6 +120,8 @@ class Arrival:
             received_at=self._clock.now(),
         )
         outcome = self._record(instance)
+        if not self._instances.absolute(instance.path).is_file():
+            raise Transient("its study was purged or deleted before it was recorded")
         self._transfer.studies[self._head.study_instance_uid] += 1
         return outcome.value
 

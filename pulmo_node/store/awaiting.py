@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from pulmo_node.domain.deliveries import Delivery, DeliveryEvent, DeliveryState
 from pulmo_node.domain.jobs import JobState
 from pulmo_node.store import schema
-from pulmo_node.store.database import Database
+from pulmo_node.store.database import CLOCK_SET_BACK, Database
 from pulmo_node.store.moves import job_by_id, move_delivery, settle_job
 from pulmo_node.store.rows import DELIVERIES, to_delivery
 
@@ -64,8 +64,10 @@ class SqlAwaitingStore(Database):
             return tuple(to_delivery(row) for row in connection.execute(query.order_by(table.c.id)))
 
     def overdue_commitments(self, destination: str, now: datetime) -> tuple[Delivery, ...]:
-        """Sent deliveries whose time to be committed is over."""
-        query = DELIVERIES.where(*_waiting(destination), schema.deliveries.c.commitment_until <= now)
+        """Sent deliveries whose time to be committed is over, or was told by a clock that has since been set back."""
+        table = schema.deliveries
+        over = sa.or_(table.c.commitment_until <= now, table.c.updated_at > now + CLOCK_SET_BACK)
+        query = DELIVERIES.where(*_waiting(destination), over)
         with self._read() as connection:
             return tuple(to_delivery(row) for row in connection.execute(query.order_by(schema.deliveries.c.id)))
 

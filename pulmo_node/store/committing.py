@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -11,6 +11,8 @@ from pulmo_node.domain.commitments import Commitment, KeptInstance
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database
 from pulmo_node.store.moves import add_row
+
+_LONGEST_DELAY = timedelta(days=1)  # beyond any between two attempts to tell a peer
 
 
 class SqlCommitmentStore(Database):
@@ -42,10 +44,11 @@ class SqlCommitmentStore(Database):
             return True
 
     def due_commitments(self, now: datetime) -> tuple[Commitment, ...]:
-        """Requests that are to be answered now, oldest first."""
+        """Requests that are to be answered now, oldest first; also those of a clock that has since been set back."""
         table = schema.commitments
+        due = sa.or_(table.c.not_before <= now, table.c.not_before > now + _LONGEST_DELAY)
         with self._read() as connection:
-            rows = connection.execute(table.select().where(table.c.not_before <= now).order_by(table.c.id)).all()
+            rows = connection.execute(table.select().where(due).order_by(table.c.id)).all()
         return tuple(
             Commitment(
                 id=row.id,

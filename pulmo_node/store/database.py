@@ -126,6 +126,7 @@ def _engine(url: str) -> Engine:
         raise ConfigError([f"database.url: {exc}"]) from exc
     if engine.dialect.name != "postgresql":
         raise ConfigError([f"database.url: {engine.dialect.name} is not supported, only sqlite and postgresql are"])
+    sa.event.listen(engine, "connect", _prepare_postgresql)
     sa.event.listen(engine, "begin", _begin_postgresql)
     return engine
 
@@ -183,6 +184,17 @@ def check_sqlite(execute: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writing = connection.get_execution_options().get(_WRITING, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    """Texts of peers may hold NUL, which SQLite keeps and PostgreSQL refuses: one such series would stop all."""
+    from psycopg.types.string import StrDumperUnknown  # noqa: PLC0415 - of the extra `postgresql`
+
+    class WithoutNul(StrDumperUnknown):
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", "?"))
+
+    connection.adapters.register_dumper(str, WithoutNul)
 
 
 def _begin_postgresql(connection: Connection) -> None:

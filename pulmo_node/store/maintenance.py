@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from pulmo_node.domain.jobs import OPEN_STATES, JobState
 from pulmo_node.domain.series import SeriesState
 from pulmo_node.durable import fsync_folder
 from pulmo_node.errors import Permanent, Transient
-from pulmo_node.ports import PurgeableStudy, PurgedSeries, StudyFiles
+from pulmo_node.ports import PurgeableStudy, PurgedFiles, PurgedSeries, StudyFiles
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database, check_sqlite
 from pulmo_node.store.moves import add_event
+from pulmo_node.store.receiving import conflict_paths
 
 _KEEPS = (*OPEN_STATES, JobState.FAILED, JobState.QUARANTINED)
 """Job states in which there is still something to do or to look at."""
@@ -40,16 +42,20 @@ class SqlMaintenanceStore(Database):
         with self._read() as connection:
             return _study_files(connection, study_instance_uid)
 
-    def erase(self, study_instance_uid: str) -> None:
+    def erase(self, study_instance_uid: str, set_aside: Callable[[StudyFiles], None] = lambda files: None) -> None:
         """Remove every row of a study, its history included; whoever works on it finds its job stale.
+
+        `set_aside` takes the files away while no instance can be recorded: none of these is of a later one.
 
         Raises:
             Transient: it is still being received.
         """
         series, jobs, results = schema.series, schema.jobs, schema.results
         with self._write() as connection:
-            if _study_files(connection, study_instance_uid) is None:
+            files = _study_files(connection, study_instance_uid)
+            if files is None:
                 return
+            set_aside(files)
             of_study = sa.select(series.c.id).where(series.c.study_instance_uid == study_instance_uid)
             of_jobs = sa.select(jobs.c.id).where(jobs.c.series_id.in_(of_study))
             for table in (schema.findings, schema.deliveries, results):
@@ -70,7 +76,7 @@ class SqlMaintenanceStore(Database):
             return _purgeable(connection, None)
 
     def purge(self, study_instance_uid: str) -> tuple[str, ...]:
-        """Mark the images of a study as purged; the paths to be removed. None where that is no longer allowed."""
+        """Mark the images of a study as purged; their paths. None where that is no longer allowed."""
         instances, series = schema.instances, schema.series
         at = self._clock.now()
         with self._write() as connection:
@@ -101,10 +107,26 @@ class SqlMaintenanceStore(Database):
             )
 
     def purged_paths(self) -> tuple[str, ...]:
-        """Paths of the images that were purged and have not come again."""
+        """Paths of the images that were purged and have not come again, without those that other bytes have now."""
         instances = schema.instances
         with self._read() as connection:
-            return tuple(connection.scalars(sa.select(instances.c.path).where(instances.c.purged_at.is_not(None))))
+            purged = connection.scalars(sa.select(instances.c.path).where(instances.c.purged_at.is_not(None))).all()
+            taken = conflict_paths(connection)
+        return tuple(path for path in purged if path not in taken)
+
+    @contextmanager
+    def removing_purged(self, study_instance_uid: str) -> Iterator[PurgedFiles]:
+        """What of a purged study is still to be removed; no instance can be recorded until the block ends."""
+        instances, series = schema.instances, schema.series
+        of_study = series.c.study_instance_uid == study_instance_uid
+        query = sa.select(instances.c.path, instances.c.purged_at).join_from(instances, series).where(of_study)
+        with self._write() as connection:
+            rows = connection.execute(query).all()
+            taken = conflict_paths(connection, study_instance_uid)
+            yield PurgedFiles(
+                paths=tuple(row.path for row in rows if row.purged_at is not None and row.path not in taken),
+                all_gone=all(row.purged_at is not None for row in rows),
+            )
 
     def stored_bytes(self) -> int:
         """Size of the received images on disk, in bytes."""
@@ -150,15 +172,16 @@ class SqlMaintenanceStore(Database):
 def _study_files(connection: Connection, study_instance_uid: str) -> StudyFiles | None:
     series, instances, jobs, results = schema.series, schema.instances, schema.jobs, schema.results
     of_study = series.c.study_instance_uid == study_instance_uid
-    states = connection.scalars(sa.select(series.c.state).where(of_study)).all()
-    if not states:
+    found = connection.execute(sa.select(series.c.state, series.c.number_of_instances).where(of_study)).all()
+    if not found:
         return None
-    if SeriesState.RECEIVING.value in states:
+    # One without any image has lost all of them: none need ever come.
+    if any(row.state == SeriesState.RECEIVING.value and row.number_of_instances for row in found):
         raise Transient(f"study {study_instance_uid} is still being received")
     images = sa.select(instances.c.path).join_from(instances, series).where(of_study)
     objects = sa.select(results.c.path).join_from(results, jobs).join(series, jobs.c.series_id == series.c.id)
     return StudyFiles(
-        series=len(states),
+        series=len(found),
         instances=tuple(connection.scalars(images)),
         results=tuple(connection.scalars(objects.where(of_study))),
     )

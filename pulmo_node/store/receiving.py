@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -29,6 +30,7 @@ _KNOWN_INSTANCE = (
         schema.instances.c.id,
         schema.instances.c.sha256,
         schema.instances.c.purged_at,
+        schema.instances.c.series_id,
         schema.series.c.study_instance_uid,
         schema.series.c.series_instance_uid,
     )
@@ -66,7 +68,7 @@ class SqlReceiveStore(Database):
         series = _series(connection, instance.series_instance_uid)
         if known is not None:
             if _is_same(known, instance):
-                _present_again(connection, known)
+                self._present_again(connection, known, instance)
                 return InstanceOutcome.DUPLICATE
             self._add_conflict(connection, instance, known.study_instance_uid, known.series_instance_uid)
             return InstanceOutcome.CONFLICT
@@ -140,6 +142,17 @@ class SqlReceiveStore(Database):
         )
         with self._read() as connection:
             return tuple(connection.scalars(query))
+
+    def images_sha256(self, series_instance_uid: str) -> str:
+        """One digest of the data sets of all instances in use, whatever their order; purged ones are part of it."""
+        query = (
+            sa.select(schema.instances.c.sha256)
+            .join_from(schema.instances, schema.series)
+            .where(schema.series.c.series_instance_uid == series_instance_uid)
+        )
+        with self._read() as connection:
+            digests = sorted(connection.scalars(query))
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def study_paths(self, series_instance_uid: str) -> tuple[str, ...]:
         """Path of the first instance of every series of the same study, relative to the storage directory."""
@@ -237,6 +250,19 @@ class SqlReceiveStore(Database):
             detail=f"{job.pipeline} for {', '.join(job.destinations) or 'no destination'}",
         )
 
+    def _present_again(self, connection: Connection, known: AnyRow, instance: StoredInstance) -> None:
+        """A purged instance that was sent again has its file again; that alone is no reason to analyse it again.
+
+        Other bytes may have come in between and have the name that it had. Its series counts as touched, or the next
+        purge would take it at once.
+        """
+        if known.purged_at is None:
+            return
+        table, series = schema.instances, schema.series
+        again = {"purged_at": None, "path": instance.path}
+        connection.execute(table.update().where(table.c.id == known.id).values(again))
+        connection.execute(series.update().where(series.c.id == known.series_id).values(updated_at=self._clock.now()))
+
     def _add_conflict(
         self, connection: Connection, instance: StoredInstance, study_instance_uid: str, series_instance_uid: str
     ) -> None:
@@ -278,11 +304,13 @@ def _series(connection: Connection, series_instance_uid: str) -> Series | None:
     return None if row is None else to_series(row)
 
 
-def _present_again(connection: Connection, known: AnyRow) -> None:
-    """A purged instance that was sent again has its file again; that alone is no reason to analyse it again."""
-    if known.purged_at is not None:
-        table = schema.instances
-        connection.execute(table.update().where(table.c.id == known.id).values(purged_at=None))
+def conflict_paths(connection: Connection, study_instance_uid: str | None = None) -> set[str]:
+    """Paths of the bytes that were kept aside, of all studies or of one; relative to storage."""
+    events = schema.events
+    query = sa.select(events.c.detail).where(events.c.event == "conflict")
+    if study_instance_uid is not None:
+        query = query.where(events.c.study_instance_uid == study_instance_uid)
+    return {detail.rpartition(KEPT_ASIDE)[2] for detail in connection.scalars(query) if detail}
 
 
 def _is_same(known: AnyRow, instance: StoredInstance) -> bool:

@@ -11,7 +11,7 @@ from pulmo_node.domain.series import SeriesEvent, SeriesState
 from pulmo_node.store import schema
 from pulmo_node.store.database import Database
 from pulmo_node.store.moves import move_series, supersede_jobs
-from pulmo_node.store.receiving import KEPT_ASIDE
+from pulmo_node.store.receiving import conflict_paths
 from pulmo_node.store.rows import to_series
 
 _AT_ONCE = 500  # values in one statement; SQLite takes 32,766
@@ -25,13 +25,11 @@ class SqlReconcileStore(Database):
 
     def recorded_paths(self) -> tuple[set[str], set[str]]:
         """Paths of the instances in use, and those of conflicts and of purged instances; relative to storage."""
-        conflicts = sa.select(schema.events.c.detail).where(schema.events.c.event == "conflict")
         paths, purged_at = schema.instances.c.path, schema.instances.c.purged_at
         with self._read() as connection:
             in_use = set(connection.scalars(sa.select(paths).where(purged_at.is_(None))))
             purged = set(connection.scalars(sa.select(paths).where(purged_at.is_not(None))))
-            details = connection.scalars(conflicts).all()
-        return in_use, purged | {detail.rpartition(KEPT_ASIDE)[2] for detail in details if detail}
+            return in_use, purged | conflict_paths(connection)
 
     def drop_lost(self, paths: Collection[str]) -> tuple[str, ...]:
         """Drop the rows of instances in use whose file is gone, one transaction a series; these Series Instance UIDs.

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 
 from pulmo_node.attempt import Analysis
 from pulmo_node.config import Config
+from pulmo_node.errors import PulmoError
 from pulmo_node.worker.adapters import Adapters
 from pulmo_node.worker.ahead import AheadDuty
 from pulmo_node.worker.deliveries import DeliveryDuty
@@ -51,9 +52,16 @@ class Worker:
         self._analysis.stop()
 
     def release(self) -> None:
-        """Give back what this worker holds, so that the next start need not wait for its leases to expire."""
+        """Give back what this worker holds, so that the next start need not wait for its leases to expire.
+
+        A database that does not take it stops nobody from ending.
+        """
         self._analysis.close()
-        released = self._ports.jobs.release_leases(self._worker_id)
+        try:
+            released = self._ports.jobs.release_leases(self._worker_id)
+        except PulmoError as exc:
+            log.error("leases not given back, they expire: %s", exc)
+            return
         if released:
             log.info("%d leases given back", released)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import threading
@@ -77,7 +78,8 @@ class JobDuty:
         except Rejected as exc:
             wanted = self._config.results.report_rejected
             report = self._report(job, exc.code, exc.reason) if wanted else ()
-            self._ports.jobs.job_rejected(job, exc.code, exc.reason, report)
+            with self._kept_by(job, report):
+                self._ports.jobs.job_rejected(job, exc.code, exc.reason, report)
             log.info("job %d of series %s rejected: %s", job.id, job.series_instance_uid, exc)
         except PulmoError as exc:
             self._attempt_failed(job, exc)
@@ -86,17 +88,24 @@ class JobDuty:
             log.error("job %d of series %s: unexpected %s", job.id, job.series_instance_uid, logs.places(exc))
             self._attempt_failed(job, Permanent(f"unexpected {type(exc).__name__}; the log has the details"))
         else:
-            self._record(job, result)
+            try:
+                with self._kept_by(job, result.objects):
+                    self._ports.jobs.job_encoded(job, result.objects, result.findings_json)
+            except Permanent as exc:  # it would come back at once, before all others
+                self._attempt_failed(job, exc)
+                return
             spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings_seconds.items())
             number = len(result.objects)
             log.info("job %d of series %s encoded: %d objects; %s", job.id, job.series_instance_uid, number, spent)
 
-    def _record(self, job: Job, result: SeriesResult) -> None:
+    @contextmanager
+    def _kept_by(self, job: Job, objects: Sequence[ResultObject]) -> Iterator[None]:
+        """While the outcome of a job is recorded: where its study was erased, no object of it may stay."""
         try:
-            self._ports.jobs.job_encoded(job, result.objects, result.findings_json)
+            yield
         except StaleJob:
-            if result.objects and not self._ports.jobs.job_exists(job):  # erased: no object of it may stay
-                self._ports.outbox.discard(Path(result.objects[0].path).parent.name)
+            if objects and not self._ports.jobs.job_exists(job):
+                self._ports.outbox.discard(Path(objects[0].path).parent.name)
             raise
 
     def _results(self, job: Job) -> SeriesResult:
@@ -127,13 +136,13 @@ class JobDuty:
         """The context of what a job makes; `key_of` gives its key in the outbox.
 
         Its predecessor is the latest report on the series that is not this very result of an earlier run. So the same
-        series, weights and settings give the same UIDs again, and anything else names what it replaces.
+        images, weights and settings give the same UIDs again, and anything else names what it replaces.
         """
         context = encode.ResultContext(
             series_instance_uid=job.series_instance_uid,
             revision=job.revision,
             pipeline=job.pipeline,
-            settings_sha256=self._analysis.settings_sha256(job.pipeline),
+            settings_sha256=self._settings_sha256(job),
             content_datetime=self._ports.clock.now(),
             options=encode.ResultOptions(**self._config.results.options),
         )
@@ -147,6 +156,14 @@ class JobDuty:
                 )
                 context = replace(context, predecessors=(predecessor,))
         return context
+
+    def _settings_sha256(self, job: Job) -> str:
+        """Digest of the pipeline's settings and of the images.
+
+        The revision alone does not tell these apart: a study that was deleted and is sent again begins with the first.
+        """
+        parts = self._analysis.settings_sha256(job.pipeline), self._ports.series.images_sha256(job.series_instance_uid)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def _attempt_failed(self, job: Job, error: PulmoError) -> None:
         policy, attempts = self._config.analysis.retry, job.attempts + 1
@@ -163,7 +180,8 @@ class JobDuty:
         code = "GAVE_UP" if isinstance(error, Transient) else "ANALYSIS_FAILED"
         wanted = self._config.results.report_failed
         report = self._report(job, code, decision.reason) if wanted else ()
-        self._ports.jobs.job_failed(job, code, decision.reason, report)
+        with self._kept_by(job, report):
+            self._ports.jobs.job_failed(job, code, decision.reason, report)
         log.error("job %d of series %s failed: %s", job.id, job.series_instance_uid, decision.reason)
 
     def _report(self, job: Job, code: str, reason: str) -> Sequence[ResultObject]:

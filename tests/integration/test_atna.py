@@ -18,14 +18,18 @@ import pytest
 from pynetdicom import AE
 from typer.testing import CliRunner
 
+from pulmo_node.app import SystemClock
 from pulmo_node.atna import SyslogAudit, SyslogServer, parse_server
+from pulmo_node.auditing import open_trail
 from pulmo_node.cli import app
+from pulmo_node.config import resolve
 from pulmo_node.domain.deliveries import PeerTls
 from pulmo_node.orthanc import free_port
 from pulmo_node.testing import SmallPacs
 from tests.certificates import Identity, authority
 from tests.fake_pipeline import fake_pipeline
 from tests.integration.test_node import in_state, running, send, series_files, wait_for
+from tests.network_factory import ct_slice, encoded, part10
 
 __all__ = ["fake_pipeline"]
 HEADER = re.compile(rb"<(\d+)>1 (\S+) (\S+) pulmo-node (\d+) DICOM\+RFC3881 - \xef\xbb\xbf(.*)", re.DOTALL)
@@ -201,6 +205,26 @@ def test_the_life_of_a_study(tmp_path: Path, patients: bool) -> None:
     source = messages[0].find("AuditSourceIdentification")
     assert source is not None
     assert source.attrib["AuditEnterpriseSiteID"] == "Hospital <1>"
+
+
+def test_a_patient_id_that_cannot_be_read_stops_nothing(tmp_path: Path) -> None:
+    """What was committed is told to the audit: an error there would come to whoever committed it."""
+    image = ct_slice()
+    content = encoded(image)
+    at = content.index(b"\x10\x00\x20\x00LO") + 4
+    folder = tmp_path / "instances" / image.StudyInstanceUID / image.SeriesInstanceUID
+    folder.mkdir(parents=True)
+    part10(folder / "1.dcm", content[:at] + b"ZZ" + content[at + 2 :], MediaStorageSOPInstanceUID="1.2.3")
+    part10(folder / "2.dcm", content[:at] + b"UN" + content[at + 2 :], MediaStorageSOPInstanceUID="1.2.3")  # the rest
+    with collecting("udp") as server:
+        audit = {"syslog": f"udp://127.0.0.1:{server.port}", "syslog_patients": True}
+        raw = {"node": {"storage": str(tmp_path)}, "audit": audit, "rules": []}
+        trail = open_trail(resolve(raw, base=tmp_path), "tester", SystemClock())
+        sent = {"action": "delivery 1 sent", "study_instance_uid": str(image.StudyInstanceUID), "detail": "sr to pacs"}
+        trail.record([sent])
+        (message,) = server.messages(1)
+        trail.close()
+    assert len(objects(message).get("1", "")) <= 64  # as long as a Patient ID can be
 
 
 def one(entry: Any) -> Iterator[bytes]:

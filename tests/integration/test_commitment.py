@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -317,6 +318,14 @@ class TestRequests:
                 assert ask(sender, CT_SLICE_UIDS, transaction) == 0, "the same request once more"
                 assert ask(sender, CT_SLICE_UIDS[:1], transaction) == 0x0210
             assert len(node.store.due_commitments(node.clock.now())) == 1
+
+
+def test_a_request_under_a_clock_that_was_set_back_is_answered(tmp_path: Path) -> None:
+    with committing(tmp_path, answering=False) as node:
+        with association(node.receiver.port, *CONTEXTS) as sender:
+            assert ask(sender, CT_SLICE_UIDS) == 0
+        assert node.store.due_commitments(node.clock.now() - timedelta(hours=1)) == ()
+        assert len(node.store.due_commitments(node.clock.now() - timedelta(days=3650))) == 1
 
 
 def test_orthanc_is_told(tmp_path: Path) -> None:

@@ -333,6 +333,12 @@ class TestStore:
         assert (delivery.attempts, delivery.reason, delivery.commitment_until) == (1, "no word", None)
         assert scene.store.deliveries_of_transaction("2.25.1") == ()
 
+    def test_a_clock_that_was_set_back_lets_nothing_wait_for_years(self, scene: Scene) -> None:
+        self.sent(scene)
+        scene.store.commitment_asked("pacs", "2.25.1")
+        assert scene.store.overdue_commitments("pacs", scene.clock.advance(minutes=-30)) == ()
+        assert len(scene.store.overdue_commitments("pacs", scene.clock.advance(days=-3650))) == 1
+
     def test_given_up(self, scene: Scene) -> None:
         self.sent(scene)
         (delivery,) = scene.store.commitment_asked("pacs", "2.25.1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import tempfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -11,14 +13,16 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import EncapsulatedPDFStorage, SecondaryCaptureImageStorage
+from pydicom.uid import Comprehensive3DSRStorage, EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 from typer.testing import CliRunner
 
 from pulmo_models.types import Volume
 from pulmo_node.cli import app
-from pulmo_node.deidentify import deidentify, write_deidentified
+from pulmo_node.deidentify import DeidentifyingSender, deidentify, write_deidentified
+from pulmo_node.deliver import DicomSender
+from pulmo_node.domain.deliveries import Peer, ResultObject
 from pulmo_node.encode import EncodedObject, ResultOptions, encode_findings, encode_rejection
-from pulmo_node.errors import LeftOut, Permanent
+from pulmo_node.errors import DiskFull, LeftOut, Permanent, Transient
 from pulmo_node.testing import SmallPacs
 from tests.ct_factory import write_datasets
 from tests.encode_factory import make_context, make_findings, make_nodule, write_volume
@@ -26,6 +30,7 @@ from tests.fake_pipeline import fake_pipeline
 from tests.faults.test_privacy import BIRTH_DATES, MARK, marked_datasets
 from tests.integration.test_node import in_state, running, send, wait_for
 from tests.iod_check import iod_errors
+from tests.network_factory import ct_slice, part10
 from tests.validators import complaints, dcmpschk_errors, dsrdump_errors
 
 SITE_CODE = ("ZQXV9", "99ZQXV", "ZQXV chest")  # a code that the site made up
@@ -230,7 +235,44 @@ def test_files_are_not_sent_as_they_are(tmp_path: Path) -> None:
     assert "peers.blind.deidentify" in str(ran.exception) + ran.output
 
 
+def test_a_disk_that_refuses_is_no_fault_of_the_object(
+    objects: list[EncodedObject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No room for the copy, or no descriptor to read it with: it is tried again."""
+    report = next(each for each in objects if each.kind == "sr")
+    file = tmp_path / "report.dcm"
+    file.write_bytes(report.content)
+    result = ResultObject(
+        kind="sr",
+        sop_class_uid=report.sop_class_uid,
+        sop_instance_uid=report.sop_instance_uid,
+        series_instance_uid=report.series_instance_uid,
+        path="report.dcm",
+        sha256="",
+    )
+    with SmallPacs(tmp_path / "pacs") as pacs:
+        peer = Peer(name="x", ae_title=pacs.ae_title, host="127.0.0.1", port=pacs.port, deidentify="keep_dates")
+        with DeidentifyingSender(DicomSender("PULMO")).open(peer) as link:
+            monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+            with pytest.raises(Transient, match=r"de-identifying report\.dcm"):
+                link.store(file, result)
+            monkeypatch.undo()
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            try:
+                with pytest.raises(DiskFull, match=r"de-identifying report\.dcm"):
+                    link.store(file, result)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert pacs.stored == ()
+
+
 def test_what_is_no_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.dcm").write_bytes(b"no DICOM at all")
-    with pytest.raises(Permanent, match=r"broken\.dcm cannot be read"):
-        write_deidentified(tmp_path / "broken.dcm", tmp_path / "target.dcm", keep_dates=False)
+    report = ct_slice()
+    report.SOPClassUID = Comprehensive3DSRStorage
+    whole = part10(tmp_path / "damaged.dcm", report).read_bytes()
+    (tmp_path / "damaged.dcm").write_bytes(whole.replace(b"\x02\x00\x02\x00UI", b"\x02\x00\x02\x00UJ"))
+    for name in ("broken", "damaged", "missing"):
+        with pytest.raises(Permanent, match=rf"{name}\.dcm cannot be"):
+            write_deidentified(tmp_path / f"{name}.dcm", tmp_path / "target.dcm", keep_dates=False)

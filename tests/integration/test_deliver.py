@@ -237,6 +237,18 @@ class TestRefusedHere:
                 link.store(path, result)
             assert link.store(*result_file(tmp_path)) == "0x0000: success"
 
+    @pytest.mark.parametrize(("place", "by"), [(b"\x02\x00\x02\x00UI", b"UJ"), (b"\x02\x00\x00\x00UL", b"UJ")])
+    def test_a_damaged_file_is_no_unexpected_error(
+        self, pacs: SmallPacs, sender: DicomSender, tmp_path: Path, place: bytes, by: bytes
+    ) -> None:
+        """Its delivery would be tried for ever, and none behind it in its job."""
+        file, result = result_file(tmp_path)
+        content = file.read_bytes()
+        at = content.index(place) + 4
+        file.write_bytes(content[:at] + by + content[at + 2 :])
+        with sender.open(pacs.peer) as link, pytest.raises(Permanent, match=r"1\.dcm cannot be read"):
+            link.store(file, result)
+
 
 class TestDisk:
     """A disk that fails here is no verdict of the peer."""

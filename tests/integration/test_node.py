@@ -17,12 +17,13 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
-from pulmo_node.app import Node, SystemClock, open_audit, open_store
+from pulmo_node.app import Node, SystemClock, open_audit, open_store, replaced
 from pulmo_node.config import Config, resolve
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import DimseStatus
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.errors import DiskFull
+from pulmo_node.files import FileOutbox
 from pulmo_node.ports import StudyDetail
 from pulmo_node.retention import erase_study
 from pulmo_node.store import SqlStore
@@ -178,6 +179,21 @@ def test_a_late_slice_gives_a_new_revision_with_new_uids(tmp_path: Path, pacs: S
     assert detail.series[0].number_of_instances == len(files)
     assert [(job.revision, job.state.value) for job in detail.jobs] == [(1, "DONE"), (2, "DONE")]
     assert len({stored.sop_instance_uid for stored in pacs.stored}) == 4
+
+
+def test_other_images_after_a_deletion_have_other_uids(tmp_path: Path, pacs: SmallPacs) -> None:
+    """The PACS has the old results, and keeps what it has under a UID; of the same images they are the same."""
+    study, files = series_files(tmp_path / "ct")
+    files = sorted(files, key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    made: list[set[str]] = []
+    with running(tmp_path, pacs) as node:
+        for sent in (files[:-1], files[:-1], files):
+            send(node, sent)
+            detail = wait_for(node, study, in_state("DONE"))
+            made.append({delivery.result.sop_instance_uid for delivery in detail.deliveries})
+            erase_study(node.config.storage, node.store, open_audit(node.config), study)
+    assert made[0] == made[1]
+    assert not made[0] & made[2]
 
 
 def reports(pacs: SmallPacs) -> list[Dataset]:
@@ -505,6 +521,40 @@ def test_an_outcome_that_the_database_does_not_take_costs_no_attempt(
     assert refusals["job_encoded"] == refusals["delivery_sent"] == 0
 
 
+def test_damaged_findings_in_the_outbox_end_their_job(tmp_path: Path, pacs: SmallPacs) -> None:
+    """It would be the oldest of all jobs for ever, and none behind it would have its turn."""
+    study, files = series_files(tmp_path / "ct")
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        wait_for(node, study, in_state("DONE"))
+        for damaged in (node.config.storage / "outbox").glob("*/findings.json"):
+            damaged.write_text("{")
+        assert node.store.requeue(study_instance_uid=study) == 1
+        (job,) = wait_for(node, study, in_state("FAILED")).jobs
+        assert "findings.json" in (job.reason or "")
+
+
+def test_a_database_that_takes_no_leases_back_ends_no_node_that_is_replaced(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full just when the analysis of the node before was broken off: its leases expire then."""
+
+    def refused(*_args: object, **_kwargs: object) -> int:
+        raise DiskFull("database: disk is full")
+
+    study, files = series_files(tmp_path / "ct")
+    config = configuration(tmp_path, pacs)
+    node = Node(config).__enter__()
+    try:
+        with monkeypatch.context() as full:
+            full.setattr(SqlStore, "release_leases", refused)
+            node = replaced(node, lambda: config)
+        send(node, files)
+        wait_for(node, study, in_state("DONE"))
+    finally:
+        node.__exit__(None, None, None)
+
+
 def test_a_study_that_is_deleted_while_it_is_analysed_leaves_nothing(
     tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -528,3 +578,21 @@ def test_a_study_that_is_deleted_while_it_is_analysed_leaves_nothing(
         assert store.study(study) is None
     assert not [path for folder in ("instances", "outbox", "incoming") for path in (storage / folder).rglob("*.dcm")]
     assert pacs.stored == ()
+
+
+def test_a_study_that_is_deleted_while_its_rejection_is_told_leaves_nothing(
+    tmp_path: Path, pacs: SmallPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, files = series_files(tmp_path / "ct", SeriesDescription=REJECTED_DESCRIPTION)
+    ended, put = threading.Event(), FileOutbox.put
+
+    def put_too_late(self: FileOutbox, *args: Any) -> Any:
+        erase_study(node.config.storage, node.store, open_audit(node.config), study)
+        ended.set()
+        return put(self, *args)
+
+    monkeypatch.setattr(FileOutbox, "put", put_too_late)
+    with running(tmp_path, pacs, results={"report_rejected": True}) as node:
+        send(node, files)
+        assert ended.wait(WAIT_SECONDS)
+    assert not list(node.config.storage.rglob("*.dcm"))

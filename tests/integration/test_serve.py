@@ -142,6 +142,17 @@ def test_one_that_cannot_be_used_changes_nothing_at_all(tmp_path: Path, wrong: d
         assert answers(port, "LATER")
 
 
+def test_an_audit_that_cannot_be_written_ends_no_node(tmp_path: Path) -> None:
+    config, port = tmp_path / "node.toml", free_port()
+    write(config, port)
+    with served(tmp_path, config) as node:
+        write(config, port, "OTHER", more=f'[audit]\nfile = "{config}/audit.jsonl"\n')
+        log = node.reload()
+        assert "the configuration was replaced" in log
+        assert "audit" in log
+        assert answers(port, "OTHER")
+
+
 def test_a_port_that_stays_the_same_stays_open(tmp_path: Path) -> None:
     """An association in the middle of a series lives through a reload, and goes by the new configuration then."""
     config, port = tmp_path / "node.toml", free_port()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -122,6 +125,17 @@ class TestErase:
             erase_study(tmp_path, scene.store, audit, scene.study().summary.study_instance_uid)
         assert scene.study().summary.instances == 1
 
+    def test_one_whose_files_are_gone_already(self, scene: Scene, tmp_path: Path, audit: AuditTrail) -> None:
+        """As after a power cut within an erasure: the next start drops the rows, and the series waits for images."""
+        done(scene, "1", "1.1")
+        image, sr = on_disk(scene, tmp_path, "1")
+        image.unlink()
+        scene.store.drop_lost([image.relative_to(tmp_path).as_posix()])
+        assert scene.state("1") == "RECEIVING"
+        assert erase_study(tmp_path, scene.store, audit, "1") is not None
+        assert scene.store.study("1") is None
+        assert not sr.exists()
+
     def test_whoever_works_on_it_is_too_late(self, scene: Scene, tmp_path: Path, audit: AuditTrail) -> None:
         job = scene.queued(study="1", series="1.1")
         encoded = scene.queued(study="2", series="2.1")
@@ -199,6 +213,18 @@ class TestPurge:
         self.purge(scene, tmp_path).sweep()
         assert (image.exists(), kept.exists()) == (False, True)
 
+    def test_what_a_kill_left_half_written_goes_while_the_node_runs(self, scene: Scene, tmp_path: Path) -> None:
+        """At the start that follows at once it is too young to be told from what another process is writing."""
+        incoming = tmp_path / "incoming"
+        incoming.mkdir()
+        (incoming / "image.part").write_bytes(b"x")
+        FileOutbox(tmp_path)
+        (incoming / "young.part").write_bytes(b"x")
+        an_hour_ago = time.time() - 3601
+        os.utime(incoming / "image.part", (an_hour_ago, an_hour_ago))
+        self.purge(scene, tmp_path).run()
+        assert [path.name for path in incoming.iterdir()] == ["young.part"]
+
     def test_by_size_the_longest_untouched_first(self, scene: Scene, tmp_path: Path) -> None:
         for study in ("1", "2", "3"):
             done(scene, study, f"{study}.1")
@@ -226,6 +252,21 @@ class TestPurge:
         assert scene.store.purged_series("1") == ()
         assert scene.store.requeue(study_instance_uid="1") == 1
         assert scene.job("1").state is JobState.QUEUED
+
+    def test_what_was_sent_again_stays_as_long_as_what_is_new(self, scene: Scene, tmp_path: Path) -> None:
+        """Otherwise the next purge, a minute later, would take it from who was told to send it again."""
+        done(scene, "1", "1.1")
+        scene.clock.advance(days=8)
+        purge = self.purge(scene, tmp_path, days=7)
+        assert purge.run() == 1
+        scene.clock.advance(days=30)
+        done(scene, "2", "2.1")
+        scene.clock.advance(hours=1)
+        scene.receive(study="1", series="1.1")
+        assert purge.due() == ()
+        assert self.purge(scene, tmp_path, gib=1.5 * scene.store.stored_bytes() / 2 / 1024**3).due() == ("2",)
+        scene.clock.advance(days=7.1)
+        assert purge.due() == ("2", "1")
 
     def test_one_that_was_requeued_meanwhile_is_left(self, scene: Scene) -> None:
         done(scene, "1", "1.1")
@@ -296,6 +337,23 @@ class TestAudit:
         (tmp_path / "audit.jsonl").rename(tmp_path / "audit.jsonl.1")
         audit.record([{"action": "two"}], durable=True)
         assert [entry["action"] for entry in lines(tmp_path)] == ["two"]
+
+    def test_a_disk_that_is_full_within_a_batch_is_told_and_spoils_no_later_line(
+        self, tmp_path: Path, audit: AuditTrail
+    ) -> None:
+        batch = [{"action": f"number {number}"} for number in range(50)]
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(Transient, match="audit"):
+                audit.record(batch)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        audit.record([{"action": "after"}])
+        audit.record([{"action": "last"}])
+        *_, cut, after, last = (tmp_path / "audit.jsonl").read_text().splitlines()
+        assert not cut.endswith("}")
+        assert [json.loads(line)["action"] for line in (after, last)] == ["after", "last"]
 
     def test_an_audit_that_cannot_be_written_stops_no_transition(self, scene: Scene, tmp_path: Path) -> None:
         (tmp_path / "audit.jsonl").mkdir()

@@ -30,6 +30,15 @@ def scene(url: str) -> Iterator[Scene]:
         yield Scene(store, clock)
 
 
+def test_a_character_that_postgresql_does_not_take_stops_no_series(scene: Scene) -> None:
+    """A peer may put NUL into any text, and reasons quote some of them."""
+    scene.store.record_instance(replace(instance(), modality="C\0T"))
+    scene.store.complete_series(scene.series(), [NewJob(pipeline="ct", destinations=())], "no C\0T")
+    scene.store.job_failed(scene.claim(), "ANALYSIS_FAILED", "C\0T is no modality")
+    assert scene.series().modality.replace("?", "\0") == "C\0T"
+    assert (scene.job().reason or "").replace("?", "\0") == "C\0T is no modality"
+
+
 class TestInstances:
     def test_the_first_makes_the_series(self, scene: Scene) -> None:
         assert scene.receive() is InstanceOutcome.NEW
