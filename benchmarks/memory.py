@@ -27,7 +27,7 @@ from pulmo_node.analyse import Analyser
 from pulmo_node.attempt import LocalAnalysis, SeriesRequest
 from pulmo_node.config import resolve
 from pulmo_node.encode import ResultContext, ResultOptions
-from pulmo_node.files import FileOutbox
+from pulmo_node.outbox import FileOutbox
 
 _SLICES, _QUICK_SLICES = (100, 300, 500, 700, 900, 1500), (40, 60, 80)
 _FITTED = 900  # the line is fitted up to here; what lies beyond only must not fail

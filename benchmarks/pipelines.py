@@ -33,7 +33,7 @@ from pulmo_node.analyse import Analyser
 from pulmo_node.attempt import LocalAnalysis, SeriesRequest
 from pulmo_node.config import resolve
 from pulmo_node.encode import ResultContext, ResultOptions
-from pulmo_node.files import FileOutbox
+from pulmo_node.outbox import FileOutbox
 from tests.made_up_sets import drawing_regressor, write_network_set
 from tests.radiograph_factory import film, radiograph, write_series
 

@@ -28,13 +28,14 @@ from pulmo_node.deliver import DicomSender, ResultSenders, StowSender
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.domain.retry import RetryPolicy
 from pulmo_node.errors import ConfigError, PulmoError, Transient
-from pulmo_node.files import FileInstanceStore, FileOutbox
+from pulmo_node.files import FileInstanceStore
 from pulmo_node.gaps import GapRepair, Retriever
 from pulmo_node.isolation import IsolatedAnalysis, ProcessSettings
 from pulmo_node.network.access import Access
 from pulmo_node.network.limits import Limits
 from pulmo_node.network.tls import ServerTlsSettings
 from pulmo_node.observation import Observation
+from pulmo_node.outbox import FileOutbox
 from pulmo_node.ports import ResultSender
 from pulmo_node.receive import Receiver, ReceiveSettings
 from pulmo_node.reconcile import reconcile

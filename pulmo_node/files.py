@@ -1,20 +1,19 @@
-"""Durable files: received instances and encoded results.
+"""Durable files: received instances.
 
-Input: bytes from the receiver and the encoder. Output: files below the storage directory that survive a power cut
+Input: bytes from the receiver. Output: files below the storage directory that survive a power cut
 from the moment the call returns. Errors: `Transient` where the disk refuses. Governed by DICOM PS3.10 (file format).
 
 Layout below the storage directory::
 
     instances/<study>/<series>/<sop>.dcm                   as the peer sent it
     instances/<study>/<series>/<sop>.conflict-<sha256>.dcm  same SOP Instance UID, other bytes (start of the digest)
-    outbox/<key>/<sop>.dcm, findings.json, objects.json    what one job yielded
+    outbox/<key>/                                          what one job yielded: `pulmo_node.outbox`
     incoming/                                              being written; what a crash leaves here is never read
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -22,26 +21,23 @@ import shutil
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from io import FileIO
 from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 from uuid import uuid4
 
-from pulmo_node.domain.deliveries import ResultObject
-from pulmo_node.durable import disk_refusal, fsync_folder, fsync_upwards, write_durably
+from pulmo_node.durable import disk_refusal, fsync_folder, fsync_upwards
 from pulmo_node.errors import Permanent, StorageFull, Transient
-from pulmo_node.ports import OutboxItem, WrittenInstance
+from pulmo_node.ports import WrittenInstance
 
 log = logging.getLogger(__name__)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _UID = re.compile(r"[0-9.]{1,64}")
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _GROUP_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"  # (0002,0000) UL, 4 bytes; it follows preamble and prefix (PS3.10, 7.1)
 _GROUP_LENGTH_END = 128 + 4 + len(_GROUP_LENGTH) + 4
 _CONFLICT_DIGITS = 32
@@ -58,7 +54,7 @@ class FileInstanceStore:
         self._storage = storage
         self._min_free_bytes = min_free_bytes
         self._is_full = False
-        self._incoming = _prepare(storage, "instances")
+        self._incoming = prepare_storage(storage, "instances")
         self._own = uuid4().hex
         self._parts = count()
         self._folders_lock = threading.Lock()
@@ -78,10 +74,10 @@ class FileInstanceStore:
         """
         if _meta_length(meta) != len(meta):
             raise ValueError("meta is not a whole File Meta Information with its group length")
-        folder = self._storage / "instances" / _uid_name(study_instance_uid) / _uid_name(series_instance_uid)
-        with disk_refusal(f"writing instance {_uid_name(sop_instance_uid)}"):
+        folder = self._storage / "instances" / uid_name(study_instance_uid) / uid_name(series_instance_uid)
+        with disk_refusal(f"writing instance {uid_name(sop_instance_uid)}"):
             self._make_folder(folder)
-            return IncomingInstance(self, folder / f"{_uid_name(sop_instance_uid)}.dcm", meta)
+            return IncomingInstance(self, folder / f"{uid_name(sop_instance_uid)}.dcm", meta)
 
     def write(
         self, *, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, meta: bytes, data_set: bytes
@@ -126,7 +122,7 @@ class FileInstanceStore:
 
     def path_of(self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> str:
         """Where the first bytes of that instance lie, relative to storage."""
-        names = map(_uid_name, (study_instance_uid, series_instance_uid, sop_instance_uid))
+        names = map(uid_name, (study_instance_uid, series_instance_uid, sop_instance_uid))
         return f"instances/{'/'.join(names)}.dcm"
 
     def digest(self, path: str) -> str | None:
@@ -276,93 +272,12 @@ class IncomingInstance:
         return _data_set_digest(path) == digest
 
 
-class FileOutbox:
-    """Encoded result objects, one folder a job (port `Outbox`)."""
-
-    def __init__(self, storage: Path) -> None:
-        self._storage = storage
-        self._outbox = storage / "outbox"
-        self._incoming = _prepare(storage, "outbox")
-
-    def put(self, key: str, items: Sequence[OutboxItem], findings_json: str) -> tuple[tuple[ResultObject, ...], str]:
-        """Write the objects of one job, whole or not at all; what lies under `key` already is returned instead.
-
-        Raises:
-            Transient: the disk refuses.
-            Permanent: two objects have one SOP Instance UID.
-        """
-        found = self.get(key)
-        if found is not None:
-            with disk_refusal(f"synchronising outbox {_key_name(key)}"):
-                fsync_upwards(self._outbox, self._storage)  # who put it may have died before doing so
-            return found
-        results = self._results(key, items)
-        part = self._incoming / f"{uuid4().hex}.part"
-        with disk_refusal(f"writing outbox {_key_name(key)}"):
-            try:
-                part.mkdir()
-                for item, result in zip(items, results, strict=True):
-                    write_durably(part / Path(result.path).name, item.content)
-                write_durably(part / "findings.json", findings_json.encode())
-                index = [asdict(result) for result in results]
-                write_durably(part / "objects.json", json.dumps(index, indent=1).encode())
-                fsync_folder(part)
-                _rename_folder(part, self._outbox / _key_name(key))
-                fsync_upwards(self._outbox, self._storage)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-        written = self.get(key)
-        if written is None:
-            raise Transient(f"outbox {_key_name(key)} vanished while it was being written")
-        return written
-
-    def get(self, key: str) -> tuple[tuple[ResultObject, ...], str] | None:
-        """What lies under `key`, or None.
-
-        Raises:
-            Transient: it cannot be read.
-            Permanent: its index is damaged.
-        """
-        folder = self._outbox / _key_name(key)
-        if not folder.is_dir():
-            return None
-        with disk_refusal(f"reading outbox {folder.name}"):
-            index = (folder / "objects.json").read_bytes()
-            findings_json = (folder / "findings.json").read_bytes().decode()
-        try:
-            return tuple(ResultObject(**entry) for entry in json.loads(index)), findings_json
-        except (ValueError, TypeError) as exc:
-            raise Permanent(f"outbox {folder.name}/objects.json is damaged: {exc}") from exc
-
-    def discard(self, key: str) -> None:
-        """Remove what lies under `key`: its study was erased meanwhile. Raises `Transient`."""
-        with disk_refusal(f"removing outbox {_key_name(key)}"):
-            if (self._outbox / _key_name(key)).is_dir():
-                shutil.rmtree(self._outbox / _key_name(key))
-
-    def _results(self, key: str, items: Sequence[OutboxItem]) -> tuple[ResultObject, ...]:
-        results = tuple(
-            ResultObject(
-                kind=item.kind,
-                sop_class_uid=item.sop_class_uid,
-                sop_instance_uid=item.sop_instance_uid,
-                series_instance_uid=item.series_instance_uid,
-                path=f"outbox/{_key_name(key)}/{_uid_name(item.sop_instance_uid)}.dcm",
-                sha256=hashlib.sha256(item.content).hexdigest(),
-            )
-            for item in items
-        )
-        if len({result.path for result in results}) != len(results):
-            raise Permanent(f"outbox {_key_name(key)}: two objects have one SOP Instance UID")
-        return results
-
-
 def _folders(parent: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
     with os.scandir(parent) as entries:
         return [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
-def _prepare(storage: Path, folder: str) -> Path:
+def prepare_storage(storage: Path, folder: str) -> Path:
     """Create the folders; remove what a crash left; the folder for files that are being written."""
     incoming = storage / "incoming"
     with disk_refusal(f"preparing storage {storage}"):
@@ -394,17 +309,11 @@ def _remove_abandoned(part: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _uid_name(uid: str) -> str:
+def uid_name(uid: str) -> str:
     """A UID as a file name: itself where it is one, else a digest (it comes from the network)."""
     if _UID.fullmatch(uid) and uid.strip("."):
         return uid
     return f"sha256-{hashlib.sha256(uid.encode(errors='surrogatepass')).hexdigest()}"
-
-
-def _key_name(key: str) -> str:
-    if _KEY.fullmatch(key):
-        return key
-    return f"sha256-{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"
 
 
 def _meta_length(head: bytes) -> int | None:
@@ -423,12 +332,3 @@ def _data_set_digest(path: Path) -> str | None:
             return None
         file.seek(start)
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _rename_folder(source: Path, target: Path) -> None:
-    """Give the folder its name, unless another worker was first; its objects then stay as they are."""
-    try:
-        source.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise

@@ -32,7 +32,7 @@ from pulmo_node import logs
 from pulmo_node.analyse import Analyser
 from pulmo_node.attempt import Analysis, LocalAnalysis, ReadingAhead, SeriesRequest, SeriesResult
 from pulmo_node.errors import AnalysisLost, DiskFull, Permanent, PulmoError, Rejected, Stopped, Transient
-from pulmo_node.files import FileOutbox
+from pulmo_node.outbox import FileOutbox
 
 log = logging.getLogger(__name__)
 

@@ -41,6 +41,10 @@ class Outbox(Protocol):
         """What lies under `key`, or None."""
         ...
 
+    def check(self, result: ResultObject) -> None:
+        """Whether an object is what was put here. Raises `Permanent` where it is not, `Transient` of the disk."""
+        ...
+
     def discard(self, key: str) -> None:
         """Remove what lies under `key`: its study was erased meanwhile. Raises `Transient`."""
         ...

@@ -113,6 +113,7 @@ class DeliveryDuty:
 
     def _deliver(self, link: ResultLink, delivery: Delivery) -> None:
         try:
+            self._ports.outbox.check(delivery.result)
             status = link.store(self._ports.instances.absolute(delivery.result.path), delivery.result)
         except LeftOut as exc:
             self._leave_out(delivery, exc)

@@ -18,7 +18,7 @@ from typing import Any
 from pulmo_node.app import Node
 from pulmo_node.config import Config, resolve
 from pulmo_node.deliver import AssociationLink, DicomSender
-from pulmo_node.files import FileOutbox
+from pulmo_node.outbox import FileOutbox
 from pulmo_node.store import SqlStore
 from tests import fake_pipeline
 

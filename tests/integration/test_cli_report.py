@@ -19,7 +19,7 @@ from pulmo_node.domain.jobs import NewJob
 from pulmo_node.encode import EncodedObject, encode_findings
 from pulmo_node.encode.identity import ResultOptions
 from pulmo_node.errors import Permanent
-from pulmo_node.files import FileOutbox
+from pulmo_node.outbox import FileOutbox
 from pulmo_node.ports import OutboxItem
 from pulmo_node.store import SqlStore
 from tests.encode_factory import chest_datasets, make_context, make_findings, make_nodule, write_volume

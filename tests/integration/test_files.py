@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from pulmo_node.errors import DiskFull, Permanent, Transient
-from pulmo_node.files import FileInstanceStore, FileOutbox
+from pulmo_node.files import FileInstanceStore
+from pulmo_node.outbox import FileOutbox
 from pulmo_node.ports import OutboxItem, WrittenInstance
 from tests.integration.store_scene import run_threads
 
@@ -427,3 +428,17 @@ class TestOutbox:
         (storage / "outbox/key/objects.json").write_text(index)
         with pytest.raises(Permanent, match=r"outbox key/objects\.json is damaged"):
             outbox.get("key")
+
+    def test_what_is_not_as_it_was_put_is_told(self, storage: Path) -> None:
+        outbox = FileOutbox(storage)
+        (sr, seg), _ = outbox.put("key", self.ITEMS, "{}")
+        outbox.check(sr)
+        outbox.check(seg)
+        path = storage / sr.path
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(Permanent, match=r"outbox/key/2\.25\.1\.dcm is damaged"):
+            outbox.check(sr)
+        path.unlink()
+        with pytest.raises(Permanent, match=r"outbox/key/2\.25\.1\.dcm is gone"):
+            outbox.check(sr)
+        outbox.check(seg)

@@ -21,9 +21,9 @@ from pulmo_node.app import Node, SystemClock, open_audit, open_store, replaced
 from pulmo_node.config import Config, resolve
 from pulmo_node.deliver import DicomSender
 from pulmo_node.dimse import DimseStatus
-from pulmo_node.domain.deliveries import Peer
+from pulmo_node.domain.deliveries import DeliveryState, Peer
 from pulmo_node.errors import DiskFull
-from pulmo_node.files import FileOutbox
+from pulmo_node.outbox import FileOutbox
 from pulmo_node.ports import StudyDetail
 from pulmo_node.retention import erase_study
 from pulmo_node.store import SqlStore
@@ -532,6 +532,27 @@ def test_damaged_findings_in_the_outbox_end_their_job(tmp_path: Path, pacs: Smal
         assert node.store.requeue(study_instance_uid=study) == 1
         (job,) = wait_for(node, study, in_state("FAILED")).jobs
         assert "findings.json" in (job.reason or "")
+
+
+def test_a_result_that_was_damaged_on_the_disk_is_not_sent(tmp_path: Path, pacs: SmallPacs) -> None:
+    study, files = series_files(tmp_path / "ct")
+    with running(tmp_path, pacs) as node:
+        send(node, files)
+        detail = wait_for(node, study, in_state("DONE"))
+        sent = len(pacs.stored)
+        (seg,) = (one.result for one in detail.deliveries if one.result.kind == "seg")
+        path = node.config.storage / seg.path
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 1  # a pixel
+        path.write_bytes(content)
+        assert node.store.requeue(study_instance_uid=study, redeliver=True) == 1
+        detail = wait_for(node, study, in_state("FAILED"))
+    failed = {one.result.kind: one.reason for one in detail.deliveries if one.state is DeliveryState.FAILED}
+    assert list(failed) == ["seg"]
+    assert "is damaged" in (failed["seg"] or "")
+    assert [one.sop_instance_uid for one in pacs.stored[sent:]] == [
+        one.result.sop_instance_uid for one in detail.deliveries if one.result.kind != "seg"
+    ]
 
 
 def test_a_database_that_takes_no_leases_back_ends_no_node_that_is_replaced(

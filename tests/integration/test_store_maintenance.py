@@ -19,7 +19,7 @@ from pulmo_node.domain.jobs import JobState
 from pulmo_node.domain.priority import Priority
 from pulmo_node.domain.series import InstanceOutcome
 from pulmo_node.errors import Permanent, StaleJob, Transient
-from pulmo_node.files import FileOutbox
+from pulmo_node.outbox import FileOutbox
 from pulmo_node.retention import Purge, erase_study
 from pulmo_node.store import SqlStore
 from pulmo_node.store.schema import HEAD_REVISION
