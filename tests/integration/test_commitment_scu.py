@@ -35,7 +35,7 @@ from tests.integration.test_node import configuration, in_state, running, send, 
 pytestmark = pytest.mark.usefixtures("fake_pipeline")
 __all__ = ["fake_pipeline"]
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 180.0
 LIMIT = timedelta(minutes=5)
 OFFERED = {"storage_commitment": "if_offered"}
 UNHURRIED = {"commitment_seconds": 300.0}
@@ -50,6 +50,7 @@ class CommittingPacs(SmallPacs):
         self.requested: Queue[tuple[Association, Dataset]] = Queue()
         self.statuses: list[int] = []  # of the next answers; then Success
         self.abort_next = False
+        self.offers_no_more = False  # from the next abort on
 
     def start(self) -> SmallPacs:
         super().start()
@@ -60,6 +61,10 @@ class CommittingPacs(SmallPacs):
     def _on_n_action(self, event: evt.Event) -> tuple[int, None]:
         if self.abort_next:
             self.abort_next = False
+            if self.offers_no_more:
+                assert self._server is not None
+                kept = [one for one in self._server.contexts if one.abstract_syntax != STORAGE_COMMITMENT]
+                self._server.contexts = kept
             event.assoc.abort()
         self.requested.put((event.assoc, event.action_information))
         return (self.statuses.pop(0) if self.statuses else 0), None
@@ -110,6 +115,7 @@ def call_and_tell(
 ) -> int:
     """The report on an association of its own, as a PACS opens it."""
     entity = AE(ae_title="SMALLPACS")
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = WAIT_SECONDS
     contexts = [build_context(STORAGE_COMMITMENT, ImplicitVRLittleEndian)]
     roles = [build_role(STORAGE_COMMITMENT, scp_role=True)] if with_role else []
     port = node.receiver.port
@@ -264,16 +270,13 @@ class TestNotCommitted:
     def test_a_peer_that_offers_it_no_more(self, tmp_path: Path, pacs: CommittingPacs) -> None:
         """What waits to be asked for counts as delivered, as anything sent to such a peer does."""
         study, files = series_files(tmp_path / "ct")
-        pacs.abort_next = True
-        delivery = {**UNHURRIED, "first_delay_seconds": 2.0, "max_delay_seconds": 2.0}
-        with running(tmp_path, pacs, peers=peers(pacs), delivery=delivery) as node:
+        pacs.abort_next = pacs.offers_no_more = True
+        with running(tmp_path, pacs, peers=peers(pacs), delivery=UNHURRIED) as node:
             send(node, files)
             pacs.next_request()
-            pacs.stop()
-            pacs._entity.remove_supported_context(STORAGE_COMMITMENT)
-            pacs.start()
             detail = wait_for(node, study, in_state("DONE"))
         assert states(detail) == {"SENT"}
+        assert pacs.requested.empty()
 
 
 @pytest.mark.parametrize(
