@@ -20,7 +20,7 @@ from pynetdicom.association import Association
 from pulmo_node import orthanc
 from pulmo_node.app import Node
 from pulmo_node.config import resolve
-from pulmo_node.dimse import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from pulmo_node.dimse import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, _keep_answers, prepare_connection
 from pulmo_node.domain.deliveries import DeliveryState
 from pulmo_node.domain.jobs import DELIVERY_FAILED
 from pulmo_node.errors import InvalidTransition, StaleJob
@@ -66,6 +66,7 @@ class CommittingPacs(SmallPacs):
                 kept = [one for one in self._server.contexts if one.abstract_syntax != STORAGE_COMMITMENT]
                 self._server.contexts = kept
             event.assoc.abort()
+        _keep_answers(event.assoc)  # to a report on this association
         self.requested.put((event.assoc, event.action_information))
         return (self.statuses.pop(0) if self.statuses else 0), None
 
@@ -119,7 +120,8 @@ def call_and_tell(
     contexts = [build_context(STORAGE_COMMITMENT, ImplicitVRLittleEndian)]
     roles = [build_role(STORAGE_COMMITMENT, scp_role=True)] if with_role else []
     port = node.receiver.port
-    association = entity.associate("127.0.0.1", port, contexts, ae_title="PULMO", ext_neg=roles)
+    handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS])]
+    association = entity.associate("127.0.0.1", port, contexts, ae_title="PULMO", ext_neg=roles, evt_handlers=handlers)
     assert association.is_established
     try:
         return tell(association, event_type, information, instance)
