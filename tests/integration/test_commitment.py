@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage, generate_uid
 from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import DimsePrimitiveType
 
 from pulmo_node import orthanc
 from pulmo_node.commitment import CommitmentScp
@@ -31,7 +33,7 @@ from pulmo_node.store import SqlStore
 from pulmo_node.testing import ManualClock
 from tests.network_factory import LogWatch, association, ct_slice, part10, watched
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 180.0
 CT_SLICE_UIDS = [(CTImageStorage, f"1.2.826.0.1.3680043.8.498.2.{number}") for number in (1, 2, 3)]
 
 
@@ -87,7 +89,7 @@ def committing(
         scp = CommitmentScp(
             store,
             instances,
-            DicomSender("PULMO", timeout_seconds=10.0),
+            DicomSender("PULMO", timeout_seconds=120.0),
             clock,
             peer_of=lambda ae_title: peer if peer is not None and ae_title == peer.ae_title else None,
             retry=retry,
@@ -101,6 +103,18 @@ def committing(
         finally:
             receiver.stop(drain_seconds=0.0)
             scp.stop()
+
+
+def send_whole_messages(event: evt.Event) -> None:
+    """pynetdicom answers a report in a thread of its own; that must not come between the parts of an instance."""
+    dimse, sending = event.assoc.dimse, threading.Lock()
+    send = dimse.send_msg
+
+    def send_whole(primitive: DimsePrimitiveType, context_id: int) -> None:
+        with sending:
+            send(primitive, context_id)
+
+    dimse.send_msg = send_whole
 
 
 CONTEXTS = ((CTImageStorage, ExplicitVRLittleEndian), (STORAGE_COMMITMENT, ImplicitVRLittleEndian))
@@ -224,7 +238,7 @@ class TestSameAssociation:
 
     def asking(self, node: Committing) -> tuple[AE, Queue[tuple[int, Dataset]]]:
         entity = AE(ae_title="GUEST")
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = WAIT_SECONDS
         return entity, Queue()
 
     def test_it_is_told_while_it_waits(self, tmp_path: Path) -> None:
@@ -238,6 +252,7 @@ class TestSameAssociation:
                 ae_title="PULMO",
                 evt_handlers=[
                     (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
+                    (evt.EVT_CONN_OPEN, send_whole_messages),
                     (evt.EVT_N_EVENT_REPORT, guest.on_report),
                 ],
             )
@@ -266,6 +281,7 @@ class TestSameAssociation:
                 max_pdu=4096,
                 evt_handlers=[
                     (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
+                    (evt.EVT_CONN_OPEN, send_whole_messages),
                     (evt.EVT_N_EVENT_REPORT, guest.on_report),
                 ],
             )
