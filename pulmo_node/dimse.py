@@ -290,6 +290,7 @@ def prepare_connection(event: evt.Event, timeout_seconds: float) -> None:
     """
     if event.assoc.is_requestor:
         _keep_answers(event.assoc)
+    _keep_paused(event.assoc)
     wrapper = event.assoc.dul.socket
     if wrapper is None or wrapper.socket is None:  # the peer was gone again at once
         return
@@ -319,3 +320,21 @@ def _keep_answers(association: Association) -> None:
             return messages.queue.popleft()
 
     association.dimse.get_msg = get_msg  # type: ignore[method-assign]
+
+
+def _keep_paused(association: Association) -> None:
+    """Keep whoever sends a request or releases from waiting for ever.
+
+    They pause the thread that serves the association, and wait for the note that it is paused. pynetdicom serves an
+    N-EVENT-REPORT in a further thread, at whose end it takes that note back, also where the one it is about waits.
+    """
+    serve = association._serve_request
+
+    def serve_request(msg: Any, context_id: int) -> None:
+        try:
+            serve(msg, context_id)
+        finally:
+            if threading.current_thread() is not association and not association._reactor_checkpoint.is_set():
+                association._is_paused = True
+
+    association._serve_request = serve_request  # type: ignore[method-assign]

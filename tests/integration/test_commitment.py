@@ -268,6 +268,38 @@ class TestSameAssociation:
             assert guest.reports.get(timeout=WAIT_SECONDS)[0] == 1
             sender.release()
 
+    def test_a_report_that_is_served_while_the_next_request_begins_holds_up_nobody(self, tmp_path: Path) -> None:
+        """pynetdicom would wait for ever, in `release` too, for a thread that is paused already."""
+        serving: Queue[threading.Thread] = Queue()
+
+        def on_report(event: evt.Event) -> tuple[int, None]:
+            checkpoint = event.assoc._reactor_checkpoint
+            checkpoint.clear()  # as the next request does
+            while not checkpoint._cond._waiters:  # the association's own thread is paused
+                time.sleep(0.001)
+            serving.put(threading.current_thread())
+            return 0, None
+
+        with committing(tmp_path) as node:
+            entity, _ = self.asking(node)
+            sender = entity.associate(
+                "127.0.0.1",
+                node.receiver.port,
+                [build_context(*context) for context in CONTEXTS],
+                ae_title="PULMO",
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
+                    (evt.EVT_N_EVENT_REPORT, on_report),
+                ],
+            )
+            assert ask(sender, CT_SLICE_UIDS) == 0
+            serving.get(timeout=WAIT_SECONDS).join()
+            releasing = threading.Thread(target=sender.release, daemon=True)
+            releasing.start()
+            releasing.join(20)
+            assert not releasing.is_alive()
+            assert sender.is_released
+
     def test_many_references_between_instances_that_keep_coming(self, tmp_path: Path) -> None:
         """A report of many PDUs does not mix with the answers to the instances that are sent at the same time."""
         with committing(tmp_path) as node:
