@@ -87,7 +87,7 @@ class Collector:
     def messages(self, number: int) -> list[ElementTree.Element]:
         """The first so many, each held against the schema."""
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.frames) >= number, 60.0), len(self.frames)
+            assert self.changed.wait_for(lambda: len(self.frames) >= number, 180.0), len(self.frames)
         return [checked(frame) for frame in self.frames]
 
 
@@ -210,7 +210,7 @@ def one(entry: Any) -> Iterator[bytes]:
 
 def bodies(server: Collector, number: int) -> list[bytes]:
     with server.changed:
-        assert server.changed.wait_for(lambda: len(server.frames) >= number, 60.0), server.frames
+        assert server.changed.wait_for(lambda: len(server.frames) >= number, 180.0), server.frames
     return [frame.partition(b"\xef\xbb\xbf")[2] for frame in server.frames]
 
 

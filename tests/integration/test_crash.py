@@ -23,7 +23,7 @@ from tests.integration.crash_worker import configuration
 
 def run(storage: Path, pacs: SmallPacs, kill_at: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.integration.crash_worker", str(storage), str(pacs.port), str(kill_at)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from tests.fake_pipeline import REJECTED_DESCRIPTION, FakePipeline, fake_pipelin
 pytestmark = pytest.mark.usefixtures("fake_pipeline")
 __all__ = ["fake_pipeline"]
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0
 SENDER = "SCANNER"
 
 
