@@ -77,6 +77,7 @@ def check(received: Path, folder: Path, kill_at: int) -> None:
     assert [delivery.state.value for delivery in detail.deliveries] == ["SENT", "SENT"], f"step {kill_at}"
 
 
+@pytest.mark.timeout(1800)
 def test_kill_after_every_step(received: Path, steps: int, tmp_path: Path) -> None:
     """Right after each step; `test_kill_at_every_moment` adds the moments right before."""
     assert steps > 20
@@ -85,6 +86,7 @@ def test_kill_after_every_step(received: Path, steps: int, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_kill_at_every_moment(received: Path, steps: int, tmp_path: Path) -> None:
     for kill_at in range(1, steps + 1):
         check(received, tmp_path, kill_at)
