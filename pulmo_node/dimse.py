@@ -33,7 +33,7 @@ IMPLEMENTATION_VERSION_NAME = f"PULMO_{__version__}"[:16]
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
-_PAUSE_SECONDS = 0.02
+_PAUSE_SECONDS = 0.25
 
 ERROR_COMMENT_LENGTH = 64  # value representation LO
 
@@ -293,7 +293,7 @@ def prepare_connection(event: evt.Event, timeout_seconds: float) -> None:
     if event.assoc.is_requestor:
         _keep_answers(event.assoc)
         _send_whole(event.assoc)
-        event.assoc._reactor_checkpoint = _Checkpoint(event.assoc)
+    event.assoc._reactor_checkpoint = _Checkpoint(event.assoc)
     wrapper = event.assoc.dul.socket
     if wrapper is None or wrapper.socket is None:  # the peer was gone again at once
         return
@@ -343,7 +343,7 @@ class _Checkpoint(threading.Event):
     """Where the thread that serves an association waits while a request is under way: it says so all the time.
 
     pynetdicom says it once, and the thread that answered an N-EVENT-REPORT takes it back at its end, whoever waits: the
-    next request would wait for ever for a pause that is there.
+    next request, or the release, would wait for ever for a pause that is there.
     """
 
     def __init__(self, association: Association) -> None:

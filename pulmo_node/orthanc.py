@@ -17,7 +17,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ int bind(int descriptor, const struct sockaddr *address, socklen_t length)
 """
 
 _PORTS = range(20_000, 32_000)
+_TAKEN: list[socket.socket] = []  # one for every port that was given away
 _PLUGINS = Path("/usr/share/orthanc/plugins")
 _DICOMWEB_PLUGIN = "libOrthancDicomWeb.so"
 
@@ -250,10 +250,18 @@ def free_port() -> int:
     """A TCP port of loopback that nobody listens on.
 
     Outside of the range from which systems take ports for outgoing connections (from 32768 on), so that it is still
-    free when somebody comes to listen on it.
+    free when somebody comes to listen on it; and never one that this process, or another one that still runs, was
+    given here before. The UDP port of the same number, which stays open, is the sign for that.
     """
-    for port in random.SystemRandom().sample(_PORTS, k=100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+    for port in random.SystemRandom().sample(_PORTS, k=min(100, len(_PORTS))):
+        taken = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            taken.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            taken.close()
+        else:
+            _TAKEN.append(taken)
             return port
     raise Permanent("no free TCP port on loopback")

@@ -53,7 +53,7 @@ class Misbehaving(FakePipeline):
             raise ValueError(f"cannot handle {QUOTED}")
         elif what == SLOW:
             progress("stage1", 0.25)
-            threading.Event().wait(2.5)
+            _wait_for_the_test()
         return super().__call__(image, progress)
 
     def warm_up(self) -> None:
@@ -61,6 +61,15 @@ class Misbehaving(FakePipeline):
         if (path := os.environ.get("PULMO_TEST_WARMED")) is not None:
             with open(path, "w", encoding="ascii") as file:
                 file.write(str(os.getpid()))
+
+
+def _wait_for_the_test() -> None:
+    """Until the file that PULMO_TEST_GO_ON names is there; not for ever, should the test fail before."""
+    path = os.environ["PULMO_TEST_GO_ON"]
+    for _ in range(1200):
+        if os.path.exists(path):
+            return
+        threading.Event().wait(0.1)
 
 
 def build(settings: Mapping[str, Any], device: str) -> Misbehaving:

@@ -100,7 +100,7 @@ class LogWatch(logging.Handler):
             self.lines.append(f"{record.name} {self.format(record)}")
             self._grown.notify_all()
 
-    def wait_for(self, text: str, timeout_seconds: float = 20.0) -> str:
+    def wait_for(self, text: str, timeout_seconds: float = 120.0) -> str:
         """The first line with that text. Fails the test where none comes."""
 
         def found() -> str | None:
@@ -204,14 +204,14 @@ def association(
     """An association by pynetdicom, by default for CT in Explicit VR Little Endian; released at the end."""
     configure_pynetdicom()
     entity = AE(ae_title=calling)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 120
     offered = contexts or ((CTImageStorage, ExplicitVRLittleEndian),)
     opened = entity.associate(
         "127.0.0.1",
         port,
         [build_context(*context) for context in offered],
         ae_title=called,
-        evt_handlers=[(evt.EVT_CONN_OPEN, prepare_connection, [20.0])],
+        evt_handlers=[(evt.EVT_CONN_OPEN, prepare_connection, [120.0])],
     )
     try:
         yield opened

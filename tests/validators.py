@@ -56,7 +56,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     if program is None:
         pytest.skip(f"{command[0]} is not installed (Debian: dicom3tools, dcmtk; PyPI: dcmqi)")
     return subprocess.run(
-        [program, *command[1:]], capture_output=True, text=True, errors="replace", check=False, timeout=120
+        [program, *command[1:]], capture_output=True, text=True, errors="replace", check=False, timeout=300
     )
 
 

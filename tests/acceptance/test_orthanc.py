@@ -34,6 +34,8 @@ from tests.web.served import Samples, scrape
 
 __all__ = ["fake_pipeline"]
 
+pytestmark = pytest.mark.timeout(1800)
+
 FINAL = {"DONE", "FAILED", "REJECTED", "QUARANTINED"}
 
 
@@ -104,7 +106,7 @@ def cptac(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
             check=False,
         )
         assert sent.returncode == 0, sent.stderr
-        detail = wait_for_end(node, seconds=540)
+        detail = wait_for_end(node, seconds=1500)
         counts, (_, metrics) = node.store.counts(), scrape(node)
         written = {delivery.result.sop_instance_uid: delivery.result.kind for delivery in detail.deliveries}
         files = {}
@@ -202,7 +204,7 @@ def test_the_configuration_of_the_readme_makes_orthanc_forward_and_show_results(
         Node(configuration(tmp_path, pacs, port=reserved.http_port)) as node,
     ):
         assert all(sent.error is None for sent in DicomSender("SCANNER").send_files(pacs.peer, files))
-        detail = wait_for_end(node, seconds=60)
+        detail = wait_for_end(node, seconds=180)
         assert detail.summary.study_instance_uid == datasets[0].StudyInstanceUID
         written = [delivery.result.sop_instance_uid for delivery in detail.deliveries]
         found = pacs.objects(written)

@@ -344,4 +344,4 @@ def _deliver(node: NodeProcess, study: Study) -> None:
         "SELECT jobs.state FROM jobs JOIN series ON series.id = series_id "  # noqa: S608
         f"WHERE series_instance_uid = '{study.series_instance_uid}'"
     )
-    wait_for(lambda: node.query(state) == [("DONE",)], 60.0, "the result of an honest peer's study")
+    wait_for(lambda: node.query(state) == [("DONE",)], 180.0, "the result of an honest peer's study")

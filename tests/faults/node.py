@@ -155,7 +155,7 @@ class NodeProcess:
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Rows of its database, read past its own code."""
         with closing(
-            sqlite3.connect(f"file:{self.storage / 'pulmo.sqlite'}?mode=ro", uri=True, timeout=30)
+            sqlite3.connect(f"file:{self.storage / 'pulmo.sqlite'}?mode=ro", uri=True, timeout=120)
         ) as database:
             return database.execute(statement).fetchall()
 

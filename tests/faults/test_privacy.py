@@ -15,12 +15,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, evt
 from typer.testing import CliRunner
 
 from pulmo_node.cli import app
 from pulmo_node.deliver import DicomSender
-from pulmo_node.dimse import DimseStatus
+from pulmo_node.dimse import DimseStatus, prepare_connection
 from pulmo_node.errors import Transient
 from pulmo_node.testing import Answer, Misbehaviour, SmallPacs
 from tests.ct_factory import write_part10
@@ -123,6 +123,7 @@ def send_nonsense(node: NodeProcess) -> None:
         node.port,
         contexts=[build_context(CTImageStorage, ExplicitVRLittleEndian)],
         ae_title=AE_TITLE,
+        evt_handlers=[(evt.EVT_CONN_OPEN, prepare_connection, [60.0])],
     )
     assert association.is_established
     for study in ("", marker(980), f"1.2.{marker(981)}"):

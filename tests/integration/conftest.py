@@ -37,7 +37,7 @@ def postgresql_url() -> Iterator[str]:
 
     def run(*command: str) -> None:
         subprocess.run(
-            command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, timeout=120, **as_user
+            command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, timeout=300, **as_user
         )
 
     data = str(folder / "data")

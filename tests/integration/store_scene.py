@@ -28,7 +28,7 @@ def run_threads(targets: Sequence[Callable[[], None]]) -> None:
     """Run all at once and wait; what one of them raises is raised here."""
     with ThreadPoolExecutor(max_workers=len(targets)) as pool:
         for future in [pool.submit(target) for target in targets]:
-            future.result(timeout=60)
+            future.result(timeout=300)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from pulmo_node.store import SqlStore
 from pulmo_node.testing import ManualClock
 from tests.network_factory import LogWatch, association, ct_slice, part10, watched
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 180.0
 CT_SLICE_UIDS = [(CTImageStorage, f"1.2.826.0.1.3680043.8.498.2.{number}") for number in (1, 2, 3)]
 
 
@@ -88,7 +89,7 @@ def committing(
         scp = CommitmentScp(
             store,
             instances,
-            DicomSender("PULMO", timeout_seconds=10.0),
+            DicomSender("PULMO", timeout_seconds=120.0),
             clock,
             peer_of=lambda ae_title: peer if peer is not None and ae_title == peer.ae_title else None,
             retry=retry,
@@ -225,7 +226,7 @@ class TestSameAssociation:
 
     def asking(self, node: Committing) -> tuple[AE, Queue[tuple[int, Dataset]]]:
         entity = AE(ae_title="GUEST")
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = WAIT_SECONDS
         return entity, Queue()
 
     def test_it_is_told_while_it_waits(self, tmp_path: Path) -> None:
@@ -253,6 +254,38 @@ class TestSameAssociation:
             assert ask(sender, CT_SLICE_UIDS) == 0
             assert guest.reports.get(timeout=WAIT_SECONDS)[0] == 1
             sender.release()
+
+    def test_a_report_that_is_served_while_the_next_request_begins_holds_up_nobody(self, tmp_path: Path) -> None:
+        """pynetdicom would wait for ever, in `release` too, for a thread that is paused already."""
+        serving: Queue[threading.Thread] = Queue()
+
+        def on_report(event: evt.Event) -> tuple[int, None]:
+            checkpoint = event.assoc._reactor_checkpoint
+            checkpoint.clear()  # as the next request does
+            while not checkpoint._cond._waiters:  # the association's own thread is paused
+                time.sleep(0.001)
+            serving.put(threading.current_thread())
+            return 0, None
+
+        with committing(tmp_path) as node:
+            entity, _ = self.asking(node)
+            sender = entity.associate(
+                "127.0.0.1",
+                node.receiver.port,
+                [build_context(*context) for context in CONTEXTS],
+                ae_title="PULMO",
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
+                    (evt.EVT_N_EVENT_REPORT, on_report),
+                ],
+            )
+            assert ask(sender, CT_SLICE_UIDS) == 0
+            serving.get(timeout=WAIT_SECONDS).join()
+            releasing = threading.Thread(target=sender.release, daemon=True)
+            releasing.start()
+            releasing.join(20)
+            assert not releasing.is_alive()
+            assert sender.is_released
 
     def test_many_references_between_instances_that_keep_coming(self, tmp_path: Path) -> None:
         """A report of many PDUs does not mix with the answers to the instances that are sent at the same time."""

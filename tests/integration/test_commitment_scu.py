@@ -20,7 +20,7 @@ from pynetdicom.association import Association
 from pulmo_node import orthanc
 from pulmo_node.app import Node
 from pulmo_node.config import resolve
-from pulmo_node.dimse import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from pulmo_node.dimse import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, _keep_answers, prepare_connection
 from pulmo_node.domain.deliveries import DeliveryState
 from pulmo_node.domain.jobs import DELIVERY_FAILED
 from pulmo_node.errors import InvalidTransition, StaleJob
@@ -35,7 +35,7 @@ from tests.integration.test_node import configuration, in_state, running, send, 
 pytestmark = pytest.mark.usefixtures("fake_pipeline")
 __all__ = ["fake_pipeline"]
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 180.0
 LIMIT = timedelta(minutes=5)
 OFFERED = {"storage_commitment": "if_offered"}
 UNHURRIED = {"commitment_seconds": 300.0}
@@ -50,6 +50,7 @@ class CommittingPacs(SmallPacs):
         self.requested: Queue[tuple[Association, Dataset]] = Queue()
         self.statuses: list[int] = []  # of the next answers; then Success
         self.abort_next = False
+        self.offers_no_more = False  # from the next abort on
 
     def start(self) -> SmallPacs:
         super().start()
@@ -60,7 +61,12 @@ class CommittingPacs(SmallPacs):
     def _on_n_action(self, event: evt.Event) -> tuple[int, None]:
         if self.abort_next:
             self.abort_next = False
+            if self.offers_no_more:
+                assert self._server is not None
+                kept = [one for one in self._server.contexts if one.abstract_syntax != STORAGE_COMMITMENT]
+                self._server.contexts = kept
             event.assoc.abort()
+        _keep_answers(event.assoc)  # to a report on this association
         self.requested.put((event.assoc, event.action_information))
         return (self.statuses.pop(0) if self.statuses else 0), None
 
@@ -110,10 +116,12 @@ def call_and_tell(
 ) -> int:
     """The report on an association of its own, as a PACS opens it."""
     entity = AE(ae_title="SMALLPACS")
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = WAIT_SECONDS
     contexts = [build_context(STORAGE_COMMITMENT, ImplicitVRLittleEndian)]
     roles = [build_role(STORAGE_COMMITMENT, scp_role=True)] if with_role else []
     port = node.receiver.port
-    association = entity.associate("127.0.0.1", port, contexts, ae_title="PULMO", ext_neg=roles)
+    handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS])]
+    association = entity.associate("127.0.0.1", port, contexts, ae_title="PULMO", ext_neg=roles, evt_handlers=handlers)
     assert association.is_established
     try:
         return tell(association, event_type, information, instance)
@@ -264,16 +272,13 @@ class TestNotCommitted:
     def test_a_peer_that_offers_it_no_more(self, tmp_path: Path, pacs: CommittingPacs) -> None:
         """What waits to be asked for counts as delivered, as anything sent to such a peer does."""
         study, files = series_files(tmp_path / "ct")
-        pacs.abort_next = True
-        delivery = {**UNHURRIED, "first_delay_seconds": 2.0, "max_delay_seconds": 2.0}
-        with running(tmp_path, pacs, peers=peers(pacs), delivery=delivery) as node:
+        pacs.abort_next = pacs.offers_no_more = True
+        with running(tmp_path, pacs, peers=peers(pacs), delivery=UNHURRIED) as node:
             send(node, files)
             pacs.next_request()
-            pacs.stop()
-            pacs._entity.remove_supported_context(STORAGE_COMMITMENT)
-            pacs.start()
             detail = wait_for(node, study, in_state("DONE"))
         assert states(detail) == {"SENT"}
+        assert pacs.requested.empty()
 
 
 @pytest.mark.parametrize(

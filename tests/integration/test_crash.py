@@ -23,7 +23,7 @@ from tests.integration.crash_worker import configuration
 
 def run(storage: Path, pacs: SmallPacs, kill_at: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.integration.crash_worker", str(storage), str(pacs.port), str(kill_at)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def check(received: Path, folder: Path, kill_at: int) -> None:
     assert [delivery.state.value for delivery in detail.deliveries] == ["SENT", "SENT"], f"step {kill_at}"
 
 
+@pytest.mark.timeout(1800)
 def test_kill_after_every_step(received: Path, steps: int, tmp_path: Path) -> None:
     """Right after each step; `test_kill_at_every_moment` adds the moments right before."""
     assert steps > 20
@@ -85,6 +86,7 @@ def test_kill_after_every_step(received: Path, steps: int, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_kill_at_every_moment(received: Path, steps: int, tmp_path: Path) -> None:
     for kill_at in range(1, steps + 1):
         check(received, tmp_path, kill_at)

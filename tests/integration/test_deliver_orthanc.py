@@ -31,7 +31,7 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrthancProcess]:
 
 
 def rest(pacs: OrthancProcess, method: str, path: str, body: object = None) -> bytes:
-    connection = http.client.HTTPConnection("127.0.0.1", pacs.http_port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", pacs.http_port, timeout=300)
     try:
         connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()

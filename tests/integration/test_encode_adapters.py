@@ -43,7 +43,7 @@ def _read(sr: bytes, volume: Volume, folder: Path) -> dict[str, Any]:
     (folder / "planes.json").write_text(json.dumps(_planes(volume)), encoding="utf-8")
     command = [node, str(tools.HERE / "adapters.mjs"), "--modules", str(modules)]
     command += ["--sr", str(folder / "sr.dcm"), "--planes", str(folder / "planes.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found

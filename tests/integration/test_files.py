@@ -190,7 +190,7 @@ class TestInstances:
         written: list[tuple[bytes, WrittenInstance]] = []
 
         def send(content: bytes) -> None:
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=180)
             written.append((content, write(store, content)))
 
         run_threads([partial(send, content) for content in contents])
@@ -386,7 +386,7 @@ class TestOutbox:
 
         def put(number: int) -> None:
             outbox = FileOutbox(storage)
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=180)
             got.append(outbox.put("key", [item("sr", "2.25.1", b"%d" % number)], str(number)))
 
         run_threads([partial(put, number) for number in range(6)])

@@ -61,7 +61,7 @@ class TestOrthanc:
                     data = json.dumps(body).encode()
                     call = urllib.request.Request(server.url + path, data=data, method=method)  # noqa: S310
                     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-                    with opener.open(call, timeout=30) as answer:
+                    with opener.open(call, timeout=180) as answer:
                         return json.loads(answer.read() or b"null")
 
                 rest("PUT", "/modalities/pulmo", ["PULMO", "127.0.0.1", node.receiver.port])
@@ -89,7 +89,7 @@ class Pacs:
     def on_find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
         level = event.identifier.QueryRetrieveLevel
         self.levels.append(level)
-        self.answering.wait(60.0)
+        self.answering.wait(180.0)
         found = Dataset()
         found.QueryRetrieveLevel = level
         if level == "SERIES":

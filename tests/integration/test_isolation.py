@@ -44,6 +44,8 @@ from tests.misbehaving import (
 __all__ = ["misbehaving"]
 pytestmark = pytest.mark.usefixtures("misbehaving")
 
+WAIT_SECONDS = 180.0
+
 
 def request(folder: Path, description: str) -> SeriesRequest:
     datasets = chest_datasets()
@@ -132,9 +134,18 @@ class TestProcess:
         assert caught.value.code == "UNREADABLE"
         assert caught.value.file == broken.paths[3].name
 
-    def test_it_tells_how_far_it_is(self, analysis: IsolatedAnalysis, tmp_path: Path) -> None:
+    def test_it_tells_how_far_it_is(
+        self, analysis: IsolatedAnalysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         told: list[tuple[str, float]] = []
-        analysis.run(request(tmp_path, SLOW), lambda step, share: told.append((step, share)))
+        monkeypatch.setenv("PULMO_TEST_GO_ON", str(tmp_path / "go on"))
+
+        def progress(step: str, share: float) -> None:
+            told.append((step, share))
+            if step == "stage1":
+                (tmp_path / "go on").touch()
+
+        analysis.run(request(tmp_path, SLOW), progress)
         assert ("stage1", 0.25) in told
 
     def test_warming_up_and_reading_ahead_are_done_in_the_process(
@@ -143,6 +154,7 @@ class TestProcess:
         journal = tmp_path / "attempts"
         monkeypatch.setenv("PULMO_TEST_ATTEMPTS", str(journal))
         monkeypatch.setenv("PULMO_TEST_WARMED", str(tmp_path / "warmed"))
+        monkeypatch.setenv("PULMO_TEST_GO_ON", str(tmp_path / "go on"))
         made = IsolatedAnalysis(replace(settings(tmp_path), read_ahead_bytes=1 << 20))
         made.warm_up(["ct-nodules"])
         assert (tmp_path / "warmed").read_text() == str(made.pid)
@@ -153,19 +165,22 @@ class TestProcess:
             slow = pool.submit(made.run, request(tmp_path, SLOW))
             wait_until(lambda: SLOW in journal.read_text())
             assert made.read_ahead(wanted.paths) is ReadingAhead.BUSY
-            slow.result(timeout=30)
+            (tmp_path / "go on").touch()
+            slow.result(timeout=WAIT_SECONDS)
         made.close()
 
     def test_one_that_takes_too_long_is_ended(self, tmp_path: Path) -> None:
-        slow = IsolatedAnalysis(replace(settings(tmp_path), limit_seconds=3.0))
-        slow.info("ct-nodules")  # the start of the process is no part of the series
+        slow = IsolatedAnalysis(settings(tmp_path))
+        slow.info("ct-nodules")  # the start of the process is no part of the series, and may take longer
+        slow._settings = replace(settings(tmp_path), limit_seconds=3.0)
         with pytest.raises(AnalysisLost, match="longer than 3 s"):
             slow.run(request(tmp_path, HANGS))
         slow.close()
 
     def test_one_that_is_silent_is_ended(self, tmp_path: Path) -> None:
-        silent = IsolatedAnalysis(replace(settings(tmp_path), silence_seconds=3.0))
-        silent.info("ct-nodules")
+        silent = IsolatedAnalysis(settings(tmp_path))
+        silent.info("ct-nodules")  # it loads for as long as it needs
+        silent._settings = replace(settings(tmp_path), silence_seconds=3.0)
         with pytest.raises(AnalysisLost, match="no sign of life for 3 s"):
             silent.run(request(tmp_path, STOPPED))
         silent.close()
@@ -180,7 +195,7 @@ class TestProcess:
             wait_until(journal.exists)
             analysis.stop()
             with pytest.raises(Stopped):
-                running_one.result(timeout=30)
+                running_one.result(timeout=WAIT_SECONDS)
         with pytest.raises(Stopped):
             analysis.info("ct-nodules")
 
@@ -247,11 +262,13 @@ class TestNode:
     ) -> None:
         warmed = tmp_path / "warmed"
         monkeypatch.setenv("PULMO_TEST_WARMED", str(warmed))
+        monkeypatch.setenv("PULMO_TEST_GO_ON", str(tmp_path / "go on"))
         study, files = series_files(tmp_path / "ct", SeriesDescription=SLOW)
         with SmallPacs(tmp_path / "pacs") as pacs, running(tmp_path, pacs, analysis={"isolated": True}) as node:
             wait_until(warmed.exists)  # without any series
             send(node, files)
             wait_for(node, study, lambda detail: detail.summary.progress == "stage1 25%")
+            (tmp_path / "go on").touch()
             done = wait_for(node, study, in_state("DONE"))
         assert done.summary.progress == ""
 
@@ -281,7 +298,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def wait_until(condition: object, seconds: float = 60.0) -> None:
+def wait_until(condition: object, seconds: float = WAIT_SECONDS) -> None:
     assert callable(condition)
     for _ in range(int(seconds / 0.05)):
         if condition():

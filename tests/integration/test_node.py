@@ -36,7 +36,7 @@ from tests.fake_pipeline import REJECTED_DESCRIPTION, FakePipeline, fake_pipelin
 pytestmark = pytest.mark.usefixtures("fake_pipeline")
 __all__ = ["fake_pipeline"]
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0
 SENDER = "SCANNER"
 
 
@@ -48,7 +48,8 @@ def configuration(folder: Path, *pacs: SmallPacs, **changes: Any) -> Config:
         "receive": {"quiet_seconds": 0.3},
         "analysis": {"isolated": False},  # so that a test can put its own pipeline in
         "results": {"key_images": False},
-        "delivery": {"first_delay_seconds": 0.1, "max_delay_seconds": 0.5, "timeout_seconds": 5.0},
+        # However long it takes until a test has its PACS answer again: 20 attempts are over in ten seconds.
+        "delivery": {"first_delay_seconds": 0.1, "max_delay_seconds": 0.5, "max_attempts": 1000},
         "peers": {
             name: {"ae_title": one.ae_title, "host": "127.0.0.1", "port": one.port}
             for name, one in zip(names, pacs, strict=True)

@@ -84,7 +84,7 @@ class Answer:
 
 
 def ask(ohif: OhifServer, path: str, method: str = "GET", *, host: str | None = None, body: bytes = b"") -> Answer:
-    connection = HTTPConnection("127.0.0.1", int(ohif.url.rsplit(":", 1)[1]), timeout=10)
+    connection = HTTPConnection("127.0.0.1", int(ohif.url.rsplit(":", 1)[1]), timeout=180)
     connection.request(method, path, body or None, {} if host is None else {"Host": host})
     response = connection.getresponse()
     content = response.read()

@@ -63,7 +63,7 @@ def run_dcmtk(*command: str) -> subprocess.CompletedProcess[str]:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} (dcmtk) is not installed")
     environment = {**os.environ, "TCP_NODELAY": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
 
 
 def fragments(sender: Association, file: Path, sop_class_uid: str = CTImageStorage) -> list[P_DATA]:
@@ -449,8 +449,8 @@ def association_is_accepted(port: int) -> bool:
 
 class TestLife:
     def test_a_peer_that_stops_in_the_middle_of_a_pdu_is_let_go(self, tmp_path: Path) -> None:
-        with receiving_node(tmp_path, limits=Limits(silence_seconds=0.5, request_seconds=0.5)) as node:
-            with socket.create_connection(("127.0.0.1", node.port), timeout=20) as stalled:
+        with receiving_node(tmp_path, limits=Limits(silence_seconds=3.0, request_seconds=3.0)) as node:
+            with socket.create_connection(("127.0.0.1", node.port), timeout=120) as stalled:
                 stalled.sendall(b"\x01\x00\x00\x00\x10\x00half of a request")
                 assert stalled.recv(1024) == b""  # closed by the node
             assert DicomSender("OTHER").echo(as_peer(node.port)) >= 0

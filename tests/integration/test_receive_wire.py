@@ -35,7 +35,7 @@ from tests.network_factory import (
 )
 
 SERIES = "1.2.826.0.1.3680043.8.498.77"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 120.0
 CT, DEFLATED, VERIFICATION = 1, 3, 5  # presentation contexts
 COMMAND, LAST = 1, 2
 ABORT = b"\x07\x00\x00\x00\x00\x04"

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
 
 from pulmo_node.deliver import DicomSender
+from pulmo_node.dimse import prepare_connection
 from pulmo_node.domain.deliveries import Peer
 from pulmo_node.errors import PulmoError
 from pulmo_node.orthanc import free_port
@@ -25,7 +28,7 @@ from tests.conftest import ROOT
 from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0
 
 
 def write(path: Path, port: int, ae_title: str = "PULMO", *, storage: str = "var", more: str = "") -> None:
@@ -89,6 +92,12 @@ def answers(port: int, ae_title: str) -> bool:
     except PulmoError:
         return False
     return True
+
+
+def associate(port: int, context: PresentationContext, called: str = "PULMO") -> Association:
+    handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS])]
+    entity = AE(ae_title="SCANNER")
+    return entity.associate("127.0.0.1", port, contexts=[context], ae_title=called, evt_handlers=handlers)
 
 
 def test_ready_then_stopping_then_a_clean_end(tmp_path: Path) -> None:
@@ -160,7 +169,7 @@ def test_a_port_that_stays_the_same_stays_open(tmp_path: Path) -> None:
     first, second = (dcmread(path) for path in write_datasets(chest_datasets()[:2], tmp_path / "ct"))
     with served(tmp_path, config) as node:
         context = build_context(first.SOPClassUID, first.file_meta.TransferSyntaxUID)
-        association = AE(ae_title="SCANNER").associate("127.0.0.1", port, contexts=[context], ae_title="PULMO")
+        association = associate(port, context)
         assert association.send_c_store(first).Status == 0x0000
         write(config, port, "OTHER", more='accept_calling = ["TESTER"]\n')
         assert "the configuration was replaced" in node.reload()
@@ -169,8 +178,7 @@ def test_a_port_that_stays_the_same_stays_open(tmp_path: Path) -> None:
         association.release()
         assert answers(port, "OTHER")
         assert not answers(port, "PULMO")
-        again = AE(ae_title="SCANNER").associate("127.0.0.1", port, contexts=[context], ae_title="OTHER")
-        assert again.is_rejected
+        assert associate(port, context, "OTHER").is_rejected
         log = node.log.read_text()
         assert log.count("listens on") == 1
     assert "Traceback" not in (tmp_path / "log").read_text()
@@ -187,9 +195,9 @@ def test_with_another_limit_the_open_port_goes_by_it(tmp_path: Path) -> None:
         write(config, port, more="max_associations = 1\n")
         node.reload()
         context = build_context("1.2.840.10008.1.1")
-        one = AE().associate("127.0.0.1", port, contexts=[context], ae_title="PULMO")
+        one = associate(port, context)
         assert one.is_established
-        assert AE().associate("127.0.0.1", port, contexts=[context], ae_title="PULMO").is_rejected
+        assert associate(port, context).is_rejected
         one.release()
 
 

@@ -138,7 +138,7 @@ class TestReopening:
             "    connection.exec_driver_sql('DELETE FROM events')\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
         )
-        ended = subprocess.run([sys.executable, "-c", program, url], cwd=ROOT, check=False, timeout=60)
+        ended = subprocess.run([sys.executable, "-c", program, url], cwd=ROOT, check=False, timeout=300)
         assert ended.returncode == -9
         clock = SetClock()
         with SqlStore(url, clock) as store:
@@ -168,7 +168,7 @@ class TestMigrations:
         revisions: list[str] = []
 
         def run() -> None:
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=180)
             with SqlStore(url, SetClock()) as store:
                 revisions.append(store.check())
 
@@ -228,7 +228,7 @@ class TestMigrations:
             "    store.studies()\n"
             "sys.exit('alembic' in sys.modules)\n"
         )
-        assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+        assert subprocess.run([sys.executable, "-c", program], check=False, timeout=300).returncode == 0
 
 
 def loggers() -> dict[str, logging.Logger]:

@@ -131,7 +131,7 @@ class TestClaim:
         claimed: list[int] = []
 
         def work(name: str) -> None:
-            barrier.wait(timeout=30)
+            barrier.wait(timeout=180)
             now = scene.clock.now()
             while (job := scene.store.claim_job(name, now=now, lease_until=now + LEASE)) is not None:
                 claimed.append(job.id)

@@ -74,7 +74,7 @@ def test_storescu_of_dcmtk_by_its_profiles(
     with receiving_node(tmp_path, tls=settings(server, ca.own.certificate)) as node:
         done = subprocess.run(
             [*command, str(node.port), str(file)],
-            capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "TCP_NODELAY": "1"},
+            capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "TCP_NODELAY": "1"},
         )  # fmt: skip
         assert (done.returncode == 0) is is_served, done.stderr
         assert len(node.stored(ct_slice().SeriesInstanceUID)) == is_served
@@ -83,7 +83,7 @@ def test_storescu_of_dcmtk_by_its_profiles(
 def handshake(node: ReceivingNode, context: ssl.SSLContext) -> tuple[str, str]:
     """Version and cipher that come about."""
     with (
-        socket.create_connection(("127.0.0.1", node.port), timeout=20) as sock,
+        socket.create_connection(("127.0.0.1", node.port), timeout=120) as sock,
         context.wrap_socket(sock, server_hostname="localhost") as wrapped,
     ):
         return str(wrapped.version()), str((wrapped.cipher() or ("",))[0])
@@ -176,7 +176,7 @@ class TestFiles:
     def test_an_encrypted_key_is_refused_without_a_question(self, tmp_path: Path, server: Identity) -> None:
         locked = tmp_path / "locked.key"
         command = ["openssl", "ec", "-aes256", "-passout", "pass:secret", "-in", str(server.private_key)]
-        subprocess.run([*command, "-out", str(locked)], check=True, capture_output=True, timeout=60)
+        subprocess.run([*command, "-out", str(locked)], check=True, capture_output=True, timeout=300)
         wrong = settings(Identity(certificate=server.certificate, private_key=locked))
         with pytest.raises(ConfigError, match="the private key is encrypted"), receiving_node(tmp_path, tls=wrong):
             pass
@@ -195,7 +195,7 @@ def test_handshakes_that_stop_keep_nobody_out(tmp_path: Path, ca: Authority, ser
     with receiving_node(tmp_path, tls=settings(server), limits=Limits(request_seconds=5.0)) as node:
         try:
             for _ in range(MOST_HALF_OPEN):
-                silent.append(socket.create_connection(("127.0.0.1", node.port), timeout=20))
+                silent.append(socket.create_connection(("127.0.0.1", node.port), timeout=120))
                 silent[-1].sendall(b"\x16\x03\x01\x02")  # a ClientHello that does not go on
             assert DicomSender("CT").echo(peer(node, ca)) >= 0
             assert [sock.recv(100) for sock in silent][-1] == b""

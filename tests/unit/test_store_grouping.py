@@ -10,7 +10,7 @@ import pytest
 
 from pulmo_node.store.grouping import GroupCommit
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 120.0
 
 
 class Written:

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.viewer import tools
 
 _COLOURED = 12  # change of a canvas value, 0..255
-_LIMIT_SECONDS = 540  # below the limit of a test; a busy machine may need minutes
+_LIMIT_SECONDS = 1200  # below the limit of a test; a busy machine may need minutes
 
 
 @dataclass(frozen=True, kw_only=True)

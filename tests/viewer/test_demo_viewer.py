@@ -74,7 +74,7 @@ def test_the_study_of_the_demo_stays_open(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_the_command_shows_the_phantom_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     """The real command with the shipped weights: phantom, networks, SR, SEG, viewer."""
     command = [sys.executable, "-m", "pulmo_node", "demo", "--out", str(tmp_path), "--viewer", str(tools.ohif())]

@@ -24,7 +24,7 @@ from tests.radiograph_factory import film, radiograph, write_series
 from tests.viewer.driver import Drive, drive
 from tests.viewer.stand import ViewerStand, missing
 
-pytestmark = pytest.mark.viewer
+pytestmark = [pytest.mark.viewer, pytest.mark.timeout(1800)]
 
 ROWS, COLUMNS, SPACING_MM = 640, 560, 0.2
 MAKERS = {"findings": film_findings, "lung-risk": risk_findings}

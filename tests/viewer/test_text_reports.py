@@ -15,7 +15,7 @@ from tests.encode_factory import chest_datasets, make_context, make_findings, re
 from tests.viewer.driver import drive
 from tests.viewer.stand import ViewerStand, missing
 
-pytestmark = pytest.mark.viewer
+pytestmark = [pytest.mark.viewer, pytest.mark.timeout(1800)]
 
 
 def test_what_a_report_without_nodules_says_is_shown(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.viewer.driver import Drive, drive, patient_place
 from tests.viewer.stand import ViewerStand, missing
 from tests.viewer.study import ORIENTATIONS, SHAPE, SPACING_MM, STUDIES, KnownNodule, KnownStudy, make_study
 
-pytestmark = pytest.mark.viewer
+pytestmark = [pytest.mark.viewer, pytest.mark.timeout(1800)]
 
 PICTURES = ROOT / "viewer-out"
 VOXEL_MM = max(SPACING_MM[1:])

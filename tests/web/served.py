@@ -57,7 +57,7 @@ class Visitor:
     """One browser."""
 
     def __init__(self, node: Node, **options: Any) -> None:
-        self.client = httpx2.Client(base_url=base_url(node), timeout=30.0, trust_env=False, **options)
+        self.client = httpx2.Client(base_url=base_url(node), timeout=180.0, trust_env=False, **options)
         self.csrf = ""
 
     def __enter__(self) -> Visitor:

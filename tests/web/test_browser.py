@@ -77,7 +77,7 @@ class Browser:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=180)
 
     def picture(self, name: str) -> None:
         """The whole page, in light and in dark, to be looked at."""
