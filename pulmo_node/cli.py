@@ -231,7 +231,7 @@ def requeue(
         raise typer.BadParameter("name a study, --series or --failed")
     with _admin(config) as store:
         if not redeliver:
-            _tell_purged(store, study_uids or ())
+            _tell_purged(store, study_uids or (), series)
         count = sum(
             store.requeue(study_instance_uid=uid, series_instance_uid=series, only_failed=failed, redeliver=redeliver)
             for uid in (study_uids or (None,))
@@ -241,12 +241,13 @@ def requeue(
         raise typer.Exit(1)
 
 
-def _tell_purged(store: AdminStore, study_uids: Sequence[str]) -> None:
-    """Say what to send again, and exit, where images of a study were purged."""
-    purged = [series for uid in study_uids for series in store.purged_series(uid)]
-    for series in purged:
-        what = f"{series.images} images of series {series.series_instance_uid}"
-        err.print(f"{what} were purged: send them again from {series.calling_ae_title}, then requeue", highlight=False)
+def _tell_purged(store: AdminStore, study_uids: Sequence[str], series: str | None) -> None:
+    """Say what to send again, and exit, where images of a study, or of that series, were purged."""
+    studies = study_uids or ((None,) if series else ())
+    purged = [one for uid in studies for one in store.purged_series(uid, series)]
+    for one in purged:
+        what = f"{one.images} images of series {one.series_instance_uid}"
+        err.print(f"{what} were purged: send them again from {one.calling_ae_title}, then requeue", highlight=False)
     if purged:
         raise typer.Exit(1)
 

@@ -44,6 +44,7 @@ class DimseStatus(IntEnum):
     SUCCESS = 0x0000
     ATTRIBUTE_LIST_ERROR = 0x0107
     PROCESSING_FAILURE = 0x0110
+    DUPLICATE_SOP_INSTANCE = 0x0111
     NO_SUCH_EVENT_TYPE = 0x0113
     INVALID_ARGUMENT = 0x0115
     ATTRIBUTE_VALUE_OUT_OF_RANGE = 0x0116
@@ -72,7 +73,15 @@ class StatusKind(Enum):
     REFUSED = "trying again changes nothing"
 
 
-_WARNINGS = frozenset({0x0001, DimseStatus.ATTRIBUTE_LIST_ERROR, DimseStatus.ATTRIBUTE_VALUE_OUT_OF_RANGE})
+_WARNINGS = frozenset(
+    {
+        0x0001,
+        DimseStatus.ATTRIBUTE_LIST_ERROR,
+        # Said by some of what they have: an earlier answer was lost, and a UID of a result is never used again.
+        DimseStatus.DUPLICATE_SOP_INSTANCE,
+        DimseStatus.ATTRIBUTE_VALUE_OUT_OF_RANGE,
+    }
+)
 
 
 def status_kind(status: int) -> StatusKind:

@@ -92,8 +92,10 @@ class AdminStore(Protocol):
         """
         ...
 
-    def purged_series(self, study_instance_uid: str) -> tuple[PurgedSeries, ...]:
-        """Series of a study whose images were purged and have not come again."""
+    def purged_series(
+        self, study_instance_uid: str | None = None, series_instance_uid: str | None = None
+    ) -> tuple[PurgedSeries, ...]:
+        """Series whose images were purged and have not come again: of a study, or that one."""
         ...
 
     def cancel(self, study_instance_uid: str) -> int:

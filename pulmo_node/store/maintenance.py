@@ -90,13 +90,16 @@ class SqlMaintenanceStore(Database):
             add_event(connection, study_instance_uid, None, **values)
         return paths
 
-    def purged_series(self, study_instance_uid: str) -> tuple[PurgedSeries, ...]:
-        """Series of a study whose images were purged and have not come again."""
+    def purged_series(
+        self, study_instance_uid: str | None = None, series_instance_uid: str | None = None
+    ) -> tuple[PurgedSeries, ...]:
+        """Series whose images were purged and have not come again: of a study, or that one."""
         instances, series = schema.instances, schema.series
+        wanted = (series.c.study_instance_uid, study_instance_uid), (series.c.series_instance_uid, series_instance_uid)
         query = (
             sa.select(series.c.series_instance_uid, series.c.calling_ae_title, sa.func.count(instances.c.id))
             .join_from(series, instances)
-            .where(series.c.study_instance_uid == study_instance_uid, instances.c.purged_at.is_not(None))
+            .where(instances.c.purged_at.is_not(None), *(column == uid for column, uid in wanted if uid is not None))
             .group_by(series.c.id, series.c.series_instance_uid, series.c.calling_ae_title)
             .order_by(series.c.id)
         )

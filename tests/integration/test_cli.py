@@ -261,9 +261,11 @@ def test_requeue_of_a_purged_study_says_what_to_send_again(config: Path, known_s
     with SqlStore(f"sqlite:///{tmp_path / 'var' / 'pulmo.sqlite'}", SystemClock()) as store:
         store.cancel(known_study)
         assert len(store.purge(known_study)) == 1
-    result = runner.invoke(app, ["requeue", known_study, "-c", str(config)])
-    assert result.exit_code == 1
-    assert "1 images of series 1.2.3.4 were purged: send them again from SCANNER" in result.output
+    for what in ([known_study], ["--series", "1.2.3.4"], [known_study, "--series", "1.2.3.4"]):
+        result = runner.invoke(app, ["requeue", *what, "-c", str(config)])
+        assert result.exit_code == 1
+        assert "1 images of series 1.2.3.4 were purged: send them again from SCANNER" in result.output
+    assert "purged" not in runner.invoke(app, ["requeue", "--series", "1.2.3.5", "-c", str(config)]).output
 
 
 def test_purge_by_the_limits_of_the_configuration(config: Path, known_study: str) -> None:

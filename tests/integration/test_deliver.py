@@ -65,6 +65,7 @@ class TestStatuses:
         ("status", "words"),
         [
             (0x0000, "0x0000: success"),
+            (0x0111, "0x0111: duplicate SOP instance"),
             (0xB000, "0xB000: elements coerced"),
             (0xB006, "0xB006: elements discarded"),
             (0xB007, "0xB007: stored although not matching"),

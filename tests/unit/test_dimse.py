@@ -33,6 +33,7 @@ class TestStatusKind:
             (0x0000, StatusKind.SUCCESS),
             (0x0001, StatusKind.WARNING),
             (0x0107, StatusKind.WARNING),
+            (0x0111, StatusKind.WARNING),
             (0x0116, StatusKind.WARNING),
             (0xB000, StatusKind.WARNING),
             (0xB006, StatusKind.WARNING),
