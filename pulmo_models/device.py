@@ -25,7 +25,13 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 _AUTOCAST: dict[Arithmetic, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

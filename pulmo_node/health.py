@@ -70,7 +70,12 @@ def _storage(config: Config) -> str:
 
 def _database(config: Config) -> str:
     with open_store(config) as store:
-        return store.check()
+        found = store.check()
+        lost = [queue for queue in store.counts().queues if queue.destination not in config.peers]
+    if lost:
+        waiting = ", ".join(f"{queue.waiting} results for {queue.destination}" for queue in lost)
+        raise Permanent(f"{waiting} wait, but the configuration has no such peer: add it again, or cancel the studies")
+    return found
 
 
 def _decoders() -> str:

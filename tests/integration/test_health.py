@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from pulmo_node.config import Config, resolve
 from pulmo_node.health import run_checks
 from pulmo_node.network.access import Access
+from pulmo_node.store import SqlStore
 from tests.fake_pipeline import fake_pipeline
+from tests.integration.store_scene import Scene, SetClock
 from tests.network_factory import receiving_node
 
 pytestmark = pytest.mark.usefixtures("fake_pipeline")
@@ -47,3 +50,15 @@ def test_receiver(tmp_path: Path) -> None:
         detail = check("receiver", configuration(tmp_path, node.port))[1]
         assert detail.startswith(f"the node listens on port {node.port} and does not let this machine in")
         assert "calling ae title not recogni" in detail
+
+
+def test_results_for_a_peer_that_was_taken_out_are_told(tmp_path: Path) -> None:
+    pacs = {"old": {"ae_title": "OLD", "host": "127.0.0.1", "port": 1}}
+    config = resolve({"node": {"storage": str(tmp_path), "port": 0}, "peers": pacs}, base=tmp_path)
+    clock = SetClock()
+    with SqlStore(config.database_url, clock) as store:
+        Scene(store=store, clock=clock).encoded("sr", "seg", destinations=("old",))
+    assert check("database", config)[0]
+    ok, detail = check("database", replace(config, peers={}))
+    assert not ok
+    assert detail.startswith("2 results for old wait, but the configuration has no such peer")
