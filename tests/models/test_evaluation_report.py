@@ -40,7 +40,7 @@ from pulmo_models.training.evaluation.truth import TrueNodule, own_places, true_
 from pulmo_models.training.evaluation.windows import window_figures
 from pulmo_models.training.fitting.networks import Networks, load_networks
 from pulmo_models.training.fitting.rows import StoreUnfit
-from pulmo_models.training.lidc.luna16 import CollectionInvalid
+from pulmo_models.training.lidc.luna16 import CollectionInvalid, split_of_series
 from pulmo_models.training.material.nodules import RealNodule
 from pulmo_models.training.material.phantoms import NoduleSpec, make_phantom
 from pulmo_models.training.metrics.froc import Places
@@ -437,7 +437,7 @@ def test_a_folder_of_luna16_is_read_with_its_direction(analyst: Analyst, tmp_pat
     x, y, z = image.TransformIndexToPhysicalPoint((50, 10, 12))
     (tmp_path / "candidates.csv").write_text("seriesuid,coordX,coordY,coordZ,class\n")
     (tmp_path / "annotations_excluded.csv").write_text(f"{header}1.2.3,{x},{y},{z},-1\n")
-    (scan,) = luna16_scans(tmp_path)
+    (scan,) = luna16_scans(tmp_path, "test", {"1.2.3": "LIDC-IDRI-0005"})
     assert scan.name == "1.2.3"
     slice_step, row_step, column_step = scan.volume.affine[:3, :3].T
     assert (slice_step[2], row_step[1], column_step[0]) == pytest.approx((2.5, 0.8, 0.8))  # upright
@@ -450,7 +450,36 @@ def test_a_folder_of_luna16_is_read_with_its_direction(analyst: Analyst, tmp_pat
     assert len(scored.stage1.false) == 2
     (tmp_path / "subset0" / "1.2.3.mhd").unlink()
     with pytest.raises(CollectionInvalid, match=r"no \.mhd"):
-        list(luna16_scans(tmp_path))
+        list(luna16_scans(tmp_path, "test", {}))
+
+
+def test_luna16_is_measured_on_the_split_alone(
+    analyst: Analyst, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever trained on the store of a folder is not judged by the scans that are in it; the same rule splits both."""
+    patients = {"1.1": "LIDC-IDRI-0001", "1.3": "LIDC-IDRI-0003", "1.5": "LIDC-IDRI-0005", "1.6": "LIDC-IDRI-0006"}
+    by_name = {"2.3": "test", "2.10": "train"}
+    assert {name: split_of_series(name, {}) for name in by_name} == by_name
+    for name in (*patients, *by_name):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), str(tmp_path / f"{name}.mhd"))
+    (tmp_path / "annotations.csv").write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\n")
+    (tmp_path / "candidates.csv").write_text("seriesuid,coordX,coordY,coordZ,class\n")
+    assert [scan.name for scan in luna16_scans(tmp_path, "test", patients)] == ["1.5", "2.3"]
+    assert [scan.name for scan in luna16_scans(tmp_path, "validation", patients)] == ["1.6"]
+    with pytest.raises(CollectionInvalid, match="holds no scan of the validation split"):
+        list(luna16_scans(tmp_path, "validation", dict.fromkeys((*patients, *by_name), "LIDC-IDRI-0001")))
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(whole, "luna16_scans", lambda *args: asked.append(args) or iter(()))
+    monkeypatch.setattr(whole, "_froc", lambda scans, *_: ({}, {}))
+    monkeypatch.setattr(whole.Analyst, "of", lambda *_: analyst)
+    networks = replace(random_networks(), stage1=HeatmapUNet3D())
+    for database in (True, False):
+        path = tmp_path / f"{database}.h5"
+        made = {"command": "data luna16", "database": database}
+        with StoreWriter(path, window=None, patch=None, provenance=made):
+            pass
+        evaluate(networks, Plan(parts=("stage1",), luna16=tmp_path, stores=(path,), split="validation"))
+    assert asked == [(tmp_path, "validation", None), (tmp_path, "validation", {})]
 
 
 def test_a_scan_that_is_refused_has_its_nodules_missed(
@@ -469,7 +498,7 @@ def test_a_scan_that_is_refused_has_its_nodules_missed(
 
     blind = replace(blind, volume=replace(blind.volume))
     monkeypatch.setattr(stage1, "search_mask", lungs)
-    monkeypatch.setattr(whole, "luna16_scans", lambda folder: iter([seen, blind]))
+    monkeypatch.setattr(whole, "luna16_scans", lambda *_: iter([seen, blind]))
     monkeypatch.setattr(whole.Analyst, "of", lambda *_: analyst)
     networks = replace(random_networks(), stage1=HeatmapUNet3D())
     done = evaluate(networks, Plan(parts=("stage1",), luna16=tmp_path, resamples=10))

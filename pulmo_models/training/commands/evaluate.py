@@ -39,7 +39,7 @@ class PrecisionName(StrEnum):
 StoreOption = Annotated[list[Path] | None, typer.Option("--store", help="Patch store; may be given several times.")]
 DataOption = Annotated[Path | None, typer.Option(help="Folder with lidc_patches/ and the CT series.")]
 LunaOption = Annotated[
-    Path | None, typer.Option(help="Folder of LUNA16: .mhd, annotations.csv, annotations_excluded.csv.")
+    Path | None, typer.Option(help="Folder of LUNA16: .mhd and its tables; the split's scans are measured.")
 ]
 PartsOption = Annotated[str, typer.Option(help="What to measure, by commas: stage1, stage2, series, phantoms.")]
 ScansOption = Annotated[int, typer.Option(help="Variants of each unseen series with inserted nodules.", min=0)]

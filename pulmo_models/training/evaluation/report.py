@@ -149,7 +149,8 @@ def _stage1(networks: Networks, plan: Plan, stores: list[PatchStore]) -> _Outcom
     else:
         skipped["stage1 on inserted nodules"] = "needs --data, at least one scan and a split that is held out"
     if plan.luna16 is not None:
-        figures["luna16"], plots = _froc(luna16_scans(plan.luna16), analyst, plan, "luna16")
+        scans = luna16_scans(plan.luna16, plan.split, _patients(stores))
+        figures["luna16"], plots = _froc(scans, analyst, plan, "luna16")
         images |= plots
     if any(len(store.rows("stage1", plan.split)) for store in stores):
         figures["windows"] = window_figures(
@@ -158,6 +159,12 @@ def _stage1(networks: Networks, plan: Plan, stores: list[PatchStore]) -> _Outcom
     else:
         skipped["stage1 on windows"] = f"no store has windows of the split {plan.split}"
     return figures, images, skipped
+
+
+def _patients(stores: list[PatchStore]) -> Mapping[str, str] | None:
+    """What a split of LUNA16 goes by: the patients of the readers' database, or none where a store was made so."""
+    made = [store.provenance for store in stores if store.provenance.get("command") == "data luna16"]
+    return {} if any(not each.get("database") for each in made) else None
 
 
 def _froc(scans: Iterable[Scan], analyst: Analyst, plan: Plan, name: str) -> tuple[dict[str, Any], Images]:

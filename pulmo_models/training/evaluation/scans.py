@@ -19,7 +19,8 @@ from pulmo_models.geometry import index_to_lps
 from pulmo_models.mapping import frames_of_grid
 from pulmo_models.orientation import turned_upright
 from pulmo_models.training.evaluation.truth import doubtful_places, own_places
-from pulmo_models.training.lidc.luna16 import CollectionInvalid, read_mhd, read_tables
+from pulmo_models.training.lidc.database import LidcDatabase
+from pulmo_models.training.lidc.luna16 import CollectionInvalid, read_mhd, read_tables, split_of_series
 from pulmo_models.training.material import insertion
 from pulmo_models.training.material.hosts import TEST_HOSTS, VALIDATION_HOSTS
 from pulmo_models.training.material.nodules import RealNodule, load_nodules, noise_of
@@ -117,17 +118,25 @@ def _noise_hu(hu: npt.NDArray[np.float32], lung: npt.NDArray[np.bool_], index: n
     return noise_of(hu[z, rows, columns], ~lung[z, rows, columns])[1]
 
 
-def luna16_scans(folder: Path) -> Iterator[Scan]:
-    """Every ``.mhd`` below a folder, with its nodules and excluded findings from the tables of LUNA16.
+def luna16_scans(folder: Path, split: Split, patients: Mapping[str, str] | None = None) -> Iterator[Scan]:
+    """The ``.mhd`` below a folder that are of a split, with nodules and excluded findings from LUNA16's tables.
+
+    The rule is that of ``pulmo-train data luna16``, so no scan that a training saw is among them. `patients` names the
+    patient of each series: by default as the readers' database does, empty for stores that were made without it.
 
     Raises:
-        CollectionInvalid: there are no volumes, or a table is missing or has other columns.
+        CollectionInvalid: there are no volumes, or none of that split, or a table is missing or has other columns.
+        LidcDatabaseInvalid: the readers' database is needed and not there.
     """
     tables = read_tables(folder)
     paths = sorted(folder.rglob("*.mhd"))
     if not paths:
         raise CollectionInvalid(f"{folder}: holds no .mhd file")
-    for path in paths:
+    known = LidcDatabase().series() if patients is None else patients
+    held = [path for path in paths if split_of_series(path.stem, known) == split]
+    if not held:
+        raise CollectionInvalid(f"{folder}: holds no scan of the {split} split")
+    for path in held:
         hu, affine = read_mhd(path)
         volume = Volume(
             hu=hu,

@@ -138,6 +138,11 @@ def cluster_means(points_mm: FloatPoints, reach_mm: float) -> FloatPoints:
     return np.array([points_mm[labels == group].mean(axis=0) for group in range(labels.max() + 1)])
 
 
+def split_of_series(series: str, known: Mapping[str, str]) -> str:
+    """The split of a series' patient (`known`: patient by series); of a series that is not known by its own name."""
+    return split_of(patient_number(known[series]) if series in known else zlib.crc32(series.encode()) % 7)
+
+
 def _label(
     path: Path,
     drops: StoreWriter,
@@ -154,7 +159,7 @@ def _label(
         return None
     seen.add(series)
     patient = known.get(series, series)
-    split = split_of(patient_number(patient) if series in known else zlib.crc32(series.encode()) % 7)
+    split = split_of_series(series, known)
     if split not in SPLITS:
         drops.drop("scan: patient of the part that is not used")
         return None
