@@ -55,12 +55,21 @@ def test_the_chain_ends_in_a_set_of_weights(work: Path, tmp_path: Path) -> None:
         assert all(torch.equal(value, trained[key]) for key, value in network.state_dict().items())
     record = json.loads((tmp_path / "tiny-training.json").read_text())
     assert set(record) == {"stage1", "teacher", "distill"}
-    for run in record.values():
-        assert set(run) == RESULT_KEYS
+    for training, run in record.items():
+        assert set(run) == RESULT_KEYS | ({"teacher"} if training == "distill" else set())
         assert run["finished"]
         assert run["stores"][0]["provenance"] == {"command": "test"}
         assert run["stores"][0]["rows"]["stage2"] == {"train": 6, "validation": 6, "test": 0}
     assert record["distill"]["recipe"]["batch"] == 2
+
+
+def test_a_student_of_another_teacher_is_another_training(work: Path) -> None:
+    """It was taken for trained already, or went on with the other teacher."""
+    common = ["distill", "--store", work.parent / "tiny.h5", "--work", work, "--device", "cpu", "--max-steps", "2"]
+    same = [*common, *changes("distill.batch = 2"), "--seed", "5"]
+    assert "distill/best.ckpt" in "".join(train(*same, "--teacher", work / "teacher" / "best.ckpt").split())
+    sentence = " ".join(refused(*same, "--teacher", work / "teacher" / "last.ckpt").split())
+    assert "holds another training: teacher is" in sentence
 
 
 def test_training_begins_with_a_set_or_a_checkpoint(work: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from pulmo_models.training.fitting.stage2_loss import ConceptFacts, concept_fact
 from pulmo_models.training.fitting.stage2_module import StudentModule, TeacherModule, prepare
 from pulmo_models.training.splits import SPLITS
 from pulmo_models.training.store import STAGES, PatchStore
-from pulmo_models.weights import load_set
+from pulmo_models.weights import load_set, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Job:
     shorten: float = 1.0
     max_steps: int | None = None
     start: str | None = None  # a set of weights or a checkpoint to go on from
+    teacher: Path | None = None  # checkpoint, of a student that has one
     memory_gib: float = 8.0  # for the patches of stage 2; what does not fit is read again and again
 
 
@@ -125,7 +126,8 @@ def train_student(recipe: DistillRecipe, job: Job, teacher: Path | None = None) 
     tutor, slices = None, None
     if recipe.teacher_share > 0:
         tutor = HybridMultiTaskCBM()
-        tutor.load_state_dict(start_state(str(teacher or job.work / "teacher" / BEST), tutor))
+        job = replace(job, teacher=teacher or job.work / "teacher" / BEST)
+        tutor.load_state_dict(start_state(str(job.teacher), tutor))
         most = (patch_slices(rows) - 1 - 2 * recipe.augmentation.jitter_slices) // 16 * 16
         slices = min(recipe.teacher_slices, max(16, most))
     plan, data, facts = _stage2(recipe, job, rows, seen, student_cut(slices))
@@ -218,6 +220,8 @@ def _run(
         "start": job.start,
         "stores": [_described(path) for path in job.stores],
     }
+    if job.teacher is not None:
+        about["teacher"] = f"sha256:{sha256_of(job.teacher)}"
     notes = {"pulmo": pulmo_models.__version__, "torch": str(torch.__version__), "device": str(job.device)}
     best = folder / BEST
     with only_one(folder):
