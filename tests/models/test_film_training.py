@@ -241,6 +241,17 @@ class TestTraining:
         assert other.exit_code == 1
         assert "dropout is 0.1 there" in other.output
 
+    def test_other_films_are_another_training(self, trained: Path, tmp_path: Path) -> None:
+        """They were taken for trained already, and the figures of the first films shown as theirs."""
+        shutil.copytree(trained.parent.parent / "nih", tmp_path / "moved")
+        nih_folder(tmp_path / "other", 12)
+        command = ["--model", "efficientnet_b0", "--work", str(trained.parent), "--epochs", "2", "--batch", "4"]
+        command += ["--dropout", "0.1", "--device", "cpu"]
+        assert CliRunner().invoke(app, ["cxr", str(tmp_path / "moved"), *command]).exit_code == 0
+        other = CliRunner().invoke(app, ["cxr", str(tmp_path / "other"), *command])
+        assert other.exit_code == 1
+        assert "holds another training: films is" in " ".join(other.output.split())
+
     @pytest.mark.slow
     def test_it_goes_on_where_it_stopped(self, trained: Path, tmp_path: Path) -> None:
         """Stopped after the first epoch: the second is the one that a training in one go has."""

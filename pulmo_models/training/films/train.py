@@ -13,6 +13,7 @@ scaler was made anew each epoch; here it lives as long as the training.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import platform
@@ -93,15 +94,14 @@ def train_films(training: FilmTraining) -> Path:
         WeightsMissing, WeightsCorrupt: of the weights to begin with.
     """
     folder = training.folder
-    about = _about(training)
+    samples = read_films(training.data, training.options)
+    about = _about(training, samples)
     with only_one(folder):
         if begin_run(folder, about, {"device": str(training.device)}):
             log.info("%s is trained already", folder)
             return folder
-        samples = subset(
-            read_films(training.data, training.options), training.share, training.subset_mode, training.seed
-        )
-        splits = _splits(samples, training.options)
+        chosen = subset(samples, training.share, training.subset_mode, training.seed)
+        splits = _splits(chosen, training.options)
         begun = time.monotonic()
         config = _config(training)
         _write_json(folder / CONFIG, config)
@@ -276,12 +276,15 @@ def _splits(samples: Sequence[FilmSample], options: FilmOptions) -> dict[str, tu
     return splits
 
 
-def _about(training: FilmTraining) -> dict[str, Any]:
-    """What may not change when a training goes on."""
+def _about(training: FilmTraining, samples: Sequence[FilmSample]) -> dict[str, Any]:
+    """What may not change when a training goes on. The films are told by their content: they may lie elsewhere then."""
     about = asdict(training)
     for key in ("work", "device", "workers", "data"):
         del about[key]
-    return {**about, "training": "cxr", "start": training.start.name if training.start else None}
+    films = repr([(sample.path.name, sample.patient, sample.targets, sample.split) for sample in samples])
+    digest = hashlib.sha256(films.encode()).hexdigest()
+    start = training.start.name if training.start else None
+    return {**about, "training": "cxr", "start": start, "films": f"{len(samples)}, sha256:{digest}"}
 
 
 def _config(training: FilmTraining) -> dict[str, Any]:
