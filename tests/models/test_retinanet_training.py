@@ -228,6 +228,7 @@ def test_training_and_evaluation_end_to_end(fold: tuple[Path, Path], tmp_path: P
     assert (report["scans"], report["nodules"]) == (1, 1)
     assert set(report["coco"]) == {"mean_precision", "mean_recall", "precision_at_10", "recall_at_10", "selection"}
     assert 0 <= report["froc"]["cpm"] <= 1
+    assert "no list of excluded findings: candidates on them count as false" in report["froc"]["protocol"]
     best = tmp_path / "runs" / "retinanet" / "best.ckpt"
     before = best.stat().st_mtime_ns
     assert CliRunner().invoke(app, arguments).exit_code == 0

@@ -20,6 +20,8 @@ from pulmo_models.training.metrics.froc import Places, froc_figures, score_scan
 
 Floats = npt.NDArray[np.float64]
 
+NOTHING_EXCLUDED = "A fold has no list of excluded findings: candidates on them count as false here"
+
 
 def find_boxes(network: nn.Module, scan: GridScan, window: Size, device: torch.device) -> tuple[Floats, Floats]:
     """Boxes ``(n, 6)`` on the grid of the scan and their scores, at the published selection."""
@@ -43,10 +45,11 @@ def evaluate(
         truth = Places(centres_mm=scan.boxes_lps_mm[:, :3], diameters_mm=scan.boxes_lps_mm[:, 3:].mean(axis=1))
         scored.append(score_scan(scan.name, places_mm, scores, truth))
     figures = box_figures(seen)
+    froc = froc_figures(scored, rule="luna16", seed=seed)
     return {
         "scans": len(seen),
         "nodules": int(sum(len(image.truth) for image in seen)),
         "coco": None if figures is None else {**asdict(figures), "selection": figures.selection},
         "coco_protocol": f"IoU {THRESHOLDS[0]:.2f} to {THRESHOLDS[-1]:.2f} by 0.05, at most 100 boxes a scan",
-        "froc": froc_figures(scored, rule="luna16", seed=seed),
+        "froc": {**froc, "protocol": f"{froc['protocol']}. {NOTHING_EXCLUDED}"},
     }
