@@ -233,6 +233,12 @@ def test_training_and_evaluation_end_to_end(fold: tuple[Path, Path], tmp_path: P
     before = best.stat().st_mtime_ns
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert best.stat().st_mtime_ns == before
+    rows = json.loads(fold[0].read_text(encoding="utf-8"))
+    turned = {"training": rows["validation"] + rows["training"][:1], "validation": rows["training"][1:]}
+    (tmp_path / fold[0].name).write_text(json.dumps(turned), encoding="utf-8")
+    other = CliRunner().invoke(app, [arguments[0], str(tmp_path / fold[0].name), *arguments[2:]])
+    assert other.exit_code == 1, "trained on what another fold of that name is judged by"
+    assert "holds another training: fold is" in " ".join(other.output.split())
     out = tmp_path / "again.json"
     result = CliRunner().invoke(
         app,

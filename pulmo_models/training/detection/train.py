@@ -27,6 +27,7 @@ from pulmo_models.training.detection.folds import read_fold
 from pulmo_models.training.detection.module import CRITERION, Crops, RetinaNetModule
 from pulmo_models.training.fitting.runs import begin_run, finish_run, only_one
 from pulmo_models.training.lidc.luna16 import CollectionInvalid
+from pulmo_models.weights import sha256_of
 
 LAST, BEST, REPORT = "last.ckpt", "best.ckpt", "evaluation.json"
 ATTRIBUTION = (
@@ -153,4 +154,5 @@ def _write_set(training: RetinaNetTraining, state: dict[str, torch.Tensor], netw
 
 def _about(training: RetinaNetTraining) -> dict[str, Any]:
     kept = ("epochs", "every", "crops", "size", "window", "learning_rate", "seed", "max_steps", "start")
-    return {"fold": training.fold.name, **{key: getattr(training, key) for key in kept}}
+    fold = f"{training.fold.name}, sha256:{sha256_of(training.fold)}"
+    return {"fold": fold, **{key: getattr(training, key) for key in kept}}
