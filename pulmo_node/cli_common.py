@@ -23,8 +23,9 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-out = Console(soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, soft_wrap=True)
+# Without emoji: an IPv6 address holds what rich takes for one, ":a:".
+out = Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 
 def read_config(path: Path | None) -> Config:

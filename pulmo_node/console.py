@@ -186,13 +186,14 @@ def print_study(console: Console, study: StudyDetail) -> None:
     table = Table("series", "modality", "state", "revision", "instances", "note", title="Series")
     for series in study.series:
         counts = (str(series.revision), str(series.number_of_instances))
-        table.add_row(series.series_instance_uid, series.modality, styled(series.state), *counts, series.note or "")
+        names = (escape(series.series_instance_uid), escape(series.modality))
+        table.add_row(*names, styled(series.state), *counts, escape(series.note or ""))
     console.print(table)
     table = Table("job", "pipeline", "revision", "state", "running", "attempts", "reason", title="Jobs")
     for job in study.jobs:
         reason = f"{job.reason_code}: {job.reason}" if job.reason_code else job.reason or ""
         state = (styled(job.state), job.progress, str(job.attempts))
-        table.add_row(str(job.id), job.pipeline, str(job.revision), *state, reason)
+        table.add_row(str(job.id), job.pipeline, str(job.revision), *state, escape(reason))
     console.print(table)
     table = Table("delivery", "job", "object", "SOP Instance UID", "to", "state", "attempts", "reason")
     table.title = "Deliveries"
@@ -200,7 +201,7 @@ def print_study(console: Console, study: StudyDetail) -> None:
         result = delivery.result
         table.add_row(
             *(str(delivery.id), str(delivery.job_id), result.kind, result.sop_instance_uid, delivery.destination),
-            *(styled(delivery.state), str(delivery.attempts), delivery.reason or ""),
+            *(styled(delivery.state), str(delivery.attempts), escape(delivery.reason or "")),
         )
     console.print(table)
     print_events(console, study)
@@ -217,7 +218,7 @@ def print_events(console: Console, study: StudyDetail) -> None:
         else:
             rows.append((key, event.at, 1))
     for (subject, name, state, detail), at, count in rows:
-        table.add_row(local(at), subject, f"{name} x {count}" if count > 1 else name, styled(state), detail)
+        table.add_row(local(at), subject, f"{name} x {count}" if count > 1 else name, styled(state), escape(detail))
     console.print(table)
 
 
