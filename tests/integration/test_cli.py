@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -10,14 +11,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from pulmo_node.app import SystemClock
 from pulmo_node.cli import app, main
+from pulmo_node.console import print_studies
 from pulmo_node.domain.jobs import NewJob
 from pulmo_node.domain.series import StoredInstance
 from pulmo_node.errors import PulmoError
+from pulmo_node.ports import StudySummary
 from pulmo_node.store import SqlStore
 from pulmo_node.testing import SmallPacs
 from tests.conftest import ROOT
@@ -340,3 +344,15 @@ def test_analyze_leaves_nothing_of_an_earlier_run_in_the_folder(config: Path, tm
     refused = runner.invoke(app, arguments)
     assert isinstance(refused.exception, PulmoError)
     assert str(out / "findings.json") in str(refused.exception)
+
+
+@pytest.mark.parametrize("columns", [80, 1000])
+def test_a_table_cuts_no_uid_short(columns: int) -> None:
+    uid = "1.2.826.0.1.3680043.8.498.78311570161122329133124443399046339414"
+    now = SystemClock().now()
+    study = StudySummary(study_instance_uid=uid, state="DONE", series=1, instances=300, jobs=1, updated_at=now)
+    console = Console(width=columns, file=io.StringIO(), soft_wrap=columns == 1000)
+    print_studies(console, [study])
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    column = [line.split("│")[1].strip() for line in lines if line.count("│") > 2]
+    assert "".join(column) == uid
