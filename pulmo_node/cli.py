@@ -6,6 +6,7 @@ Heavy imports (networks, DICOM encoding) happen inside the commands that need th
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,10 +49,14 @@ def main() -> None:
     try:
         app()
     except ConfigError as exc:
-        err.print(f"[red]{exc}[/]", highlight=False)
+        err.print(f"[red]{escape(str(exc))}[/]", highlight=False)
         sys.exit(2)
     except PulmoError as exc:
-        err.print(f"[red]failed:[/] {exc}", highlight=False)
+        err.print(f"[red]failed:[/] {escape(str(exc))}", highlight=False)
+        sys.exit(1)
+    except OSError as exc:  # of a file or folder that no command foresaw, or of what standard output is
+        where = exc.filename if exc.filename is not None else "the output"
+        err.print(f"[red]failed:[/] {escape(f'{where}: {exc.strerror or exc}')}", highlight=False)
         sys.exit(1)
 
 
@@ -100,15 +105,16 @@ def analyze(
         print_json(run)
     else:
         for aside in run.set_aside:
-            out.print(f"[dim]passed over:[/] {aside.file}: {aside.reason}", highlight=False)
+            out.print(f"[dim]passed over:[/] {escape(f'{aside.file}: {aside.reason}')}", highlight=False)
         for result in run.results:
             out.print(f"series {result.series_instance_uid}, {result.pipeline}:", highlight=False)
             if result.findings is None:
                 style = "yellow" if result.rejected else "red"
-                out.print(f"  [{style}]{'rejected' if result.rejected else 'failed'}:[/] {result.problem}")
+                word = "rejected" if result.rejected else "failed"
+                out.print(f"  [{style}]{word}:[/] {escape(result.problem or '')}")
             else:
                 tables.print_nodules(out, result.findings)
-                out.print(f"  written to {result.folder}", highlight=False)
+                out.print(f"  written to {result.folder}", highlight=False, markup=False)
     if not any(result.findings is not None for result in run.results):
         err.print("no series was analysed")
         raise typer.Exit(1)
@@ -133,7 +139,8 @@ def inspect(
 
     found = inspection.in_folder(Path(source)) if Path(source).is_dir() else _stored_series(source, config)
     if not found.series:
-        err.print(f"{source}: neither a folder that holds DICOM files nor a series that the node has received")
+        what = "neither a folder that holds DICOM files nor a series that the node has received"
+        err.print(f"{source}: {what}", markup=False)
         raise typer.Exit(1)
     if png and headers:
         raise typer.BadParameter("the picture takes the pixels, which --headers leaves out", param_hint="--png")
@@ -247,7 +254,8 @@ def _tell_purged(store: AdminStore, study_uids: Sequence[str], series: str | Non
     purged = [one for uid in studies for one in store.purged_series(uid, series)]
     for one in purged:
         what = f"{one.images} images of series {one.series_instance_uid}"
-        err.print(f"{what} were purged: send them again from {one.calling_ae_title}, then requeue", highlight=False)
+        sentence = f"{what} were purged: send them again from {one.calling_ae_title}, then requeue"
+        err.print(sentence, highlight=False, markup=False)
     if purged:
         raise typer.Exit(1)
 
@@ -272,7 +280,7 @@ def send(
     from pulmo_node.app import build_sender  # noqa: PLC0415
 
     settings = read_config(config)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = _files_below(folder)
     failures = 0
     sent = 0
     peer = _peer(settings, to)
@@ -285,7 +293,7 @@ def send(
             sent += 1
         else:
             failures += 1
-            err.print(f"{result.path}: {result.error}", highlight=False)
+            err.print(f"{result.path}: {result.error}", highlight=False, markup=False)
     out.print(f"{sent} sent, {failures} not sent")
     if failures or not sent:
         raise typer.Exit(1)
@@ -299,6 +307,16 @@ def echo(peer: Annotated[str, typer.Argument(help="Name of a configured peer.")]
     settings = read_config(config)
     seconds = build_result_sender(settings).echo(_peer(settings, peer))
     out.print(f"{peer} answered in {seconds * 1000:.0f} ms")
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Every file of a folder and of those in it. One that cannot be looked into is an error, not an empty one."""
+
+    def refuse(error: OSError) -> None:
+        raise PulmoError(f"{error.filename}: {error.strerror}") from error
+
+    found = (Path(where) / name for where, _, names in os.walk(folder, onerror=refuse) for name in names)
+    return sorted(path for path in found if path.is_file())
 
 
 def _peer(settings: Config, name: str) -> Any:
@@ -330,7 +348,7 @@ def pipelines(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     tables.print_rows(out, headings[:-1], [row[:-1] for row in rows])
     for label, _, configured, _, hint in rows:
         if hint and configured == "no":
-            out.print(f"{label} is off; to get weights: {hint}", highlight=False)
+            out.print(f"{label} is off; to get weights: {hint}", highlight=False, markup=False)
 
 
 @app.command()
@@ -342,7 +360,7 @@ def healthchecks(config: ConfigOption = None, as_json: JsonOption = False) -> No
     if as_json:
         print_json(checks)
     else:
-        words = ((c.name, "[green]ok[/]" if c.ok else "[bold red]FAILED[/]", c.detail) for c in checks)
+        words = ((escape(c.name), "[green]ok[/]" if c.ok else "[bold red]FAILED[/]", escape(c.detail)) for c in checks)
         tables.print_rows(out, ("check", "", "detail"), words)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
@@ -386,4 +404,4 @@ def config_check(config: ConfigOption = None) -> None:
     """Check the configuration; every error is named at once."""
     path = config or default_path()
     load(path)
-    out.print(f"{path or 'defaults'}: ok", highlight=False)
+    out.print(f"{path or 'defaults'}: ok", highlight=False, markup=False)

@@ -55,7 +55,7 @@ def purge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which studies it would be.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Remove the images of delivered studies by the limits of [retention]; the running node does so by itself."""
+    """Remove the images of delivered studies by the limits of \\[retention]; the running node does so by itself."""
     from pulmo_node.app import build_purge, open_store  # noqa: PLC0415
 
     settings = read_config(config)
@@ -80,4 +80,6 @@ def backup(
     with open_store(settings) as store:
         store.backup(target)
     open_audit(settings).record([{"action": "backup", "file": target.absolute()}], durable=True)
-    out.print(f"{target}: written and checked, {target.stat().st_size / 1024**2:.1f} MiB", highlight=False)
+    out.print(
+        f"{target}: written and checked, {target.stat().st_size / 1024**2:.1f} MiB", highlight=False, markup=False
+    )

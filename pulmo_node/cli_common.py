@@ -23,8 +23,12 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-out = Console(soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, soft_wrap=True)
+_TERMINAL = sys.stdout is not None and sys.stdout.isatty()
+_PIPE_WIDTH = 1000  # so that a table is as wide as it needs, and `grep` finds a UID in it
+
+# Without emoji: an IPv6 address holds what rich takes for one, ":a:".
+out = Console(soft_wrap=not _TERMINAL, width=None if _TERMINAL else _PIPE_WIDTH, emoji=False)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 
 def read_config(path: Path | None) -> Config:

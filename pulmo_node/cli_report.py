@@ -59,7 +59,11 @@ def _of_study(study_instance_uid: str, config: Path | None) -> list[ReadResult]:
     quiet_libraries()
     stored = stored_results(read_config(config), study_instance_uid)
     if not stored:
-        err.print(f"{study_instance_uid}: neither a file nor a study that the node has results of", highlight=False)
+        err.print(
+            f"{study_instance_uid}: neither a file nor a study that the node has results of",
+            markup=False,
+            highlight=False,
+        )
         raise typer.Exit(1)
     paths = [path for _, path in stored]
     return [  # the results of one analysis lie in one folder

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from pulmo_models import registry
 from pulmo_models.errors import ModelError, WeightsMissing
@@ -68,9 +69,11 @@ def weights_list(config: ConfigOption = None, as_json: JsonOption = False) -> No
         for path, s in sets:
             kind = f"concept scale {s.concept_scale}" if isinstance(s, WeightSet) else f"for {s.pipeline}"
             about = f"version {s.version}, {kind}, {s.licence}, sha256 {s.sha256[:16]}"
-            out.print(f"[bold]{path.stem}[/]{' (in use)' if path in used else ''}: {about}", highlight=False)
-            out.print(f"  {_details(s)}", highlight=False)
-            out.print(f"  {path}", highlight=False)
+            out.print(
+                f"[bold]{escape(path.stem)}[/]{' (in use)' if path in used else ''}: {escape(about)}", highlight=False
+            )
+            out.print(f"  {_details(s)}", highlight=False, markup=False)
+            out.print(f"  {path}", highlight=False, markup=False)
     _report(faults)
 
 
@@ -108,6 +111,9 @@ def weights_fetch(
     config: ConfigOption = None,
 ) -> None:
     """Fetch published weights from the Hugging Face hub ($HF_ENDPOINT) or their own address, check and convert them."""
+    if model not in MODELS and model not in NETWORKS:
+        there_are = ", ".join((*MODELS, *NETWORKS))
+        raise typer.BadParameter(f"there is no published model {model!r}; there are: {there_are}", param_hint="MODEL")
     folder = read_config(config).weights_folder
     if url is not None and model not in NETWORKS:
         raise typer.BadParameter(f"{model} comes from a hub: set HF_ENDPOINT", param_hint="--url")
@@ -203,7 +209,8 @@ def weights_use(
     if name.endswith(".toml"):
         name = str(Path(name).resolve())
     set_pipeline_weights(path, pipeline, name)
-    out.print(f"{path}: pipelines.{pipeline}.weights = {name}; a running node reads it when it is started again")
+    key = f"pipelines.{pipeline}.weights"
+    out.print(f"{path}: {key} = {name}; a running node reads it when it is started again", markup=False)
     variable = f"{ENVIRONMENT_PREFIX}PIPELINES__{pipeline.replace('-', '_')}__WEIGHTS".upper()
     if any(key.upper() == variable for key in os.environ):
         err.print(f"[yellow]caution:[/] {variable} is set and goes before the file")
@@ -232,10 +239,11 @@ def _details(weights: WeightSet | NetworkSet) -> str:
 
 def _announce(manifest: Path) -> None:
     weights = read_any(manifest)
-    out.print(f"{weights.name}: sha256 {weights.sha256}", highlight=False)
-    out.print(f"  {weights.origin}", highlight=False)
-    out.print(f"  licence {weights.licence}; {weights.attribution}", highlight=False)
-    out.print(f"  {manifest}; choose it with: pulmo-node weights use {weights.name}{_for(weights)}", highlight=False)
+    out.print(f"{weights.name}: sha256 {weights.sha256}", highlight=False, markup=False)
+    out.print(f"  {weights.origin}", highlight=False, markup=False)
+    out.print(f"  licence {weights.licence}; {weights.attribution}", highlight=False, markup=False)
+    choose = f"choose it with: pulmo-node weights use {weights.name}{_for(weights)}"
+    out.print(f"  {manifest}; {choose}", highlight=False, markup=False)
 
 
 register_films(app, _announce)
@@ -247,6 +255,6 @@ def _for(weights: WeightSet | NetworkSet) -> str:
 
 def _report(faults: list[str]) -> None:
     for fault in faults:
-        err.print(f"[red]failed:[/] {fault}", highlight=False)
+        err.print(f"[red]failed:[/] {escape(fault)}", highlight=False)
     if faults:
         raise typer.Exit(1)

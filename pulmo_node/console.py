@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from pulmo_node.ports import StudyDetail, StudySummary
 
@@ -173,7 +173,7 @@ def _acquisition_facts(volume: InspectedVolume) -> Iterator[tuple[str, str]]:
 
 def print_studies(console: Console, studies: Sequence[StudySummary]) -> None:
     """The list of studies."""
-    table = Table("study", "state", "running", "series", "instances", "jobs", "last change")
+    table = _unabridged("study", "state", "running", "series", "instances", "jobs", "last change")
     for study in studies:
         counts = (str(study.series), str(study.instances), str(study.jobs))
         table.add_row(study.study_instance_uid, styled(study.state), study.progress, *counts, local(study.updated_at))
@@ -183,24 +183,25 @@ def print_studies(console: Console, studies: Sequence[StudySummary]) -> None:
 def print_study(console: Console, study: StudyDetail) -> None:
     """Everything about one study."""
     console.print(f"study {study.summary.study_instance_uid}: {styled(study.summary.state)}")
-    table = Table("series", "modality", "state", "revision", "instances", "note", title="Series")
+    table = _unabridged("series", "modality", "state", "revision", "instances", "note", title="Series")
     for series in study.series:
         counts = (str(series.revision), str(series.number_of_instances))
-        table.add_row(series.series_instance_uid, series.modality, styled(series.state), *counts, series.note or "")
+        names = (escape(series.series_instance_uid), escape(series.modality))
+        table.add_row(*names, styled(series.state), *counts, escape(series.note or ""))
     console.print(table)
-    table = Table("job", "pipeline", "revision", "state", "running", "attempts", "reason", title="Jobs")
+    table = _unabridged("job", "pipeline", "revision", "state", "running", "attempts", "reason", title="Jobs")
     for job in study.jobs:
         reason = f"{job.reason_code}: {job.reason}" if job.reason_code else job.reason or ""
         state = (styled(job.state), job.progress, str(job.attempts))
-        table.add_row(str(job.id), job.pipeline, str(job.revision), *state, reason)
+        table.add_row(str(job.id), job.pipeline, str(job.revision), *state, escape(reason))
     console.print(table)
-    table = Table("delivery", "job", "object", "SOP Instance UID", "to", "state", "attempts", "reason")
-    table.title = "Deliveries"
+    headings = ("delivery", "job", "object", "SOP Instance UID", "to", "state", "attempts", "reason")
+    table = _unabridged(*headings, title="Deliveries")
     for delivery in study.deliveries:
         result = delivery.result
         table.add_row(
             *(str(delivery.id), str(delivery.job_id), result.kind, result.sop_instance_uid, delivery.destination),
-            *(styled(delivery.state), str(delivery.attempts), delivery.reason or ""),
+            *(styled(delivery.state), str(delivery.attempts), escape(delivery.reason or "")),
         )
     console.print(table)
     print_events(console, study)
@@ -208,7 +209,7 @@ def print_study(console: Console, study: StudyDetail) -> None:
 
 def print_events(console: Console, study: StudyDetail) -> None:
     """The history of a study; equal consecutive events (a hundred instances) as one line."""
-    table = Table("time", "subject", "event", "state", "detail", title="Events")
+    table = _unabridged("time", "subject", "event", "state", "detail", title="Events")
     rows: list[tuple[tuple[str, str, str, str], datetime, int]] = []
     for event in study.events:
         key = (event.subject, event.event, event.state or "", event.detail or "")
@@ -217,13 +218,18 @@ def print_events(console: Console, study: StudyDetail) -> None:
         else:
             rows.append((key, event.at, 1))
     for (subject, name, state, detail), at, count in rows:
-        table.add_row(local(at), subject, f"{name} x {count}" if count > 1 else name, styled(state), detail)
+        table.add_row(local(at), subject, f"{name} x {count}" if count > 1 else name, styled(state), escape(detail))
     console.print(table)
 
 
 def print_rows(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
     """Any table of words."""
-    table = Table(*headings, title=title or None)
+    table = _unabridged(*headings, title=title or None)
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def _unabridged(*headings: str, title: str | None = None) -> Table:
+    """A table whose words, UIDs above all, are broken over lines where there is too little room, never cut short."""
+    return Table(*(Column(heading, overflow="fold") for heading in headings), title=title)

@@ -20,6 +20,7 @@ from typing import Any
 import highdicom as hd
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from pulmo_models.mapping import mask_from_frames
 from pulmo_models.types import Mask, Volume
@@ -195,7 +196,7 @@ def _show(detail: StudyDetail, pacs: _Pacs, ct: Path, out: Path, console: Consol
     sections = []
     for job in detail.jobs:
         if job.reason:
-            console.print(f"{job.pipeline}: {tables.styled(job.state)}: {job.reason}")
+            console.print(f"{job.pipeline}: {tables.styled(job.state)}: {escape(job.reason)}")
         if job.findings is None:
             continue
         findings = json.loads(job.findings)

@@ -58,7 +58,8 @@ def analyse_folder(
 
     Writes the result objects (``sr.dcm``, ``seg.dcm`` and what `options` ask for; of several of a kind
     ``key-image-1.dcm`` and so on), ``findings.json`` and ``nodule-N.png`` into
-    ``OUT/<series_instance_uid>/<pipeline>/``, and into OUT itself as well when there is exactly one result.
+    ``OUT/<series_instance_uid>/<pipeline>/``, and into OUT itself as well when there is exactly one result; what an
+    earlier run wrote into OUT itself is removed in any case.
 
     Raises:
         Rejected: the folder cannot be read.
@@ -79,9 +80,14 @@ def analyse_folder(
                 results.append(_problem(series, label, str(exc), rejected=True))
             except PulmoError as exc:
                 results.append(_problem(series, label, str(exc), rejected=False))
-    written = [result for result in results if result.folder is not None]
-    if len(written) == 1 and written[0].folder is not None:
-        _copy_up(written[0].folder, out)
+    written = [result.folder for result in results if result.folder is not None]
+    try:
+        _clear(out)
+        if len(written) == 1:
+            for path in written[0].iterdir():
+                (out / path.name).write_bytes(path.read_bytes())
+    except OSError as exc:
+        raise Permanent(f"{exc.filename or out}: {exc.strerror}") from exc
     return OfflineRun(results=tuple(results), set_aside=found.set_aside)
 
 
@@ -157,9 +163,10 @@ def file_names(kinds: Sequence[str]) -> list[str]:
     return names
 
 
-def _copy_up(source: Path, out: Path) -> None:
-    patterns = ("nodule-*.png", *(f"{kind}{number}.dcm" for kind in _KINDS for number in ("", "-*")))
+def _clear(out: Path) -> None:
+    """Remove from OUT itself what an earlier run, perhaps of another patient, copied there."""
+    if not (out / "findings.json").is_file():
+        return  # nothing was: other files of such names are not the node's
+    patterns = ("findings.json", "nodule-*.png", *(f"{kind}{number}.dcm" for kind in _KINDS for number in ("", "-*")))
     for stale in (path for pattern in patterns for path in out.glob(pattern)):
         stale.unlink()
-    for path in source.iterdir():
-        (out / path.name).write_bytes(path.read_bytes())

@@ -122,7 +122,7 @@ class DeliverySection(_Retrying):
     timeout_seconds: Positive = 30.0
     error_comments: bool = False
     commitment_seconds: Positive = 3600.0
-    commitment_linger_seconds: Annotated[float, Field(ge=0)] = 5.0
+    commitment_linger_seconds: Annotated[float, Field(ge=0, le=1e9)] = 5.0
 
     @property
     def probing(self) -> RetryPolicy:
@@ -160,7 +160,7 @@ class RetentionSection:
     """When the images of delivered studies are removed."""
 
     __pydantic_config__ = STRICT
-    delivered_days: Annotated[float, Field(ge=0)] = 0.0
+    delivered_days: Annotated[float, Field(ge=0, le=100_000)] = 0.0  # the calendar begins in the year 1
     max_gib: Annotated[float, Field(ge=0)] = 0.0
 
 

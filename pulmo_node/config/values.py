@@ -13,7 +13,8 @@ AeTitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
 ]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Positive = Annotated[float, Field(gt=0)]
+# Seconds and minutes mostly: beyond 10^9, and above all at "inf", the clock has no such date. It is 32 years.
+Positive = Annotated[float, Field(gt=0, le=1e9)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 NetworkText = Annotated[str, AfterValidator(lambda text: str(parse_network(text)))]

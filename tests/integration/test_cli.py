@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from pulmo_node.app import SystemClock
 from pulmo_node.cli import app, main
+from pulmo_node.console import print_studies
 from pulmo_node.domain.jobs import NewJob
 from pulmo_node.domain.series import StoredInstance
+from pulmo_node.errors import PulmoError
+from pulmo_node.ports import StudySummary
 from pulmo_node.store import SqlStore
 from pulmo_node.testing import SmallPacs
 from tests.conftest import ROOT
@@ -286,3 +292,67 @@ def test_backup_writes_a_copy_that_a_node_can_open(config: Path, known_study: st
     (entry,) = [json.loads(line) for line in (tmp_path / "var" / "audit.jsonl").read_text().splitlines()]
     assert (entry["action"], entry["file"]) == ("backup", str(target))
     assert runner.invoke(app, ["backup", str(target), "-c", str(config)]).exit_code == 1
+
+
+def _said_by_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `pulmo-node` says on standard error, with its exit code in front."""
+    monkeypatch.setattr("sys.argv", ["pulmo-node", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return f"{caught.value.code} {capsys.readouterr().err}"
+
+
+def test_square_brackets_and_colons_of_a_message_are_not_taken_for_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text('[[rules]]\npipelines = ["lost"]\ndestinations = ["fd00:a:b"]\n')
+    said = _said_by_main(["config", "check", "-c", str(path)], monkeypatch, capsys)
+    assert said.startswith("2 ")
+    assert "there is no [pipelines.lost]" in said
+    assert "there is no [peers.fd00:a:b]" in said
+    odd = str(tmp_path / "a[" / "b]" / "node.toml")  # "[/b]" would close a style that nobody opened
+    assert odd in _said_by_main(["config", "check", "-c", odd], monkeypatch, capsys)
+    assert "limits of [retention]" in runner.invoke(app, ["purge", "--help"]).output
+
+
+def test_a_file_system_that_refuses_is_said_in_a_sentence(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    said = _said_by_main(["demo", "--out", str(in_the_way / "demo")], monkeypatch, capsys)
+    assert said.startswith(f"1 failed: {in_the_way / 'demo'}: Not a directory")
+    peer = '[peers.pacs]\nae_title = "PACS"\nhost = "127.0.0.1"\nport = 1\n'
+    config.write_text(config.read_text(encoding="utf-8") + peer, encoding="utf-8")
+    said = _said_by_main(["send", str(tmp_path / "gone"), "--to", "pacs", "-c", str(config)], monkeypatch, capsys)
+    assert said.startswith(f"1 failed: {tmp_path / 'gone'}: No such file or directory")
+
+
+@pytest.mark.usefixtures("fake_pipeline")
+def test_analyze_leaves_nothing_of_an_earlier_run_in_the_folder(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_datasets(chest_datasets(), tmp_path / "ct" / "one")
+    arguments = ["analyze", str(tmp_path / "ct"), "--out", str(out), "-c", str(config)]
+    assert runner.invoke(app, arguments).exit_code == 0
+    assert {"findings.json", "sr.dcm", "nodule-1.png"} <= {path.name for path in out.iterdir()}
+    write_datasets(chest_datasets(), tmp_path / "ct" / "two")  # now none of them is the only one
+    assert runner.invoke(app, arguments).exit_code == 0
+    assert [path.name for path in out.iterdir() if path.is_file()] == []
+    shutil.rmtree(tmp_path / "ct" / "two")
+    (out / "findings.json").mkdir()
+    refused = runner.invoke(app, arguments)
+    assert isinstance(refused.exception, PulmoError)
+    assert str(out / "findings.json") in str(refused.exception)
+
+
+@pytest.mark.parametrize("columns", [80, 1000])
+def test_a_table_cuts_no_uid_short(columns: int) -> None:
+    uid = "1.2.826.0.1.3680043.8.498.78311570161122329133124443399046339414"
+    now = SystemClock().now()
+    study = StudySummary(study_instance_uid=uid, state="DONE", series=1, instances=300, jobs=1, updated_at=now)
+    console = Console(width=columns, file=io.StringIO(), soft_wrap=columns == 1000)
+    print_studies(console, [study])
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    column = [line.split("│")[1].strip() for line in lines if line.count("│") > 2]
+    assert "".join(column) == uid

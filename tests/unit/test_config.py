@@ -188,3 +188,15 @@ def test_the_password_of_the_database_is_not_shown(tmp_path: Path) -> None:
     config = resolve({"database": {"url": "postgresql://pulmo:secret@db/pulmo"}}, base=tmp_path)
     assert config.as_dict()["database"]["url"] == "postgresql://pulmo:***@db/pulmo"
     assert "secret" in config.database_url
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("retention.delivered_days", "1000000"), ("analysis.lease_seconds", "inf"), ("receive.quiet_seconds", "1e12")],
+)
+def test_a_time_that_no_clock_reaches_is_an_error_of_the_configuration(tmp_path: Path, key: str, value: str) -> None:
+    section, name = key.split(".")
+    path = tmp_path / "node.toml"
+    path.write_text(f"[{section}]\n{name} = {value}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=key):
+        load(path, {})
