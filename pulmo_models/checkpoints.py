@@ -129,7 +129,9 @@ def read_container(path: Path, known_globals: Sequence[Any] = ()) -> Mapping[Any
             warnings.simplefilter("ignore")  # of a foreign file's format; what matters is raised
             container = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as exc:
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        # Of a KeyError that would be the key alone; torch's further sentences advise to trust the file.
+        words = "" if isinstance(exc, KeyError) else str(exc).partition("\n")[0].partition(". ")[0]
+        reason = words or type(exc).__name__
         raise WeightsCorrupt(f"checkpoint {path} cannot be read as tensors and plain values: {reason}") from exc
     if not isinstance(container, Mapping):
         raise WeightsCorrupt(f"checkpoint {path} holds a {type(container).__name__}, not a state dict")

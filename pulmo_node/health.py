@@ -49,7 +49,7 @@ def run_checks(config: Config) -> tuple[Check, ...]:
 def _run(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name=name, ok=True, detail=check())
-    except PulmoError as exc:
+    except (PulmoError, OSError) as exc:
         return Check(name=name, ok=False, detail=str(exc))
 
 

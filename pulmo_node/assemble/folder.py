@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,8 @@ def find_series(folder: Path) -> FoundFolder:
     with translated(folder):
         if not folder.is_dir():
             raise NotADirectoryError("not a folder")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files, aside = _files_below(folder)
     grouped: dict[str, list[tuple[Path, Dataset]]] = {}
-    aside: list[SetAside] = []
     for path in files:
         name = str(path.relative_to(folder))
         try:
@@ -96,6 +96,21 @@ def find_series(folder: Path) -> FoundFolder:
         for _, members in sorted(grouped.items())
     )
     return FoundFolder(series=series, set_aside=tuple(aside))
+
+
+def _files_below(folder: Path) -> tuple[list[Path], list[SetAside]]:
+    """Every file of a folder and of those in it, and the folders that cannot be listed. Raises `OSError` of its own."""
+    aside: list[SetAside] = []
+
+    def refused(error: OSError) -> None:
+        where = Path(error.filename)
+        if where == folder:
+            raise error
+        reason = f"a folder that cannot be listed: {error.strerror}"
+        aside.append(SetAside(file=str(where.relative_to(folder)), reason=reason))
+
+    found = (Path(where) / name for where, _, names in os.walk(folder, onerror=refused) for name in names)
+    return sorted(path for path in found if path.is_file()), aside
 
 
 def _header(path: Path, files: SeriesFiles | None = None) -> Dataset:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pulmo_node import health
 from pulmo_node.config import Config, resolve
 from pulmo_node.health import run_checks
 from pulmo_node.network.access import Access
@@ -50,6 +52,16 @@ def test_receiver(tmp_path: Path) -> None:
         detail = check("receiver", configuration(tmp_path, node.port))[1]
         assert detail.startswith(f"the node listens on port {node.port} and does not let this machine in")
         assert "calling ae title not recogni" in detail
+
+
+def test_a_check_that_a_file_refuses_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", "weights")
+
+    monkeypatch.setattr(health, "_decoders", refused)
+    config = configuration(tmp_path)
+    assert check("decoders", config) == (False, "[Errno 13] Permission denied: 'weights'")
+    assert check("database", config)[0]
 
 
 def test_results_for_a_peer_that_was_taken_out_are_told(tmp_path: Path) -> None:

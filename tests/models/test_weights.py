@@ -264,6 +264,16 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, states: Any, 
     assert not trace.exists()
 
 
+@pytest.mark.parametrize("content", [b"no checkpoint but a text", b"\x80\x02i", b""])
+def test_what_is_no_checkpoint_is_told_without_advice_to_trust_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "some.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsCorrupt, match=r"some\.pth cannot be read as tensors and plain values: [A-Z]") as caught:
+        load_published_checkpoint(path, Student2p5D())
+    assert "trust" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
 def test_a_plain_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     path = tmp_path / "evil.pkl"

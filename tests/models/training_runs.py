@@ -44,10 +44,10 @@ def train(*arguments: str | Path) -> str:
     return result.output
 
 
-def refused(*arguments: str | Path) -> str:
-    """Run a command that ends with an error; the sentence."""
+def refused(*arguments: str | Path, exit_code: int = 1) -> str:
+    """Run a command that ends with an error, by 2 where the call itself is wrong; the sentence."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 1
+    assert result.exit_code == exit_code
     return result.output
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +265,28 @@ class TestFindSeries:
         assert set(reasons) == {"README.txt", "empty", "DICOMDIR"}
         assert "DICM" in reasons["README.txt"]
         assert "DICOMDIR" in reasons["DICOMDIR"]
+
+    def test_a_folder_that_cannot_be_listed_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A part of a series may lie in it."""
+        datasets = ct_datasets(ramp_hu())
+        write_datasets(datasets[:5], tmp_path / "a")
+        write_datasets(datasets[5:], tmp_path / "closed")
+        scandir = os.scandir
+
+        def refusing(path: str | Path) -> object:
+            if Path(path).name == "closed":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+        found = find_series(tmp_path)
+        assert [len(series.paths) for series in found.series] == [5]
+        (aside,) = found.set_aside
+        assert aside.file == "closed"
+        assert aside.reason == "a folder that cannot be listed: Permission denied"
+        with pytest.raises(Rejected) as caught:
+            find_series(tmp_path / "closed")
+        assert caught.value.code == RejectionCode.UNREADABLE
 
     def test_a_folder_that_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(Rejected) as caught:

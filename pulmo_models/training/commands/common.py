@@ -26,8 +26,11 @@ def plain_errors() -> Iterator[None]:
     """What the user can put right is said in one sentence."""
     try:
         yield
-    except FileNotFoundError as exc:
-        typer.echo(f"error: {exc.filename}: not there" if exc.filename else f"error: {exc}", err=True)
+    except BrokenPipeError:  # whoever read the output has enough: Click ends quietly
+        raise
+    except OSError as exc:
+        problem = "not there" if isinstance(exc, FileNotFoundError) else exc.strerror
+        typer.echo(f"error: {exc.filename}: {problem}" if exc.filename else f"error: {exc}", err=True)
         raise typer.Exit(1) from exc
     except ModelError as exc:
         typer.echo(f"error: {exc}", err=True)

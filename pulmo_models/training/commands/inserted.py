@@ -13,7 +13,9 @@ import typer
 from pulmo_models.training.commands.common import describe, parse_shape, plain_errors
 from pulmo_models.training.splits import SPLITS, Split
 
-DataOption = Annotated[Path, typer.Option(help="Folder with lidc_patches/ and the CT series.")]
+DataOption = Annotated[
+    Path, typer.Option(exists=True, file_okay=False, help="Folder with lidc_patches/ and the CT series.")
+]
 OutOption = Annotated[Path, typer.Option(help="The store to write (.h5).")]
 WorkOption = Annotated[Path, typer.Option(help="Folder that keeps prepared series.")]
 WORK = Path("runs")
@@ -58,6 +60,8 @@ def inserted(  # noqa: PLR0913, PLR0917 - each is an option of the command
         processes=processes,
         shares=Shares(phantoms=phantoms, drawn=drawn),
     )
+    if not any((*request.windows.values(), *request.patches.values())):
+        raise typer.BadParameter("no window and no patch is asked for: give --windows or --patches")
     with _bar() as progress, plain_errors():
         write_store(request, progress)
     typer.echo(describe(out))
