@@ -13,9 +13,7 @@ import typer
 from pulmo_models.training.commands.common import describe, parse_shape, plain_errors
 from pulmo_models.training.splits import SPLITS, Split
 
-DataOption = Annotated[
-    Path, typer.Option(exists=True, file_okay=False, help="Folder with lidc_patches/ and the CT series.")
-]
+DataOption = Annotated[Path, typer.Option(help="Folder with lidc_patches/ and the CT series.")]
 OutOption = Annotated[Path, typer.Option(help="The store to write (.h5).")]
 WorkOption = Annotated[Path, typer.Option(help="Folder that keeps prepared series.")]
 WORK = Path("runs")
