@@ -6,12 +6,11 @@ Heavy imports (networks, DICOM encoding) happen inside the commands that need th
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -278,9 +277,10 @@ def send(
 ) -> None:
     """Send the DICOM files of a folder to a peer by C-STORE, as they are."""
     from pulmo_node.app import build_sender  # noqa: PLC0415
+    from pulmo_node.assemble.folder import files_below  # noqa: PLC0415
 
     settings = read_config(config)
-    files = _files_below(folder)
+    files = files_below(folder, _refuse)
     failures = 0
     sent = 0
     peer = _peer(settings, to)
@@ -309,14 +309,9 @@ def echo(peer: Annotated[str, typer.Argument(help="Name of a configured peer.")]
     out.print(f"{peer} answered in {seconds * 1000:.0f} ms")
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """Every file of a folder and of those in it. One that cannot be looked into is an error, not an empty one."""
-
-    def refuse(error: OSError) -> None:
-        raise PulmoError(f"{error.filename}: {error.strerror}") from error
-
-    found = (Path(where) / name for where, _, names in os.walk(folder, onerror=refuse) for name in names)
-    return sorted(path for path in found if path.is_file())
+def _refuse(error: OSError) -> NoReturn:
+    """A folder that cannot be looked into is an error, not an empty one."""
+    raise PulmoError(f"{error.filename}: {error.strerror}") from error
 
 
 def _peer(settings: Config, name: str) -> Any:

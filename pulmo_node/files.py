@@ -1,7 +1,7 @@
 """Durable files: received instances.
 
-Input: bytes from the receiver. Output: files below the storage directory that survive a power cut
-from the moment the call returns. Errors: `Transient` where the disk refuses. Governed by DICOM PS3.10 (file format).
+Input: bytes from the receiver. Output: files below the storage directory that survive a power cut from the moment the
+call returns. Errors: `Transient` where the disk refuses. Governed by DICOM PS3.10 (file format).
 
 Layout below the storage directory::
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +69,19 @@ def find_series(folder: Path) -> FoundFolder:
     Raises:
         Rejected: UNREADABLE where the folder itself cannot be listed.
     """
+    aside: list[SetAside] = []
+
+    def refused(error: OSError) -> None:
+        where = Path(error.filename)
+        if where == folder:
+            raise error
+        reason = f"a folder that cannot be listed: {error.strerror}"
+        aside.append(SetAside(file=str(where.relative_to(folder)), reason=reason))
+
     with translated(folder):
         if not folder.is_dir():
             raise NotADirectoryError("not a folder")
-        files, aside = _files_below(folder)
+        files = files_below(folder, refused)
     grouped: dict[str, list[tuple[Path, Dataset]]] = {}
     for path in files:
         name = str(path.relative_to(folder))
@@ -98,19 +107,10 @@ def find_series(folder: Path) -> FoundFolder:
     return FoundFolder(series=series, set_aside=tuple(aside))
 
 
-def _files_below(folder: Path) -> tuple[list[Path], list[SetAside]]:
-    """Every file of a folder and of those in it, and the folders that cannot be listed. Raises `OSError` of its own."""
-    aside: list[SetAside] = []
-
-    def refused(error: OSError) -> None:
-        where = Path(error.filename)
-        if where == folder:
-            raise error
-        reason = f"a folder that cannot be listed: {error.strerror}"
-        aside.append(SetAside(file=str(where.relative_to(folder)), reason=reason))
-
+def files_below(folder: Path, refused: Callable[[OSError], None]) -> list[Path]:
+    """Every file of a folder and of those in it; `refused` is told of each folder that cannot be listed."""
     found = (Path(where) / name for where, _, names in os.walk(folder, onerror=refused) for name in names)
-    return sorted(path for path in found if path.is_file()), aside
+    return sorted(path for path in found if path.is_file())
 
 
 def _header(path: Path, files: SeriesFiles | None = None) -> Dataset:

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -224,25 +224,28 @@ class TestReport:
 class TestSameAssociation:
     """Of a peer that is not configured, as long as it stays."""
 
-    def asking(self, node: Committing) -> tuple[AE, Queue[tuple[int, Dataset]]]:
+    def asking(
+        self, node: Committing, on_report: Callable[[evt.Event], tuple[int, None]], **options: int
+    ) -> Association:
+        """An association that is told in `on_report`."""
         entity = AE(ae_title="GUEST")
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = WAIT_SECONDS
-        return entity, Queue()
+        return entity.associate(
+            "127.0.0.1",
+            node.receiver.port,
+            [build_context(*context) for context in CONTEXTS],
+            ae_title="PULMO",
+            evt_handlers=[
+                (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
+                (evt.EVT_N_EVENT_REPORT, on_report),
+            ],
+            **options,
+        )
 
     def test_it_is_told_while_it_waits(self, tmp_path: Path) -> None:
         with committing(tmp_path) as node:
             guest = Modality(ae_title="GUEST")
-            entity, _ = self.asking(node)
-            sender = entity.associate(
-                "127.0.0.1",
-                node.receiver.port,
-                [build_context(*context) for context in CONTEXTS],
-                ae_title="PULMO",
-                evt_handlers=[
-                    (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
-                    (evt.EVT_N_EVENT_REPORT, guest.on_report),
-                ],
-            )
+            sender = self.asking(node, guest.on_report)
             assert sender.is_established
             send_slices(sender, tmp_path, 1, 2)
             assert ask(sender, CT_SLICE_UIDS) == 0
@@ -268,17 +271,7 @@ class TestSameAssociation:
             return 0, None
 
         with committing(tmp_path) as node:
-            entity, _ = self.asking(node)
-            sender = entity.associate(
-                "127.0.0.1",
-                node.receiver.port,
-                [build_context(*context) for context in CONTEXTS],
-                ae_title="PULMO",
-                evt_handlers=[
-                    (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
-                    (evt.EVT_N_EVENT_REPORT, on_report),
-                ],
-            )
+            sender = self.asking(node, on_report)
             assert ask(sender, CT_SLICE_UIDS) == 0
             serving.get(timeout=WAIT_SECONDS).join()
             releasing = threading.Thread(target=sender.release, daemon=True)
@@ -291,18 +284,7 @@ class TestSameAssociation:
         """A report of many PDUs does not mix with the answers to the instances that are sent at the same time."""
         with committing(tmp_path) as node:
             guest = Modality(ae_title="GUEST")
-            entity, _ = self.asking(node)
-            sender = entity.associate(
-                "127.0.0.1",
-                node.receiver.port,
-                [build_context(*context) for context in CONTEXTS],
-                ae_title="PULMO",
-                max_pdu=4096,
-                evt_handlers=[
-                    (evt.EVT_CONN_OPEN, prepare_connection, [WAIT_SECONDS]),
-                    (evt.EVT_N_EVENT_REPORT, guest.on_report),
-                ],
-            )
+            sender = self.asking(node, guest.on_report, max_pdu=4096)
             many = [(CTImageStorage, f"{ct_slice().SeriesInstanceUID}.{number}") for number in range(1, 401)]
             assert ask(sender, many) == 0
             send_slices(sender, tmp_path, *range(1, 41))
