@@ -6,6 +6,7 @@ What changes something is for operators, and stands in the audit trail before it
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
@@ -79,9 +80,8 @@ def log_in(request: Request, form: Form) -> Response:
     if parts.config.web.access != "login":
         raise NotFound("Nobody logs in here.")
     if not parts.logins.begin(address, name, now):
-        if not parts.refused.knows(address, "login", now):  # a flood of tries is to fill no disk
-            parts.audit(request, "login refused: too many failures")
-            parts.refused.note(address, "login", now)
+        # Once a while: a flood of tries is to fill no disk.
+        parts.refused.once(address, "login", now, partial(parts.audit, request, "login refused: too many failures"))
         return _login_form(request, target, "Too many failed tries. Wait a few minutes.", 429)
     user = parts.store.user(name)
     if not password_fits(user, form.get("password", "")) or user is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from threading import Lock
@@ -91,15 +91,13 @@ class Recently:
         self._noted: OrderedDict[tuple[str, str], datetime] = OrderedDict()
         self._lock = Lock()
 
-    def knows(self, who: str, what: str, at: datetime) -> bool:
-        """Whether it was noted lately."""
+    def once(self, who: str, what: str, at: datetime, record: Callable[[], None]) -> None:
+        """Record it, unless it was recorded lately; two at once are one. What raises is not taken for recorded."""
         with self._lock:
             before = self._noted.get((who, what))
-            return before is not None and abs(at - before) < self._span
-
-    def note(self, who: str, what: str, at: datetime) -> None:
-        """It is noted now."""
-        with self._lock:
+            if before is not None and abs(at - before) < self._span:
+                return
+            record()
             self._noted[who, what] = at
             self._noted.move_to_end((who, what))
             while len(self._noted) > _MOST_MESSAGES:

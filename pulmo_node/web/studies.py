@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -144,10 +145,9 @@ def study(request: Request) -> Response:
         path = parts.store.first_paths([uid]).get(uid)
         patient = read_patient(parts.instances.absolute(path)) if path else patient
         # By name too: where a proxy says who it is, the next person at a browser has the same token.
-        seen = (f"{request.state.visitor.name} {request.state.token}", uid, parts.clock.now())
-        if not parts.shown.knows(*seen):
-            parts.audit(request, "study shown with the patient's name", study_instance_uid=uid)
-            parts.shown.note(*seen)
+        who = f"{request.state.visitor.name} {request.state.token}"
+        record = partial(parts.audit, request, "study shown with the patient's name", study_instance_uid=uid)
+        parts.shown.once(who, uid, parts.clock.now(), record)
     timeline = _timeline(detail.events)
     return page(
         request,

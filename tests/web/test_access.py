@@ -8,11 +8,12 @@ import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -214,15 +215,39 @@ def test_the_rate_is_by_address_and_by_name_and_forgets() -> None:
     assert rate.begin("a", "x", at + timedelta(seconds=61))
 
 
+def test_what_is_told_once_is_told_once_by_two_at_the_same_time() -> None:
+    noted, at, recorded = Recently(), datetime(2026, 1, 1, tzinfo=UTC), []
+    both_inside = threading.Barrier(2)
+
+    def record() -> None:
+        recorded.append(1)
+        with suppress(threading.BrokenBarrierError):
+            both_inside.wait(0.5)
+
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(noted.once, "otto", "1.2.3", at, record) for _ in range(2)]:
+            each.result()
+    assert recorded == [1]
+
+
+def test_what_could_not_be_recorded_is_recorded_the_next_time() -> None:
+    noted, at, record = Recently(), datetime(2026, 1, 1, tzinfo=UTC), Mock(side_effect=[OSError("disk full"), None])
+    with pytest.raises(OSError, match="disk full"):
+        noted.once("otto", "1.2.3", at, record)
+    for _ in range(2):
+        noted.once("otto", "1.2.3", at, record)
+    assert record.call_count == 2
+
+
 def test_a_clock_that_is_set_back_locks_nobody_out_and_hides_nothing() -> None:
     rate, noted, at = LoginRate(per_address=1), Recently(), datetime(2026, 1, 1, tzinfo=UTC)
     assert rate.begin("a", "x", at)
     assert not rate.begin("a", "x", at)
     assert rate.begin("a", "x", at - timedelta(days=1))
-    noted.note("otto", "1.2.3", at)
-    assert noted.knows("otto", "1.2.3", at + timedelta(minutes=9))
-    assert not noted.knows("otto", "1.2.3", at + timedelta(minutes=11))
-    assert not noted.knows("otto", "1.2.3", at - timedelta(days=1))
+    record = Mock()
+    for moment, times in ((0, 1), (9, 1), (11, 2), (-24 * 60, 3)):
+        noted.once("otto", "1.2.3", at + timedelta(minutes=moment), record)
+        assert record.call_count == times, f"{moment} minutes later"
 
 
 HOSTILE = "<script>alert(1)</script>^\"'><img src=x onerror=alert(2)>"
