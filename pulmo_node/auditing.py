@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -63,17 +64,20 @@ class _Patients:
     def __init__(self, storage: Path) -> None:
         self._instances = storage / "instances"
         self._known: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
 
     def of(self, study_instance_uid: str) -> str | None:
         """None where there is no image of it that can be read."""
-        if study_instance_uid not in self._known:
-            found = self._read(study_instance_uid)
+        found = self._known.get(study_instance_uid)
+        if found is None:
+            found = self._read(study_instance_uid)  # without a lock: others need not wait for the disk
             if found is None:
                 return None
-            self._known[study_instance_uid] = found
-            while len(self._known) > _MOST_REMEMBERED:
-                self._known.popitem(last=False)
-        return self._known[study_instance_uid]
+            with self._lock:
+                self._known[study_instance_uid] = found
+                while len(self._known) > _MOST_REMEMBERED:
+                    self._known.popitem(last=False)
+        return found
 
     def _read(self, study_instance_uid: str) -> str | None:
         if not study_instance_uid.replace(".", "").isdigit():
