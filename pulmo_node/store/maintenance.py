@@ -76,7 +76,7 @@ class SqlMaintenanceStore(Database):
             return _purgeable(connection, None)
 
     def purge(self, study_instance_uid: str) -> tuple[str, ...]:
-        """Mark the images of a study as purged; their paths. None where that is no longer allowed."""
+        """Mark the images of a study as purged; their paths. Nothing, where that is no longer allowed."""
         instances, series = schema.instances, schema.series
         at = self._clock.now()
         with self._write() as connection:
@@ -194,7 +194,10 @@ def _purgeable(connection: Connection, study_instance_uid: str | None) -> tuple[
     series, instances, jobs, deliveries = schema.series, schema.instances, schema.jobs, schema.deliveries
     other = series.alias()
     same_study = other.c.study_instance_uid == series.c.study_instance_uid
-    receiving = sa.select(other.c.id).where(same_study, other.c.state != SeriesState.COMPLETE.value)
+    # A series without any instance has lost all its files: it waits for ever where nobody sends them again.
+    images = instances.alias()
+    has_images = sa.select(images.c.id).where(images.c.series_id == other.c.id).exists()
+    receiving = sa.select(other.c.id).where(same_study, other.c.state != SeriesState.COMPLETE.value, has_images)
     working = (
         sa.select(jobs.c.id).join(other, jobs.c.series_id == other.c.id).where(same_study, _in(jobs.c.state, _KEEPS))
     )

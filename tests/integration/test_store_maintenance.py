@@ -268,6 +268,16 @@ class TestPurge:
         scene.clock.advance(days=7.1)
         assert purge.due() == ("2", "1")
 
+    def test_a_series_that_lost_all_its_files_holds_up_nothing(self, scene: Scene, tmp_path: Path) -> None:
+        done(scene, "1", "1.1")
+        scene.receive(study="1", series="1.2")
+        scene.clock.advance(days=8)
+        purge = self.purge(scene, tmp_path, days=7)
+        assert purge.due() == (), "it is still arriving"
+        lost = {path for path in scene.store.recorded_paths()[0] if "1.2" in Path(path).parts}
+        assert scene.store.drop_lost(lost) == ("1.2",)
+        assert purge.due() == ("1",)
+
     def test_one_that_was_requeued_meanwhile_is_left(self, scene: Scene) -> None:
         done(scene, "1", "1.1")
         assert scene.store.requeue(study_instance_uid="1") == 1
