@@ -98,7 +98,8 @@ def measured(reader: str, folder: Path) -> dict[str, float]:
     paths = sorted(folder.iterdir())
     for path in paths:
         path.read_bytes()  # into the page cache
-    read: Callable[[list[Path]], Volume | sitk.Image] = {"assemble": ours, "simpleitk": theirs}[reader]
+    readers: dict[str, Callable[[list[Path]], Volume | sitk.Image]] = {"assemble": ours, "simpleitk": theirs}
+    read = readers[reader]
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before, start, processor = resident_bytes("VmRSS"), time.perf_counter(), processor_seconds()
     volume = read(paths)
@@ -131,7 +132,8 @@ def theirs(paths: list[Path]) -> sitk.Image:
     """The volume of SimpleITK."""
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(path) for path in paths])
-    return reader.Execute()
+    image: sitk.Image = reader.Execute()
+    return image
 
 
 def processor_seconds() -> float:
@@ -166,7 +168,9 @@ def noise(count: int) -> list[npt.NDArray[np.int16]]:
 
 def write_series(folder: Path, images: list[npt.NDArray[np.int16]], count: int, how: str | int) -> None:
     """Write ``count`` slices, file names in the order of the slices."""
-    uids = {key: generate_uid() for key in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    uids: dict[str, str] = {
+        key: generate_uid() for key in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    }
     for k in range(count):
         dataset = ct_slice(images[k * len(images) // count], k, uids)
         path = folder / f"{k:04d}.dcm"

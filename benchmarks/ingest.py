@@ -85,7 +85,7 @@ def send_storescu(server: Server, slices: Slices) -> float:
         ]
         failed = [process.args for process in running if process.wait() != 0]
         if failed:
-            raise SystemExit(f"{failed[0]} failed; see {server.log}")
+            raise SystemExit(f"{failed[0]!r} failed; see {server.log}")
 
     return report.seconds_of(send)
 
@@ -125,7 +125,7 @@ class _Prepared:
         self._socket.sendall(associate_request(contexts, calling="PREPARED", called=self._server.ae_title))
         answer = A_ASSOCIATE_AC()
         answer.decode(self._read_pdu())
-        most = answer.user_information.maximum_length or 131_072
+        most = (answer.user_information and answer.user_information.maximum_length) or 131_072
         self._requests = [_store_request(path, number + 1, most) for number, path in enumerate(self._files)]
         return self
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from sqlalchemy import create_engine
@@ -76,7 +77,8 @@ def measure_reconcile(folder: Path, number: int) -> None:
     """Make files and rows of that many instances, take one of each away, and print how long the comparison takes."""
     store = SqlStore(f"sqlite:///{folder / 'node.sqlite'}", SystemClock())
     instances = FileInstanceStore(folder / "storage")
-    rows, series_rows = [], []
+    rows: list[dict[str, Any]] = []
+    series_rows: list[dict[str, Any]] = []
     for index in range(number):
         series_id, in_series = divmod(index, _IN_SERIES)
         data_set = ct_slice(in_series, series=f"1.2.826.0.1.{series_id + 1}", study=f"1.2.826.0.2.{series_id + 1}")

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from benchmarks.assembly import SIDE, change_syntax
 from benchmarks.report import Options, Unavailable
+from pulmo_models.types import Volume
 from pulmo_node import orthanc
 from pulmo_node.assemble import assemble, describe
 from pulmo_node.synthetic import write_phantom_series
@@ -66,8 +67,9 @@ class Chest:
             hu[k] = (1 - share) * self.hu[low] + share * self.hu[low + 1]
         study = write_phantom_series(folder, hu, affine, name=uid_name)
         wanted = SYNTAXES[syntax]
-        for path in sorted(folder.iterdir()) if wanted is not None else ():
-            change_syntax(path, wanted)
+        if wanted is not None:
+            for path in sorted(folder.iterdir()):
+                change_syntax(path, wanted)
         return study
 
 
@@ -77,6 +79,8 @@ def chest(options: Options, name: str = FINE) -> Chest:
     if folder is not None and folder.is_dir():
         paths = sorted(folder.iterdir())
         volume = assemble(paths, describe(paths))
+        if not isinstance(volume, Volume):
+            raise SystemExit(f"{folder}: not a CT series")
         return Chest(name=name, hu=volume.hu, spacing_mm=volume.spacing_mm)
     from scipy import ndimage  # noqa: PLC0415 - without the test data only
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import tempfile
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -28,6 +30,8 @@ from tests.ct_factory import write_datasets
 from tests.encode_factory import chest_datasets
 from tests.integration.store_scene import findings_json, nodule
 from tests.web.served import PASSWORD, Visitor
+
+Rows = list[dict[str, Any]]
 
 _STUDIES, _QUICK_STUDIES = 10_000, 500
 _IMAGES = 300
@@ -123,11 +127,17 @@ def _measure(node: Node, addresses: dict[str, str], repeats: int) -> dict[str, l
 
         for address in addresses.values():
             ask(address)  # templates and pages of the database are read once
-        return report.in_turn({name: (lambda at=at: ask(at)) for name, at in addresses.items()}, repeats)
+        return report.in_turn({name: partial(ask, at) for name, at in addresses.items()}, repeats)
 
 
 def _fill(store: SqlStore, studies: int) -> None:
-    series, jobs, instances, catalogue, results, deliveries, events = ([] for _ in range(7))
+    series: Rows = []
+    jobs: Rows = []
+    instances: Rows = []
+    catalogue: Rows = []
+    results: Rows = []
+    deliveries: Rows = []
+    events: Rows = []
     text = findings_json(nodule())
     later = datetime.now(UTC) + timedelta(minutes=55)  # of an hour, beyond which the clock counts as set back
     for number in range(studies):

@@ -31,7 +31,7 @@ LARGEST_HALF_EXTENT_MM = 35.0
 
 Index = tuple[int, int, int]
 _FloatVolume = npt.NDArray[np.float32]
-_Labels = npt.NDArray[np.int64]
+_Labels = npt.NDArray[np.uint32]
 
 
 Outline = Callable[[Sequence[Index]], BoolArray]  # places, at least one, to (B, 64, 64), the place at (32, 32)

@@ -140,7 +140,7 @@ class NodulePipeline:
         with step("measure", timings, progress):
             kept = found if self._published else found[:MAX_NODULES]
             measured = (nodule_of(image, turn, region, finding) for finding in kept)
-            nodules = sorted(measured, key=lambda nodule: -nodule.malignancy_probability)
+            nodules = sorted(measured, key=lambda nodule: -(nodule.malignancy_probability or 0.0))
         cautions += [*detector.cautions, *characteriser.cautions, *known(too_many(len(found), len(kept)))]
         return Findings(
             pipeline=self._info,

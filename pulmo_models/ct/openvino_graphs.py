@@ -11,7 +11,7 @@ which every peak of a heat map would be a plateau.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class _Drawing:
 
     def constant(self, values: Tensor | Sequence[float] | None) -> Any:
         """A constant in float32; the layers of both networks that are drawn with a bias have one."""
-        values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
-        return self.op.constant(np.asarray(values, dtype=np.float32))
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+        return self.op.constant(np.asarray(array, dtype=np.float32))
 
     def along_channels(self, values: Tensor | None) -> Any:
         """A value for each channel, to be broadcast over a batch."""
@@ -46,12 +46,12 @@ class _Drawing:
             raise ValueError("the layer has no bias")
         return self.constant(values.reshape(1, -1, *self.ones))
 
-    def convolve(self, x: Any, layer: nn.Module, padding: int) -> Any:
+    def convolve(self, x: Any, layer: nn.Conv2d | nn.Conv3d, padding: int) -> Any:
         """A convolution at stride 1, its bias left out."""
         pads = [padding] * self.axes
         return self.op.convolution(x, self.constant(layer.weight), self.ones, pads, pads, self.ones)
 
-    def normalise(self, x: Any, norm: nn.Module) -> Any:
+    def normalise(self, x: Any, norm: nn.InstanceNorm2d | nn.InstanceNorm3d) -> Any:
         """Instance norm."""
         space = np.arange(2, 2 + self.axes, dtype=np.int64)
         return self.op.mvn(x, space, True, norm.eps, "inside_sqrt")
@@ -64,7 +64,7 @@ class _Drawing:
         """Maximum of blocks of 2 in every dimension."""
         return self.op.max_pool(x, self.twos, self.ones, self.zeros, self.zeros, self.twos).output(0)
 
-    def double(self, x: Any, layer: nn.Module) -> Any:
+    def double(self, x: Any, layer: nn.ConvTranspose2d | nn.ConvTranspose3d) -> Any:
         """Transposed convolution of stride 2."""
         weight = self.constant(layer.weight)
         x = self.op.convolution_backprop_data(x, weight, self.twos, None, self.zeros, self.zeros, self.ones)
@@ -74,7 +74,7 @@ class _Drawing:
         """Channels of both, the upsampled first."""
         return self.op.concat([upper, skip], 1)
 
-    def linear(self, x: Any, layer: nn.Module) -> Any:
+    def linear(self, x: Any, layer: nn.Linear) -> Any:
         """A fully connected layer."""
         return self.op.add(self.op.matmul(x, self.constant(layer.weight), False, True), self.constant(layer.bias))
 
@@ -89,7 +89,7 @@ class _Drawing:
         """The features of every level of stage 2, the finest first."""
         found = [self.residual(x, cnn.stem)]
         for down in (cnn.down1, cnn.down2, cnn.down3, cnn.bottom):
-            found.append(self.residual(self.halve(found[-1]), down[1]))
+            found.append(self.residual(self.halve(found[-1]), cast(ResBlock2D, down[1])))
         return found
 
     def pool(self, x: Any) -> Any:
@@ -98,7 +98,7 @@ class _Drawing:
 
     def head(self, x: Any, layers: nn.Sequential) -> Any:
         """A head of stage 2 on the pooled feature."""
-        norm, first, _, _, last = layers
+        norm, first, _, _, last = cast("tuple[nn.LayerNorm, nn.Linear, nn.Module, nn.Module, nn.Linear]", tuple(layers))
         x = self.op.mvn(x, np.array([1], dtype=np.int64), True, norm.eps, "inside_sqrt")
         x = self.op.add(self.op.multiply(x, self.constant(norm.weight)), self.constant(norm.bias))
         return self.linear(self.op.gelu(self.linear(x, first), "erf"), last)

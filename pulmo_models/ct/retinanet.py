@@ -157,7 +157,8 @@ def _stitched(values: Tensor, runner: Runner, window: Size, progress: ShareCallb
     totals: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for number, start in enumerate(starts, start=1):
-        part = values[(..., *(slice(first, first + want) for first, want in zip(start, window, strict=True)))]
+        slices, rows, columns = (slice(first, first + want) for first, want in zip(start, window, strict=True))
+        part = values[..., slices, rows, columns]
         for key, output in runner(part).items():
             level = int(key[-1])
             if key not in totals:

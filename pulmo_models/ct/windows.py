@@ -63,7 +63,8 @@ def lay_windows(shape: Sequence[int], plan: WindowPlan, search: BoolArray | None
     """
     if plan.anchor == "volume":
         axes = zip(shape, plan.window, plan.stride, strict=True)
-        found = list(product(*(_at_fixed_steps(size, length, stride) for size, length, stride in axes)))
+        slices, rows, columns = (_at_fixed_steps(size, length, stride) for size, length, stride in axes)
+        found = product(slices, rows, columns)
         return [start for start in found if search is None or search[box_at(start, plan.window)].any()]
     if search is None:
         search = np.ones(shape, dtype=np.bool_)
@@ -96,10 +97,10 @@ def fit_windows(plan: Plan, search: BoolArray) -> Plan:
     best, least = plan, (math.inf, math.inf)
     near = [_near(length) for length in plan.window]
     for depth, last in combinations_with_replacement(reversed(near[0]), 2):
-        layers = _layers(coarse.any(axis=(1, 2)), _resized(plan, (depth, *plan.window[1:]), overlap, last))
+        layers = _layers(_any(coarse, (1, 2)), _resized(plan, (depth, *plan.window[1:]), overlap, last))
         if last < depth and len(layers) == 1:
             continue
-        flat = [(coarse[z : z + deep].any(axis=0), deep) for z, deep in layers]
+        flat = [(_any(coarse[z : z + deep], 0), deep) for z, deep in layers]
         for height, width in product(*near[1:]):
             fitted = _resized(plan, (depth, height, width), overlap, last)
             cells = _in_cells(fitted)
@@ -158,8 +159,13 @@ def _coarse(search: BoolArray) -> BoolArray:
     rows, columns = (-(-size // _CELL) for size in (height, width))
     padded = np.zeros((depth, rows * _CELL, columns * _CELL), dtype=np.bool_)
     padded[:, :height, :width] = search
-    coarse: BoolArray = padded.reshape(depth, rows, _CELL, columns, _CELL).any(axis=(2, 4))
-    return coarse
+    return _any(padded.reshape(depth, rows, _CELL, columns, _CELL), (2, 4))
+
+
+def _any(mask: BoolArray, axes: int | tuple[int, ...]) -> BoolArray:
+    """What is True anywhere along some axes."""
+    found: BoolArray = np.logical_or.reduce(mask, axis=axes)
+    return found
 
 
 def _at_fixed_steps(size: int, length: int, stride: int) -> list[int]:
@@ -171,8 +177,8 @@ def _at_fixed_steps(size: int, length: int, stride: int) -> list[int]:
 
 def _over_lungs(search: BoolArray, plan: WindowPlan) -> list[Start]:
     """Layer by layer and row by row, so that each row of windows is no wider than the lungs are there."""
-    layers = _layers(search.any(axis=(1, 2)), plan)
-    return [(z, y, x) for z, deep in layers for y, x in _in_layer(search[z : z + deep].any(axis=0), plan)]
+    layers = _layers(_any(search, (1, 2)), plan)
+    return [(z, y, x) for z, deep in layers for y, x in _in_layer(_any(search[z : z + deep], 0), plan)]
 
 
 def _layers(profile: npt.NDArray[np.bool_], plan: WindowPlan) -> list[tuple[int, int]]:
@@ -183,8 +189,8 @@ def _layers(profile: npt.NDArray[np.bool_], plan: WindowPlan) -> list[tuple[int,
 
 def _in_layer(layer: npt.NDArray[np.bool_], plan: WindowPlan) -> list[tuple[int, int]]:
     """First row and column of its windows."""
-    rows = _spread(layer.any(axis=1), plan, 1)
-    return [(y, x) for y in rows for x in _spread(layer[y : y + plan.window[1]].any(axis=0), plan, 2)]
+    rows = _spread(_any(layer, 1), plan, 1)
+    return [(y, x) for y in rows for x in _spread(_any(layer[y : y + plan.window[1]], 0), plan, 2)]
 
 
 def _spread(profile: npt.NDArray[np.bool_], plan: WindowPlan, axis: int) -> list[int]:

@@ -134,7 +134,7 @@ def _thresholds(weights: NetworkSet, settings: CxrFindingsSettings) -> dict[str,
     given = weights.settings.get("thresholds", [0.5] * len(LABELS))
     if not isinstance(given, list) or len(given) != len(LABELS):
         raise WeightsCorrupt(f"set {weights.name}: settings.thresholds must hold {len(LABELS)} numbers, one a finding")
-    chosen: Mapping[str, float] = dict(settings.thresholds)
+    chosen = {str(label): value for label, value in settings.thresholds.items()}
     return {label: chosen.get(label, float(value)) for label, value in zip(LABELS, given, strict=True)}
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, get_args
 
 import h5py
 import numpy as np
@@ -196,7 +196,7 @@ class PatchStore:
 
     def column(self, stage: Stage, name: str) -> npt.NDArray[Any]:
         """Everything of one column, except images: ``patient``, ``diameter_mm``, ``malignancy``, ``ratings``..."""
-        return cast(npt.NDArray[Any], self._tables[stage][name])
+        return self._tables[stage][name]
 
     def window(self, row: int) -> Window:
         """A sample of stage 1."""

@@ -71,7 +71,7 @@ def cxr(  # noqa: PLR0913
 ) -> None:
     """Train a classifier of five findings in chest radiographs, and evaluate it."""
     from pulmo_models.device import resolve_device  # noqa: PLC0415
-    from pulmo_models.training.films.collections import FilmOptions, SubsetMode, Uncertain, Views  # noqa: PLC0415
+    from pulmo_models.training.films.collections import FilmOptions, Views  # noqa: PLC0415
     from pulmo_models.training.films.train import FilmTraining, train_films  # noqa: PLC0415
 
     chosen = views.value if views else "all" if published else "frontal"
@@ -89,10 +89,8 @@ def cxr(  # noqa: PLR0913
             workers=workers,
             amp=amp,
             share=share,
-            subset_mode=cast("SubsetMode", subset_mode.value),
-            options=FilmOptions(
-                uncertain=cast("Uncertain", uncertain.value), views=cast("Views", chosen), published=published
-            ),
+            subset_mode=subset_mode.value,
+            options=FilmOptions(uncertain=uncertain.value, views=cast("Views", chosen), published=published),
             start=init,
         )
         folder = train_films(training)

@@ -89,7 +89,7 @@ def augmented(
                 mirrored(boxes[:, [1, 0, 2, 4, 3, 5]], 0, image.shape[1]),
             )
     if happens(how.noise_share):
-        image = image + random.normal(0, how.noise, image.shape)
+        image = image + random.normal(0, how.noise, image.shape).astype(np.float32)
     if happens(how.smooth_share):
         image = ndimage.gaussian_filter(image, random.uniform(*how.smooth))
     if happens(how.scale_share):

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from pulmo_models.checkpoints import load_network, load_state, save_network
 from pulmo_models.ct.box_nodules import LABEL, NETWORK
@@ -85,7 +85,7 @@ def train_retinanet(training: RetinaNetTraining) -> Path:
             _trainer(training, folder, crops).fit(
                 module,
                 DataLoader(crops, batch_size=None, shuffle=True),
-                DataLoader([torch.zeros(1)], batch_size=None),  # validation looks at whole scans by itself
+                DataLoader(TensorDataset(torch.zeros(1)), batch_size=None),  # validation looks at whole scans by itself
                 ckpt_path=str(last) if last.exists() else None,
             )
             finish_run(folder)

@@ -189,8 +189,9 @@ def _settings() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    filling = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+    memory: Any = torch.utils.deterministic  # whose attributes torch defines by a class of its own
+    filling = memory.fill_uninitialized_memory
+    memory.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
     with warnings.catch_warnings():
         for text in _UNFITTING:
             warnings.filterwarnings("ignore", message=text)
@@ -198,7 +199,7 @@ def _settings() -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn)
-            torch.utils.deterministic.fill_uninitialized_memory = filling
+            memory.fill_uninitialized_memory = filling
 
 
 _UNFITTING = (

@@ -115,6 +115,6 @@ def _running_mean(decay: float) -> Callable[[Any, Any, Any], None]:
 
     def update(mean: Any, current: Any, count: Any) -> None:
         number = int(count)
-        get_ema_multi_avg_fn(min(decay, (1 + number) / (10 + number)))(mean, current, count)  # type: ignore[no-untyped-call]
+        get_ema_multi_avg_fn(min(decay, (1 + number) / (10 + number)))(mean, current, count)
 
     return update
