@@ -28,7 +28,7 @@ from pulmo_models.ct.engine import Engine, choose_engine, set_threads
 from pulmo_models.ct.looks import Looks, ShareCallback
 from pulmo_models.ct.lung_boxes import lungs_by, told_by
 from pulmo_models.ct.lungs import LungRegion
-from pulmo_models.ct.nodules import MAX_NODULES, known, nodule_of, step, too_many
+from pulmo_models.ct.nodules import MAX_NODULES, known, nodules_of, step, too_many
 from pulmo_models.ct.retinanet import PUBLISHED_WINDOW, Detection, DetectorSettings, Size, detect
 from pulmo_models.ct.scope import partial_lungs
 from pulmo_models.ct.settings import RetinaNetSettings
@@ -193,8 +193,7 @@ class _Characteriser:
         candidates = list({each.index: each for each in reversed(candidates)}.values())  # two boxes, one middle
         looks = Looks(turn.array(volume.hu), engine, self._settings)
         kept = characterise(looks, turn.spacing_mm(volume.spacing_mm), candidates, self.head, progress)
-        nodules = [nodule_of(volume, turn, region, each) for each in kept[:MAX_NODULES]]
-        nodules.sort(key=lambda nodule: -(nodule.malignancy_probability or 0.0))
+        nodules = nodules_of(volume, turn, region, kept[:MAX_NODULES])
         return nodules, too_many(len(kept), len(nodules))
 
 

@@ -139,8 +139,7 @@ class NodulePipeline:
             found = characterise(looks, spacing_mm, settled.candidates, self._head, share)
         with step("measure", timings, progress):
             kept = found if self._published else found[:MAX_NODULES]
-            measured = (nodule_of(image, turn, region, finding) for finding in kept)
-            nodules = sorted(measured, key=lambda nodule: -(nodule.malignancy_probability or 0.0))
+            nodules = nodules_of(image, turn, region, kept)
         cautions += [*detector.cautions, *characteriser.cautions, *known(too_many(len(found), len(kept)))]
         return Findings(
             pipeline=self._info,
@@ -198,8 +197,15 @@ class NodulePipeline:
             raise
 
 
-def nodule_of(volume: Volume, turn: Turn, region: LungRegion | None, found: CharacterisedCandidate) -> Nodule:
-    """The nodule on the grid of the volume, where it is measured."""
+def nodules_of(
+    volume: Volume, turn: Turn, region: LungRegion | None, found: Sequence[CharacterisedCandidate]
+) -> list[Nodule]:
+    """The nodules on the grid of the volume, where they are measured; most probably malignant first."""
+    ranked = sorted(found, key=lambda each: -each.malignancy_probability)
+    return [_nodule_of(volume, turn, region, each) for each in ranked]
+
+
+def _nodule_of(volume: Volume, turn: Turn, region: LungRegion | None, found: CharacterisedCandidate) -> Nodule:
     mask = turn.mask_back(found.mask)
     measures = measure(volume, mask)
     return Nodule(

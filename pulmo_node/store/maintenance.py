@@ -194,10 +194,11 @@ def _purgeable(connection: Connection, study_instance_uid: str | None) -> tuple[
     series, instances, jobs, deliveries = schema.series, schema.instances, schema.jobs, schema.deliveries
     other = series.alias()
     same_study = other.c.study_instance_uid == series.c.study_instance_uid
-    # A series without any instance has lost all its files: it waits for ever where nobody sends them again.
-    images = instances.alias()
-    has_images = sa.select(images.c.id).where(images.c.series_id == other.c.id).exists()
-    receiving = sa.select(other.c.id).where(same_study, other.c.state != SeriesState.COMPLETE.value, has_images)
+    receiving = sa.select(other.c.id).where(
+        same_study,
+        other.c.state != SeriesState.COMPLETE.value,
+        other.c.number_of_instances > 0,  # none where all of them were lost, perhaps never to be sent again
+    )
     working = (
         sa.select(jobs.c.id).join(other, jobs.c.series_id == other.c.id).where(same_study, _in(jobs.c.state, _KEEPS))
     )

@@ -35,7 +35,7 @@ def insert_of(nodule: object = None, pose: Pose | None = None, noise_hu: float =
         nodule or real_nodule(),
         GRID,
         pose or Pose(),
-        noise_hu,  # type: ignore[arg-type]
+        noise_hu,
     )
     assert found is not None
     return found

@@ -126,7 +126,7 @@ def test_both_ways_to_read_the_four_numbers() -> None:
     torch.testing.assert_close(found, torch.tensor([[0.25, 0.5, 0.75, 0.5]]), atol=1e-6, rtol=0)
     # Outside of the image too there is a gradient: the clamp of the published read-out has none.
     outputs = torch.tensor([[30.0, 0.0, 0.0, 0.0]], requires_grad=True)
-    box_loss(outputs * 0.1, torch.tensor([[0.1, 0.1, 0.4, 0.4]])).backward()  # type: ignore[no-untyped-call]
+    box_loss(outputs * 0.1, torch.tensor([[0.1, 0.1, 0.4, 0.4]])).backward()
     assert outputs.grad is not None
     assert outputs.grad[0, 0].abs() > 0
 

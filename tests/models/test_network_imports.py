@@ -197,7 +197,7 @@ def test_no_file_and_no_checkpoint(model: PublishedNetwork, tmp_path: Path) -> N
 def test_the_command_line_fetches_lists_verifies_and_uses(
     server: HubServer, bundle: Path, model: PublishedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(published.NETWORKS, model.name, model)  # type: ignore[arg-type]
+    monkeypatch.setitem(published.NETWORKS, model.name, model)
     config = tmp_path / "node.toml"
     config.write_text(
         '[node]\nstorage = "var"\n[pipelines.ct-nodules]\n[pipelines.ct-retinanet]\nscore_threshold = 0.3\n'

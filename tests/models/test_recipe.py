@@ -111,4 +111,4 @@ def test_a_single_key_is_changed_and_a_recipe_is_frozen() -> None:
     assert (recipe.distill.optimiser.learning_rate, recipe.distill.epochs) == (0.5, 2)
     assert recipe.distill.optimiser.weight_decay == load_recipe("tuned").distill.optimiser.weight_decay
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.distill.epochs = 4  # type: ignore[misc]
+        recipe.distill.epochs = 4
